@@ -1,0 +1,2 @@
+//! The `lowrank` binary.
+fn main() {}
