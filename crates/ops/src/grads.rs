@@ -38,7 +38,10 @@ impl Grads {
     /// # Errors
     /// If shapes differ.
     pub fn merge(&mut self, other: Self) -> Result<()> {
-        other.0.into_iter().try_for_each(|(param, grad)| self.add(&param, grad))
+        other
+            .0
+            .into_iter()
+            .try_for_each(|(param, grad)| self.add(&param, grad))
     }
 
     /// Multiplies every gradient by `factor`.
@@ -76,11 +79,18 @@ impl Grads {
 ///
 /// # Errors
 /// If an operation on the way has no backward.
-pub fn backward(loss: &Tensor, params: &[Param], leaves: &[&Var]) -> Result<(Grads, Vec<Option<Tensor>>)> {
+pub fn backward(
+    loss: &Tensor,
+    params: &[Param],
+    leaves: &[&Var],
+) -> Result<(Grads, Vec<Option<Tensor>>)> {
     if !loss.track_op() {
         return Ok((Grads::default(), vec![None; leaves.len()]));
     }
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that may call it")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that may call it"
+    )]
     let mut store = loss.backward()?;
     let mut grads = Grads::default();
     for param in params {
@@ -88,7 +98,10 @@ pub fn backward(loss: &Tensor, params: &[Param], leaves: &[&Var]) -> Result<(Gra
             grads.insert(param, grad.detach());
         }
     }
-    let leaves = leaves.iter().map(|leaf| store.remove(leaf.as_tensor()).map(|g| g.detach())).collect();
+    let leaves = leaves
+        .iter()
+        .map(|leaf| store.remove(leaf.as_tensor()).map(|g| g.detach()))
+        .collect();
     Ok((grads, leaves))
 }
 
@@ -121,7 +134,9 @@ impl Seed {
                 expected: format!("{:?}", output.dims()),
             });
         }
-        Ok(output.apply_op1(Self { grad: grad.detach() })?)
+        Ok(output.apply_op1(Self {
+            grad: grad.detach(),
+        })?)
     }
 }
 
@@ -130,7 +145,11 @@ impl CustomOp1 for Seed {
         "seed"
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        storage: &CpuStorage,
+        _: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
         let zero = match storage {
             CpuStorage::F64(_) => CpuStorage::F64(vec![0.0]),
             CpuStorage::F32(_) => CpuStorage::F32(vec![0.0]),

@@ -2,25 +2,23 @@
 //!
 //! Everything a forward pass reaches lives here and has a backward. Each function checks its shapes once,
 //! says them in its documentation, and accepts non-contiguous inputs. Fused operations have a composed twin
-//! in [`composed`], which is their oracle in tests.
+//! in `composed`, which is their oracle in tests.
 //!
 //! ```
-//! use lowrank_ops as ops;
-//! use candle_core::{Device, Tensor};
-//! let x = Tensor::new(&[[1f32, 2., 3.]], &Device::Cpu)?;
-//! let a = Tensor::new(&[[1f32, 0., -1.]], &Device::Cpu)?;
-//! let b = Tensor::new(&[[2f32], [-1.]], &Device::Cpu)?;
-//! let delta = ops::low_rank(&x, &a, &b, 4.0)?;
-//! assert_eq!(delta.to_vec2::<f32>()?, [[-16., 8.]]);
-//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! use lowrank_ops::rng::{Key, Purpose};
+//! let key = Key::new(42, Purpose::Test).site("model.layers.0");
+//! assert_eq!(key.stream().bits(), key.stream().bits());
 //! ```
 
+pub mod gemm;
 pub mod rng;
 
 mod error;
+mod float;
 mod grads;
 mod param;
 
 pub use error::{Error, Result};
+pub use float::{Data, Float, argument, data};
 pub use grads::{Grads, Seed, backward, leaf};
 pub use param::{Kind, Param, ParamInfo, Tracking};

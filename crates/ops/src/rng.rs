@@ -38,7 +38,13 @@ impl Key {
     /// Step 0, micro-batch 0, no site.
     #[must_use]
     pub const fn new(seed: u64, purpose: Purpose) -> Self {
-        Self { seed, purpose, step: 0, micro: 0, site: 0 }
+        Self {
+            seed,
+            purpose,
+            step: 0,
+            micro: 0,
+            site: 0,
+        }
     }
 
     /// For another purpose.
@@ -77,7 +83,10 @@ impl Key {
         key[12..16].copy_from_slice(&self.micro.to_le_bytes());
         key[16..24].copy_from_slice(&self.step.to_le_bytes());
         key[24..].copy_from_slice(&self.site.to_le_bytes());
-        Stream { rng: ChaCha8Rng::from_seed(key), spare: None }
+        Stream {
+            rng: ChaCha8Rng::from_seed(key),
+            spare: None,
+        }
     }
 }
 

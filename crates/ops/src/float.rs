@@ -1,0 +1,160 @@
+//! The two dtypes that carry gradients, and plain slices of what candle stores.
+
+use crate::{Error, Result};
+use candle_core::{CpuStorage, DType, Layout, Storage, StorageRef, Tensor, WithDType};
+use std::marker::PhantomData;
+use std::ops::{Deref, Neg, Range};
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+}
+
+/// f32 or f64. `from_f64` and `to_f64` come with [`WithDType`].
+pub trait Float: sealed::Sealed + WithDType + Default + Neg<Output = Self> {
+    /// Zero.
+    const ZERO: Self;
+
+    /// e to the power of `self`.
+    fn exp(self) -> Self;
+
+    /// The numbers of a storage, `None` if it holds another dtype.
+    #[must_use]
+    fn slice(storage: &CpuStorage) -> Option<&[Self]> {
+        Self::cpu_storage_as_slice(storage).ok()
+    }
+
+    /// A storage that holds `data`.
+    #[must_use]
+    fn storage(data: Vec<Self>) -> CpuStorage {
+        Self::to_cpu_storage_owned(data)
+    }
+}
+
+impl Float for f32 {
+    const ZERO: Self = 0.0;
+
+    fn exp(self) -> Self {
+        Self::exp(self)
+    }
+}
+
+impl Float for f64 {
+    const ZERO: Self = 0.0;
+
+    fn exp(self) -> Self {
+        Self::exp(self)
+    }
+}
+
+/// The numbers of a contiguous tensor, borrowed; derefs to a slice. Made by [`data`].
+pub struct Data<'a, T> {
+    storage: StorageRef<'a>,
+    range: Range<usize>,
+    dtype: PhantomData<T>,
+}
+
+/// The numbers of a contiguous CPU tensor. While the result lives the tensor cannot be set.
+///
+/// # Errors
+/// If the tensor is not contiguous, not on the CPU, or not of dtype `T`.
+pub fn data<T: Float>(tensor: &Tensor) -> Result<Data<'_, T>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let range = match &*storage {
+        Storage::Cpu(cpu) => range::<T>(cpu, layout)?,
+        _ => {
+            return Err(Error::Argument {
+                op: "data",
+                what: "only CPU tensors are supported".into(),
+            });
+        }
+    };
+    Ok(Data {
+        storage,
+        range,
+        dtype: PhantomData,
+    })
+}
+
+impl<T: Float> Deref for Data<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match &*self.storage {
+            Storage::Cpu(cpu) => &T::slice(cpu).expect("checked by `data`")[self.range.clone()],
+            _ => unreachable!("checked by `data`"),
+        }
+    }
+}
+
+/// The numbers that a custom op's contiguous argument refers to.
+///
+/// # Errors
+/// If the layout is not contiguous or the storage is not of dtype `T`.
+pub fn argument<'a, T: Float>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+    let range = range::<T>(storage, layout)?;
+    Ok(&T::cpu_storage_as_slice(storage)?[range])
+}
+
+fn range<T: Float>(storage: &CpuStorage, layout: &Layout) -> Result<Range<usize>> {
+    let len = T::cpu_storage_as_slice(storage)?.len();
+    match layout.contiguous_offsets() {
+        Some((start, end)) if end <= len => Ok(start..end),
+        _ => Err(Error::Argument {
+            op: "data",
+            what: "the tensor must be contiguous".into(),
+        }),
+    }
+}
+
+/// Refuses dtypes that carry no gradients, and arguments of different dtypes.
+pub(crate) fn same_dtype(
+    op: &'static str,
+    first: &Tensor,
+    others: &[(&'static str, &Tensor)],
+) -> Result<()> {
+    let dtype = first.dtype();
+    if !matches!(dtype, DType::F32 | DType::F64) {
+        return Err(Error::DType {
+            op,
+            dtype: dtype.as_str(),
+        });
+    }
+    for (what, other) in others {
+        if other.dtype() != dtype {
+            let what = format!(
+                "{what} has dtype {}, expected {} as the input",
+                other.dtype().as_str(),
+                dtype.as_str()
+            );
+            return Err(Error::Argument { op, what });
+        }
+    }
+    Ok(())
+}
+
+/// Evaluates an expression with a type name bound to f32 or f64, whichever the dtype says.
+///
+/// [`same_dtype`] has refused the others before.
+macro_rules! with_float {
+    ($op:literal, $dtype:expr, $float:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
+                type $float = f32;
+                $body
+            }
+            candle_core::DType::F64 => {
+                type $float = f64;
+                $body
+            }
+            other => {
+                return Err($crate::Error::DType {
+                    op: $op,
+                    dtype: other.as_str(),
+                })
+            }
+        }
+    };
+}
+pub(crate) use with_float;

@@ -1,0 +1,177 @@
+//! Matrix products over slices: the one place that calls the `gemm` crate.
+//!
+//! A product splits its rows and columns over the current rayon pool, never the inner dimension, so the bits
+//! depend on the shapes and not on which thread was first.
+//!
+//! ```
+//! use lowrank_ops::gemm::{Matrix, matmul, matmul_add};
+//! let x = Matrix::new(&[1f32, 2., 3., 4., 5., 6.], 2, 3)?;
+//! let weight = Matrix::new(&[1f32, 0., 1.], 1, 3)?;
+//! let mut y = [0f32; 2];
+//! matmul(x, weight.transposed(), &mut y)?;
+//! assert_eq!(y, [4., 10.]);
+//! matmul_add(-0.5, x, weight.transposed(), &mut y)?;
+//! assert_eq!(y, [2., 5.]);
+//! # Ok::<(), lowrank_ops::Error>(())
+//! ```
+#![expect(unsafe_code, reason = "the gemm crate takes pointers and strides")]
+
+use crate::{Error, Float, Result};
+use gemm::Parallelism;
+
+/// A matrix over a slice: rows and columns with a stride each. Copying it copies no numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a, T> {
+    data: &'a [T],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a, T: Float> Matrix<'a, T> {
+    /// A row-major matrix: `data` has exactly `rows * columns` numbers.
+    ///
+    /// # Errors
+    /// If it has not.
+    pub fn new(data: &'a [T], rows: usize, columns: usize) -> Result<Self> {
+        if rows.checked_mul(columns) != Some(data.len()) {
+            return Err(Error::Shape {
+                op: "Matrix",
+                what: "the data",
+                got: vec![data.len()],
+                expected: format!("{rows} * {columns} numbers"),
+            });
+        }
+        Ok(Self {
+            data,
+            rows,
+            columns,
+            row_stride: columns,
+            column_stride: 1,
+        })
+    }
+
+    /// The same numbers with rows and columns exchanged.
+    #[must_use]
+    pub const fn transposed(self) -> Self {
+        Self {
+            data: self.data,
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+        }
+    }
+}
+
+/// c = a b, with `c` row-major, (rows of a) x (columns of b); what it held is ignored.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn matmul<T: Float>(a: Matrix<T>, b: Matrix<T>, c: &mut [T]) -> Result<()> {
+    product(
+        a,
+        b,
+        c,
+        T::from_f64(1.0),
+        Before::Ignored,
+        Parallelism::Rayon(0),
+    )
+}
+
+/// c = c + factor * a b, with `c` row-major, (rows of a) x (columns of b).
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn matmul_add<T: Float>(factor: T, a: Matrix<T>, b: Matrix<T>, c: &mut [T]) -> Result<()> {
+    product(a, b, c, factor, Before::Added, Parallelism::Rayon(0))
+}
+
+/// c = factor * a b on the calling thread alone: for callers that are parallel already.
+pub(crate) fn matmul_here<T: Float>(
+    factor: T,
+    a: Matrix<T>,
+    b: Matrix<T>,
+    c: &mut [T],
+) -> Result<()> {
+    product(a, b, c, factor, Before::Ignored, Parallelism::None)
+}
+
+/// c = c + factor * a b on the calling thread alone.
+pub(crate) fn matmul_add_here<T: Float>(
+    factor: T,
+    a: Matrix<T>,
+    b: Matrix<T>,
+    c: &mut [T],
+) -> Result<()> {
+    product(a, b, c, factor, Before::Added, Parallelism::None)
+}
+
+/// What becomes of the numbers that the destination held.
+#[derive(Clone, Copy, PartialEq)]
+enum Before {
+    Ignored,
+    Added,
+}
+
+fn product<T: Float>(
+    a: Matrix<T>,
+    b: Matrix<T>,
+    c: &mut [T],
+    factor: T,
+    before: Before,
+    parallelism: Parallelism,
+) -> Result<()> {
+    let (m, k, n) = (a.rows, a.columns, b.columns);
+    if b.rows != k {
+        return Err(Error::Shape {
+            op: "matmul",
+            what: "the right matrix",
+            got: vec![b.rows, b.columns],
+            expected: format!("({k}, ..)"),
+        });
+    }
+    if m.checked_mul(n) != Some(c.len()) {
+        return Err(Error::Shape {
+            op: "matmul",
+            what: "the destination",
+            got: vec![c.len()],
+            expected: format!("{m} * {n} numbers"),
+        });
+    }
+    if m == 0 || n == 0 || k == 0 {
+        if before == Before::Ignored {
+            c.fill(T::ZERO);
+        }
+        return Ok(());
+    }
+    // SAFETY: `Matrix` only exists with rows * columns numbers behind it, and its strides are those of a
+    // row-major matrix or of its transpose, so every (row, column) of both operands lies within its slice;
+    // `c` was just checked to hold m * n numbers, is exclusively borrowed, and is written row-major. `T` is
+    // sealed to f32 and f64, which the crate dispatches on.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.as_mut_ptr(),
+            1,
+            n as isize,
+            before == Before::Added,
+            a.data.as_ptr(),
+            a.column_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.column_stride as isize,
+            b.row_stride as isize,
+            T::from_f64(1.0),
+            factor,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+    Ok(())
+}
