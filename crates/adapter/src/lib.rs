@@ -1,1 +1,34 @@
-//! To be written.
+//! The vocabulary of adapters: what a family is, where it attaches, what a forward pass carries, what a model shows.
+//!
+//! A family of adapters is one small crate that the rest of the workspace never names. It implements [`Family`] and
+//! [`Adapter`]; a tensor that it declares through [`Attach`] is thereby trained, counted, saved, loaded and pruned.
+
+mod adapter;
+mod attach;
+mod config;
+mod controller;
+mod error;
+mod family;
+mod gate;
+mod linear;
+mod model;
+mod pass;
+mod site;
+mod spec;
+mod sweep;
+pub mod target;
+
+pub use adapter::{Adapter, LowRank, Merge, Merged};
+pub use attach::{Attach, Attached, Start, attach, detach, train_all};
+pub use config::{AdapterConfig, BiasMode, Common, PEFT_VERSION, Source};
+pub use controller::{Controller, Probe, State, Step};
+pub use error::{Error, Result, nearest};
+pub use family::{AnyFamily, Attachment, Family};
+pub use gate::{GateId, Mask, RankGate, Revival};
+pub use linear::{Embedding, Linear, Norm, Weight};
+pub use lowrank_ops::{AttentionMask, Kind, Param, ParamInfo, Tracking};
+pub use model::{Ask, Batch, KvCache, Model, Part, Tokens, UNSUPERVISED, causal_mask, run};
+pub use pass::{Chain, Masks, Pass, Records, Selection};
+pub use site::{Site, SiteId};
+pub use spec::{Init, Spec};
+pub use sweep::{Memory, Share, Swept, sweep};

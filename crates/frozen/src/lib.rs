@@ -1,7 +1,20 @@
 //! Frozen weights: the base of every adapter, whatever it is stored in, with a gradient to the input only.
+//!
+//! ```
+//! use candle_core::{Device, Tensor};
+//! use lowrank_frozen::FrozenLinear;
+//! let weight = Tensor::new(&[[1f32, 2., 3.], [4., 5., 6.]], &Device::Cpu)?;
+//! let bias = Tensor::new(&[0.5f32, -0.5], &Device::Cpu)?;
+//! let layer = FrozenLinear::new(weight, Some(bias))?;
+//! let x = Tensor::new(&[[1f32, 2., 3.]], &Device::Cpu)?;
+//! assert_eq!(layer.forward(&x)?.to_vec2::<f32>()?, [[14.5, 31.5]]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod error;
+mod linear;
 mod weights;
 
 pub use error::{Error, Result};
+pub use linear::FrozenLinear;
 pub use weights::{TensorInfo, Weights};

@@ -1,0 +1,217 @@
+//! The configuration of an adapter: PEFT's common keys, and the family's own.
+
+use crate::error::nearest;
+use crate::family::AnyFamily;
+use crate::target::{OneOrMany, Targets};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::fmt;
+
+/// The version of PEFT whose files ours equal.
+pub const PEFT_VERSION: &str = "0.21.2";
+
+/// Which biases of the base train with the adapter.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum BiasMode {
+    /// None.
+    #[default]
+    None,
+    /// Every bias of the model.
+    All,
+    /// Those of the targeted modules (`lora_only`).
+    Targeted,
+}
+
+/// The keys that every family shares, under PEFT's names.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Common {
+    /// `CAUSAL_LM`, `SEQ_CLS`, ..
+    pub task_type: Option<String>,
+    /// PEFT's note on the model class, kept as it is.
+    pub auto_mapping: Option<Value>,
+    /// Where the base model was.
+    pub base_model_name_or_path: Option<String>,
+    /// Its revision.
+    pub revision: Option<String>,
+    /// True in every saved file.
+    pub inference_mode: bool,
+    /// The targets; absent means the table for the model type.
+    pub target_modules: Option<Targets>,
+    /// What is not targeted in any case.
+    pub exclude_modules: Option<Targets>,
+    /// Only these layers.
+    pub layers_to_transform: Option<OneOrMany<usize>>,
+    /// What layers are called.
+    pub layers_pattern: Option<OneOrMany<String>>,
+    /// Modules that train whole.
+    pub modules_to_save: Option<Vec<String>>,
+    /// `none`, `all` or `<family>_only`.
+    pub bias: String,
+}
+
+const COMMON_KEYS: [&str; 13] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "exclude_modules",
+    "inference_mode",
+    "layers_pattern",
+    "layers_to_transform",
+    "modules_to_save",
+    "peft_type",
+    "peft_version",
+    "revision",
+    "target_modules",
+    "task_type",
+];
+
+impl Common {
+    /// Which biases train.
+    ///
+    /// # Errors
+    /// If `bias` is no mode.
+    pub fn bias_mode(&self) -> Result<BiasMode> {
+        match self.bias.as_str() {
+            "" | "none" => Ok(BiasMode::None),
+            "all" => Ok(BiasMode::All),
+            only if only.ends_with("_only") => Ok(BiasMode::Targeted),
+            other => Err(Error::config(format!(
+                "`bias = \"{other}\"`, expected \"none\", \"all\" or \"<family>_only\""
+            ))),
+        }
+    }
+
+    /// The modules that train whole.
+    #[must_use]
+    pub fn modules_to_save(&self) -> &[String] {
+        self.modules_to_save.as_deref().unwrap_or_default()
+    }
+}
+
+/// A family, the common keys and the family's own: every value that parses is valid.
+#[derive(Clone)]
+pub struct AdapterConfig {
+    /// The family.
+    pub family: &'static dyn AnyFamily,
+    /// The common keys.
+    pub common: Common,
+    /// The family's own keys, all of them, as JSON.
+    pub own: Map<String, Value>,
+}
+
+impl fmt::Debug for AdapterConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdapterConfig")
+            .field("family", &self.family.name())
+            .field("common", &self.common)
+            .field("own", &self.own)
+            .finish()
+    }
+}
+
+/// Who wrote a configuration, and so what an unknown key means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A run file: an unknown key is an error.
+    RunFile,
+    /// An adapter folder: an unknown key is accepted with a warning if it is null, false, empty or 0.
+    AdapterFolder,
+}
+
+impl AdapterConfig {
+    /// Reads the keys of a run file's `[adapter]` table or of `adapter_config.json`, without `family`.
+    ///
+    /// # Errors
+    /// An unknown key (with the nearest known one), a value out of range, or one that is not yet supported.
+    pub fn parse(
+        family: &'static dyn AnyFamily,
+        keys: &Map<String, Value>,
+        source: Source,
+    ) -> Result<Self> {
+        let (mut common, mut own) = (Map::new(), Map::new());
+        let defaults = family.defaults();
+        let fixed = family.fixed();
+        for (key, value) in keys {
+            if COMMON_KEYS.contains(&key.as_str()) {
+                common.insert(key.clone(), value.clone());
+            } else if defaults.contains_key(key) {
+                own.insert(key.clone(), value.clone());
+            } else if let Some((_, only)) = fixed.iter().find(|(name, _)| name == key) {
+                if !(value == only || source == Source::AdapterFolder && is_void(value)) {
+                    return Err(Error::NotYet {
+                        key: key.clone(),
+                        value: value.to_string(),
+                        only: Some(only.to_string()),
+                    });
+                }
+            } else if source == Source::AdapterFolder && is_void(value) {
+                tracing::warn!(
+                    "ignoring unknown key `{key}` of the adapter's configuration (its value is {value})"
+                );
+            } else {
+                let known = COMMON_KEYS
+                    .into_iter()
+                    .chain(defaults.keys().map(String::as_str));
+                let suggestion = nearest(key, known.chain(fixed.iter().map(|(name, _)| *name)));
+                return Err(Error::UnknownKey {
+                    key: key.clone(),
+                    suggestion,
+                });
+            }
+        }
+        common.remove("peft_type");
+        common.remove("peft_version");
+        let common: Common = parse_each(&common)?;
+        common.bias_mode()?;
+        Ok(Self {
+            family,
+            common,
+            own: family.check(&own)?,
+        })
+    }
+
+    /// Everything, as PEFT writes it: common keys, the family's own, and those that the reference has beside them.
+    #[must_use]
+    pub fn to_peft(&self) -> Map<String, Value> {
+        let mut keys = self.own.clone();
+        for (key, value) in self.family.fixed() {
+            keys.insert(key.to_owned(), value);
+        }
+        let common = serde_json::to_value(&self.common).unwrap_or_default();
+        keys.extend(common.as_object().cloned().unwrap_or_default());
+        if self.common.bias.is_empty() {
+            keys.insert("bias".into(), "none".into());
+        }
+        keys.insert("peft_type".into(), self.family.peft_type().into());
+        keys.insert("peft_version".into(), PEFT_VERSION.into());
+        keys.insert("inference_mode".into(), true.into());
+        keys
+    }
+}
+
+/// Null, false, empty or 0: a key of a later version that is not in use.
+fn is_void(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(value) => !value,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(array) => array.is_empty(),
+        Value::Object(object) => object.is_empty(),
+    }
+}
+
+/// Parses an object all of whose keys have defaults; an error names the key and its value.
+pub(crate) fn parse_each<T: for<'de> Deserialize<'de>>(keys: &Map<String, Value>) -> Result<T> {
+    for (key, value) in keys {
+        let one = Map::from_iter([(key.clone(), value.clone())]);
+        if let Err(error) = serde_json::from_value::<T>(Value::Object(one)) {
+            return Err(Error::config(format!("`{key} = {value}`: {error}")));
+        }
+    }
+    // Each key is fine alone; what fails now is a rule over several.
+    serde_json::from_value(Value::Object(keys.clone()))
+        .map_err(|error| Error::config(error.to_string()))
+}

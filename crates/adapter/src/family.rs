@@ -1,0 +1,121 @@
+//! A method of adaptation.
+
+use crate::Result;
+use crate::adapter::Adapter;
+use crate::attach::Attach;
+use crate::config::parse_each;
+use crate::controller::Controller;
+use crate::site::SiteId;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use std::fmt;
+
+/// A method of adaptation: a unit struct, listed once in `registry::FAMILIES`. Sees linears only.
+pub trait Family: Send + Sync + 'static {
+    /// The family's own keys, serialised beside the common PEFT keys; every key has a default (an empty object
+    /// parses), and every value that parses is valid.
+    type Config: Serialize + DeserializeOwned + Clone + fmt::Debug;
+
+    /// Lower case: the folder and the command-line name; in capitals, the `peft_type` tag.
+    const NAME: &'static str;
+
+    /// Keys that the reference's file has and we carry at this value only: another value is "not yet supported".
+    fn fixed() -> Vec<(&'static str, Value)> {
+        Vec::new()
+    }
+
+    /// Sees all target sites at once, so that tensors can be shared and layers chained.
+    ///
+    /// # Errors
+    /// If the configuration does not fit a site, or a tensor cannot be declared.
+    fn attach(&self, config: &Self::Config, cx: &mut Attach<'_>) -> Result<Attachment>;
+}
+
+/// One adapter per site, in site order, and what acts on all of them between steps.
+#[derive(Debug)]
+pub struct Attachment {
+    /// One a site.
+    pub adapters: Vec<Box<dyn Adapter>>,
+    /// What acts between steps.
+    pub controller: Option<Box<dyn Controller>>,
+}
+
+impl Attachment {
+    /// An attachment without a controller: `make` is called for every site, in order.
+    ///
+    /// # Errors
+    /// Whatever `make` returns, with the site's path.
+    pub fn per_site<'a>(
+        cx: &mut Attach<'a>,
+        mut make: impl FnMut(&mut Attach<'a>, SiteId) -> Result<Box<dyn Adapter>>,
+    ) -> Result<Self> {
+        let sites: Vec<SiteId> = cx.site_ids().collect();
+        let adapters = sites
+            .into_iter()
+            .map(|site| make(cx, site).map_err(|error| error.at(&cx.site(site).path.clone())))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            adapters,
+            controller: None,
+        })
+    }
+}
+
+/// A [`Family`] whose configuration is JSON: the only place where a family is erased.
+pub trait AnyFamily: Send + Sync {
+    /// [`Family::NAME`].
+    fn name(&self) -> &'static str;
+
+    /// The tag in adapter files.
+    fn peft_type(&self) -> String {
+        self.name().to_uppercase()
+    }
+
+    /// The family's own keys with their default values.
+    fn defaults(&self) -> Map<String, Value>;
+
+    /// [`Family::fixed`].
+    fn fixed(&self) -> Vec<(&'static str, Value)>;
+
+    /// The keys with every default filled in.
+    ///
+    /// # Errors
+    /// If a value is out of range; the message names key and value.
+    fn check(&self, own: &Map<String, Value>) -> Result<Map<String, Value>>;
+
+    /// [`Family::attach`].
+    ///
+    /// # Errors
+    /// As there.
+    fn attach(&self, own: &Map<String, Value>, cx: &mut Attach<'_>) -> Result<Attachment>;
+}
+
+impl<F: Family> AnyFamily for F {
+    fn name(&self) -> &'static str {
+        F::NAME
+    }
+
+    fn defaults(&self) -> Map<String, Value> {
+        self.check(&Map::new()).unwrap_or_default()
+    }
+
+    fn fixed(&self) -> Vec<(&'static str, Value)> {
+        F::fixed()
+    }
+
+    fn check(&self, own: &Map<String, Value>) -> Result<Map<String, Value>> {
+        let config: F::Config = parse_each(own)?;
+        match serde_json::to_value(&config) {
+            Ok(Value::Object(keys)) => Ok(keys),
+            other => Err(crate::Error::Other(format!(
+                "the configuration of {} became {other:?}",
+                F::NAME
+            ))),
+        }
+    }
+
+    fn attach(&self, own: &Map<String, Value>, cx: &mut Attach<'_>) -> Result<Attachment> {
+        Family::attach(self, &parse_each(own)?, cx)
+    }
+}

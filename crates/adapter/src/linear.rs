@@ -1,0 +1,350 @@
+//! The parts of a model: what is frozen, what adapters add, and what they train in its place.
+
+use crate::adapter::{Adapter, Merge, Merged};
+use crate::{Error, Pass, Result, Selection};
+use candle_core::Tensor;
+use lowrank_frozen::FrozenLinear;
+use lowrank_ops::{self as ops, Param};
+use std::sync::Arc;
+
+/// A dense weight of the model, and what adapters train in its place (`modules_to_save`, bias modes, full training).
+#[derive(Debug)]
+pub struct Weight {
+    name: String,
+    base: Tensor,
+    trained: Vec<Param>,
+}
+
+impl Weight {
+    /// `name` is the key in the checkpoint, `model.norm.weight`.
+    pub fn new(name: impl Into<String>, base: Tensor) -> Self {
+        Self {
+            name: name.into(),
+            base: base.detach(),
+            trained: Vec::new(),
+        }
+    }
+
+    /// The key in the checkpoint.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The base model's value.
+    #[must_use]
+    pub fn base(&self) -> &Tensor {
+        &self.base
+    }
+
+    /// What this pass uses: the replacement of the selected adapter, else the base.
+    ///
+    /// # Errors
+    /// If a replacement is selected together with other adapters.
+    pub fn get(&self, pass: &Pass) -> Result<Tensor> {
+        let replacement = replacement(&self.name, &self.trained, pass.selection())?;
+        Ok(replacement.map_or_else(|| self.base.clone(), |param| param.get(pass)))
+    }
+
+    pub(crate) fn train(&mut self, param: Param) {
+        self.trained.push(param);
+    }
+
+    /// The base becomes an alias of the parameter, so that the weight is held once (full training).
+    pub(crate) fn train_base(&mut self, param: Param) {
+        self.base = param.value();
+        self.train(param);
+    }
+
+    pub(crate) fn remove(&mut self, owner: &str) {
+        self.trained.retain(|param| &*param.info().owner != owner);
+    }
+}
+
+fn replacement<'a>(
+    name: &str,
+    trained: &'a [Param],
+    selection: &Selection,
+) -> Result<Option<&'a Param>> {
+    let mut found = None;
+    for (owner, weight) in selection.iter() {
+        if let Some(param) = trained.iter().find(|param| &*param.info().owner == owner) {
+            #[expect(clippy::float_cmp, reason = "1.0 is what `Selection::one` stores")]
+            if selection.iter().count() != 1 || weight != 1.0 {
+                return Err(Error::Replaced {
+                    name: name.to_owned(),
+                    selection: format!("{selection:?}"),
+                });
+            }
+            found = Some(param);
+        }
+    }
+    Ok(found)
+}
+
+/// A linear layer of the model: one frozen base and any number of named adapters.
+#[derive(Debug)]
+pub struct Linear {
+    path: String,
+    tied_to: Option<String>,
+    base: FrozenLinear,
+    trained_weight: Vec<Param>,
+    trained_bias: Vec<Param>,
+    adapters: Vec<(Arc<str>, Box<dyn Adapter>)>,
+}
+
+impl Linear {
+    /// `path` is the module's Hugging Face path.
+    pub fn new(path: impl Into<String>, base: FrozenLinear) -> Self {
+        Self {
+            path: path.into(),
+            tied_to: None,
+            base,
+            trained_weight: Vec::new(),
+            trained_bias: Vec::new(),
+            adapters: Vec::new(),
+        }
+    }
+
+    /// A layer whose weight is the embedding's at `embedding` (a tied head): it is not stored under its own name.
+    pub fn tied(path: impl Into<String>, base: FrozenLinear, embedding: impl Into<String>) -> Self {
+        Self {
+            tied_to: Some(embedding.into()),
+            ..Self::new(path, base)
+        }
+    }
+
+    /// The module's path.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The path of the embedding whose weight this is, if it is tied.
+    #[must_use]
+    pub fn tied_to(&self) -> Option<&str> {
+        self.tied_to.as_deref()
+    }
+
+    /// The frozen layer.
+    #[must_use]
+    pub fn base(&self) -> &FrozenLinear {
+        &self.base
+    }
+
+    /// The adapter of that name, if it has one here.
+    #[must_use]
+    pub fn adapter(&self, name: &str) -> Option<&dyn Adapter> {
+        self.adapters
+            .iter()
+            .find(|(owner, _)| &**owner == name)
+            .map(|(_, adapter)| &**adapter)
+    }
+
+    /// `x`: (.., n_in) -> (.., n_out), through the adapters that the pass selects.
+    ///
+    /// # Errors
+    /// Any error below, with the module's path.
+    pub fn forward(&self, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        self.adapted(x, pass).map_err(|error| error.at(&self.path))
+    }
+
+    fn adapted(&self, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        let selection = pass.selection().clone();
+        let bias =
+            replacement(&self.path, &self.trained_bias, &selection)?.map(|param| param.get(pass));
+        if let Some(weight) = replacement(&self.path, &self.trained_weight, &selection)? {
+            let bias = bias.as_ref().or(self.base.bias());
+            return Ok(ops::linear(x, &weight.get(pass), bias)?);
+        }
+        let rebiased;
+        let base = match bias {
+            Some(bias) => {
+                rebiased = self.base.with_bias(Some(bias));
+                &rebiased
+            }
+            None => &self.base,
+        };
+        let mut active = selection
+            .iter()
+            .filter_map(|(name, weight)| Some((self.adapter(name)?, weight)));
+        match (active.next(), active.next()) {
+            (None, _) => Ok(base.forward(x)?),
+            #[expect(clippy::float_cmp, reason = "1.0 is what `Selection::one` stores")]
+            (Some((adapter, weight)), None) if weight == 1.0 => adapter.forward(base, x, pass),
+            (first, second) => {
+                let y_base = base.forward(x)?;
+                let mut y = y_base.clone();
+                for (adapter, weight) in first.into_iter().chain(second).chain(active) {
+                    y = (y + (adapter.delta(base, x, &y_base, pass)? * weight)?)?;
+                }
+                Ok(y)
+            }
+        }
+    }
+
+    /// The weight and bias that a stand-alone model would have, with the pass's selection folded in; asked for in
+    /// site order. Several adapters add their weighted changes.
+    ///
+    /// # Errors
+    /// If the base's weight cannot be made dense, or an adapter fails.
+    pub fn merge(&self, pass: &mut Pass) -> Result<Merge> {
+        self.merged(pass).map_err(|error| error.at(&self.path))
+    }
+
+    fn merged(&self, pass: &mut Pass) -> Result<Merge> {
+        let selection = pass.selection().clone();
+        let bias = replacement(&self.path, &self.trained_bias, &selection)?.map(Param::value);
+        let bias = bias.or_else(|| self.base.bias().cloned());
+        if let Some(weight) = replacement(&self.path, &self.trained_weight, &selection)? {
+            return Ok(Merge::Exact(Merged {
+                weight: weight.value(),
+                bias,
+            }));
+        }
+        let weight = self.base.weight()?;
+        let active: Vec<_> = selection
+            .iter()
+            .filter_map(|(name, factor)| Some((self.adapter(name)?, factor)))
+            .collect();
+        #[expect(clippy::float_cmp, reason = "1.0 is what `Selection::one` stores")]
+        if let [(adapter, factor)] = active[..]
+            && factor == 1.0
+        {
+            return Ok(match adapter.merge(&weight, bias.as_ref(), pass)? {
+                Merge::Exact(merged) => Merge::Exact(merged.or_bias(bias)),
+                Merge::Approximate(merged) => Merge::Approximate(merged.or_bias(bias)),
+                Merge::InputDependent => Merge::InputDependent,
+            });
+        }
+        let mut sum = Merged {
+            weight: weight.clone(),
+            bias: bias.clone(),
+        };
+        let mut exact = true;
+        for (adapter, factor) in active {
+            let one = match adapter.merge(&weight, bias.as_ref(), pass)? {
+                Merge::Exact(one) => one,
+                Merge::Approximate(one) => {
+                    exact = false;
+                    one
+                }
+                Merge::InputDependent => return Ok(Merge::InputDependent),
+            };
+            sum.weight = ops::add_scaled(&sum.weight, &(one.weight - &weight)?, factor)?;
+            sum.bias = match (sum.bias, one.bias.or_else(|| bias.clone()), &bias) {
+                (Some(sum), Some(one), Some(base)) => {
+                    Some(ops::add_scaled(&sum, &(one - base)?, factor)?)
+                }
+                (_, Some(one), None) => Some((one * factor)?),
+                (sum, ..) => sum,
+            };
+        }
+        Ok(if exact {
+            Merge::Exact(sum)
+        } else {
+            Merge::Approximate(sum)
+        })
+    }
+
+    pub(crate) fn attach(&mut self, name: &Arc<str>, adapter: Box<dyn Adapter>) {
+        self.adapters.push((Arc::clone(name), adapter));
+    }
+
+    pub(crate) fn train_weight(&mut self, param: Param) {
+        self.trained_weight.push(param);
+    }
+
+    pub(crate) fn train_bias(&mut self, param: Param) {
+        self.trained_bias.push(param);
+    }
+
+    /// Replaces the base by aliases of trained parameters, so that weights are held once (full training).
+    pub(crate) fn train_base(&mut self, weight: Param, bias: Option<Param>) -> Result<()> {
+        self.base = FrozenLinear::new(weight.value(), bias.as_ref().map(Param::value))?;
+        self.train_weight(weight);
+        self.trained_bias.extend(bias);
+        Ok(())
+    }
+
+    pub(crate) fn remove(&mut self, owner: &str) {
+        self.adapters.retain(|(name, _)| &**name != owner);
+        self.trained_weight
+            .retain(|param| &*param.info().owner != owner);
+        self.trained_bias
+            .retain(|param| &*param.info().owner != owner);
+    }
+}
+
+/// An embedding table.
+#[derive(Debug)]
+pub struct Embedding {
+    path: String,
+    /// `[vocab, hidden]`.
+    pub weight: Weight,
+}
+
+impl Embedding {
+    /// `table`: `[vocab, hidden]`; `path` is the module's.
+    pub fn new(path: impl Into<String>, table: Tensor) -> Self {
+        let path = path.into();
+        Self {
+            weight: Weight::new(format!("{path}.weight"), table),
+            path,
+        }
+    }
+
+    /// The module's path.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// `ids` (row-major `[rows, length]`) -> `[rows, length, hidden]`.
+    ///
+    /// # Errors
+    /// If an id is not in the table.
+    pub fn forward(&self, ids: &[u32], shape: (usize, usize), pass: &Pass) -> Result<Tensor> {
+        let table = self.weight.get(pass)?;
+        ops::embedding(&table, ids, shape).map_err(|error| Error::from(error).at(&self.path))
+    }
+}
+
+/// The scale (and shift) of a norm.
+#[derive(Debug)]
+pub struct Norm {
+    path: String,
+    /// `[hidden]`.
+    pub weight: Weight,
+    /// `[hidden]`, for norms that shift.
+    pub bias: Option<Weight>,
+    eps: f64,
+}
+
+impl Norm {
+    /// A norm with a scale only; `path` is the module's.
+    pub fn rms(path: impl Into<String>, weight: Tensor, eps: f64) -> Self {
+        let path = path.into();
+        Self {
+            weight: Weight::new(format!("{path}.weight"), weight),
+            bias: None,
+            eps,
+            path,
+        }
+    }
+
+    /// The module's path.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// `x`: (.., hidden) -> the same shape, divided by its root mean square and scaled.
+    ///
+    /// # Errors
+    /// If the last dimension is not the weight's.
+    pub fn forward_rms(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let weight = self.weight.get(pass)?;
+        ops::rms_norm(x, &weight, self.eps).map_err(|error| Error::from(error).at(&self.path))
+    }
+}

@@ -1,0 +1,303 @@
+//! A model is its blocks, so that the trainer can cut the graph between them and a probe can start in the middle.
+
+use crate::linear::{Embedding, Linear, Norm};
+use crate::{Error, Pass, Result};
+use candle_core::Tensor;
+use lowrank_ops::AttentionMask;
+use std::sync::Arc;
+
+/// A label that supervises nothing.
+pub const UNSUPERVISED: i32 = -100;
+
+/// The rectangle of tokens that a pass works on, row-major `[rows, length]`, padded on the right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tokens {
+    /// Number of sequences.
+    pub rows: usize,
+    /// Length of each, padding included.
+    pub length: usize,
+    /// Token ids; 0 where padded.
+    pub ids: Vec<u32>,
+    /// 0 is padding; tokens attend only to their own segment.
+    pub segments: Vec<u32>,
+    /// Rotary positions; they restart with each segment.
+    pub positions: Vec<u32>,
+}
+
+impl Tokens {
+    /// How many tokens are not padding.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.segments
+            .iter()
+            .filter(|&&segment| segment != 0)
+            .count()
+    }
+}
+
+/// Tokens and what supervises them.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    tokens: Arc<Tokens>,
+    labels: Vec<i32>,
+}
+
+impl Batch {
+    /// `labels[i]` supervises the prediction *of* token i (made at i - 1); [`UNSUPERVISED`] supervises nothing.
+    ///
+    /// # Errors
+    /// If the vectors do not all have `rows * length` entries.
+    pub fn new(tokens: Tokens, labels: Vec<i32>) -> Result<Self> {
+        let size = tokens.rows * tokens.length;
+        for (what, len) in [
+            ("ids", tokens.ids.len()),
+            ("segments", tokens.segments.len()),
+            ("positions", tokens.positions.len()),
+            ("labels", labels.len()),
+        ] {
+            if len != size || size == 0 {
+                return Err(Error::Other(format!(
+                    "a batch of {} x {} tokens has {len} {what}",
+                    tokens.rows, tokens.length
+                )));
+            }
+        }
+        Ok(Self {
+            tokens: Arc::new(tokens),
+            labels,
+        })
+    }
+
+    /// One unsupervised sequence that starts at `position`, for generation and for logits.
+    ///
+    /// # Errors
+    /// If `ids` is empty.
+    pub fn sequence(ids: &[u32], position: u32) -> Result<Self> {
+        let length = ids.len();
+        let tokens = Tokens {
+            rows: 1,
+            length,
+            ids: ids.to_vec(),
+            segments: vec![1; length],
+            positions: (position..).take(length).collect(),
+        };
+        Self::new(tokens, vec![UNSUPERVISED; length])
+    }
+
+    /// The tokens.
+    #[must_use]
+    pub fn tokens(&self) -> &Arc<Tokens> {
+        &self.tokens
+    }
+
+    /// Pairs of (flat position that predicts, target), row-major: token i is predicted at i - 1 of its row, and only
+    /// within its own segment.
+    #[must_use]
+    pub fn targets(&self) -> Vec<(u32, u32)> {
+        let Tokens {
+            length, segments, ..
+        } = &*self.tokens;
+        let supervised = |&at: &usize| {
+            at % length != 0
+                && segments[at] == segments[at - 1]
+                && segments[at] != 0
+                && self.labels[at] >= 0
+        };
+        (0..self.labels.len())
+            .filter(supervised)
+            .map(|at| (at as u32 - 1, self.labels[at] as u32))
+            .collect()
+    }
+}
+
+/// What the head is asked for.
+#[derive(Debug, Clone)]
+pub enum Ask {
+    /// The negative log-likelihood of each of [`Batch::targets`], in that order: `[targets]`.
+    Losses,
+    /// Logits at these flat positions: `[positions, vocab]`.
+    Logits(Vec<u32>),
+}
+
+/// A part of a model, as `Model::parts` shows it.
+#[derive(Debug)]
+pub enum Part<'a> {
+    /// A linear layer.
+    Linear(&'a mut Linear),
+    /// The linear layer that makes logits or classes: "all-linear" leaves it out.
+    Head(&'a mut Linear),
+    /// An embedding.
+    Embedding(&'a mut Embedding),
+    /// A norm.
+    Norm(&'a mut Norm),
+}
+
+/// A model that adapters can attach to.
+pub trait Model: Send + Sync {
+    /// The `model_type` of its config.json: `llama`.
+    fn model_type(&self) -> &str;
+
+    /// Every part that holds weights, in the order of the forward pass.
+    fn parts(&mut self, visit: &mut dyn FnMut(Part<'_>));
+
+    /// Tokens to the first hidden state, `[rows, length, hidden]`.
+    ///
+    /// # Errors
+    /// If a token is not in the vocabulary.
+    fn embed(&self, batch: &Batch, pass: &mut Pass) -> Result<Tensor>;
+
+    /// The number of blocks.
+    fn blocks(&self) -> usize;
+
+    /// Block `i`: hidden state to hidden state of the same shape.
+    ///
+    /// # Errors
+    /// If a shape or an operation is refused.
+    fn block(
+        &self,
+        i: usize,
+        h: &Tensor,
+        batch: &Batch,
+        kv: Option<&mut KvCache>,
+        pass: &mut Pass,
+    ) -> Result<Tensor>;
+
+    /// The last hidden state to what is asked.
+    ///
+    /// # Errors
+    /// If a target is not in the vocabulary.
+    fn head(&self, h: &Tensor, batch: &Batch, ask: &Ask, pass: &mut Pass) -> Result<Tensor>;
+}
+
+/// Runs a whole model: embedding, blocks, head. With a cache, the batch continues what the cache holds.
+///
+/// # Errors
+/// Whatever the model refuses.
+pub fn run(
+    model: &dyn Model,
+    batch: &Batch,
+    ask: &Ask,
+    mut kv: Option<&mut KvCache>,
+    pass: &mut Pass,
+) -> Result<Tensor> {
+    pass.set_tokens(batch.tokens());
+    let mut h = model.embed(batch, pass)?;
+    for i in 0..model.blocks() {
+        h = model.block(i, &h, batch, kv.as_deref_mut(), pass)?;
+    }
+    if let Some(kv) = kv {
+        kv.advance(batch);
+    }
+    model.head(&h, batch, ask, pass)
+}
+
+/// Keys and values of the tokens so far, detached. One entry a block; blocks that attend twice would need two.
+#[derive(Debug, Clone, Default)]
+pub struct KvCache {
+    layers: Vec<(Tensor, Tensor)>,
+    /// Segments of the cached tokens, a vector a row.
+    segments: Vec<Vec<u32>>,
+}
+
+impl KvCache {
+    /// An empty cache.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many tokens (a row) are cached.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.segments.first().map_or(0, Vec::len)
+    }
+
+    /// True if nothing is cached.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds a block's keys and values, `[rows, kv_heads, tokens, head_dim]`, and returns all of them.
+    ///
+    /// # Errors
+    /// If blocks come out of order or rows differ.
+    pub fn append(&mut self, block: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (k, v) = (k.detach(), v.detach());
+        let all = match self.layers.get(block) {
+            Some((old_k, old_v)) => (Tensor::cat(&[old_k, &k], 2)?, Tensor::cat(&[old_v, &v], 2)?),
+            None => (k, v),
+        };
+        let cached = self.layers.len();
+        match self.layers.get_mut(block) {
+            Some(slot) => *slot = all.clone(),
+            None if block == cached => self.layers.push(all.clone()),
+            None => {
+                return Err(Error::Other(format!(
+                    "block {block} came before block {cached}"
+                )));
+            }
+        }
+        Ok(all)
+    }
+
+    /// What the batch's tokens may see: the cached ones and themselves.
+    #[must_use]
+    pub fn mask(&self, batch: &Batch) -> AttentionMask {
+        let tokens = batch.tokens();
+        let mut keys = Vec::with_capacity(tokens.rows * (self.len() + tokens.length));
+        for (row, segments) in tokens.segments.chunks(tokens.length).enumerate() {
+            keys.extend(self.segments.get(row).into_iter().flatten());
+            keys.extend(segments);
+        }
+        AttentionMask {
+            query_segments: tokens.segments.clone(),
+            key_segments: keys,
+            batch: tokens.rows,
+        }
+    }
+
+    /// The same cache for `rows` continuations of its single row.
+    ///
+    /// # Errors
+    /// If the cache has more than one row.
+    pub fn repeat(&self, rows: usize) -> Result<Self> {
+        if self.segments.len() != 1 {
+            return Err(Error::Other(format!(
+                "a cache of {} rows cannot be repeated",
+                self.segments.len()
+            )));
+        }
+        let repeat = |t: &Tensor| -> Result<Tensor> {
+            let (_, heads, length, dim) = t.dims4()?;
+            Ok(t.expand((rows, heads, length, dim))?.contiguous()?)
+        };
+        let layers = self
+            .layers
+            .iter()
+            .map(|(k, v)| Ok((repeat(k)?, repeat(v)?)))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            layers,
+            segments: vec![self.segments[0].clone(); rows],
+        })
+    }
+
+    fn advance(&mut self, batch: &Batch) {
+        let tokens = batch.tokens();
+        self.segments.resize(tokens.rows, Vec::new());
+        for (row, segments) in self
+            .segments
+            .iter_mut()
+            .zip(tokens.segments.chunks(tokens.length))
+        {
+            row.extend(segments);
+        }
+    }
+}
+
+/// What tokens may see without a cache: earlier ones of their own segment.
+#[must_use]
+pub fn causal_mask(batch: &Batch) -> AttentionMask {
+    KvCache::new().mask(batch)
+}

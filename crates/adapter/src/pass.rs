@@ -1,0 +1,210 @@
+//! The state of one forward pass.
+
+use crate::gate::{GateId, Mask, RankGate};
+use crate::model::Tokens;
+use crate::site::SiteId;
+use crate::{Error, Result};
+use candle_core::Tensor;
+use lowrank_ops::rng::{Key, Purpose};
+use lowrank_ops::{Param, Tracking};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Which adapters a pass uses: none, one, or several added with weights. Switching costs nothing.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Selection(Vec<(Arc<str>, f64)>);
+
+impl Selection {
+    /// The base model.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    /// One adapter, as it is.
+    pub fn one(name: impl Into<Arc<str>>) -> Self {
+        Self(vec![(name.into(), 1.0)])
+    }
+
+    /// Several adapters, their updates added with these weights.
+    pub fn weighted(adapters: impl IntoIterator<Item = (Arc<str>, f64)>) -> Self {
+        Self(adapters.into_iter().collect())
+    }
+
+    /// Names and weights, in the order given.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.0.iter().map(|(name, weight)| (name.as_ref(), *weight))
+    }
+}
+
+/// A slot for what one layer leaves to the next; belongs to the adapter that asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Chain {
+    pub(crate) owner: Arc<str>,
+    pub(crate) index: usize,
+}
+
+/// What adapters recorded during a pass, in order: site, name, detached value.
+pub type Records = Vec<(SiteId, &'static str, Tensor)>;
+
+/// Masks that a probe asks about.
+pub type Masks = BTreeMap<GateId, Tensor>;
+
+/// What layers left to later ones.
+pub(crate) type Carries = BTreeMap<Chain, Vec<Tensor>>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// No dropout, no graph.
+    Evaluate,
+    /// Dropout and a graph.
+    Train,
+}
+
+/// The state of one forward pass; it dies with the pass.
+#[derive(Debug)]
+pub struct Pass {
+    selection: Selection,
+    mode: Mode,
+    key: Key,
+    tokens: Option<Arc<Tokens>>,
+    masks: Masks,
+    pub(crate) carries: Carries,
+    pub(crate) losses: Vec<(&'static str, Tensor)>,
+    pub(crate) records: Records,
+}
+
+impl Pass {
+    /// For evaluation: no dropout, no graph.
+    #[must_use]
+    pub fn evaluation(selection: Selection) -> Self {
+        Self::new(selection, Mode::Evaluate, Key::new(0, Purpose::Dropout))
+    }
+
+    /// For training the selected adapters: dropout keyed by `key` (seed, step, micro-batch), and a graph.
+    #[must_use]
+    pub fn training_pass(selection: Selection, key: Key) -> Self {
+        Self::new(selection, Mode::Train, key)
+    }
+
+    fn new(selection: Selection, mode: Mode, key: Key) -> Self {
+        Self {
+            selection,
+            mode,
+            key,
+            tokens: None,
+            masks: Masks::new(),
+            carries: Carries::new(),
+            losses: Vec::new(),
+            records: Records::new(),
+        }
+    }
+
+    /// The same place of the run, with nothing carried, recorded or added yet.
+    pub(crate) fn again(&self) -> Self {
+        Self {
+            tokens: self.tokens.clone(),
+            masks: self.masks.clone(),
+            ..Self::new(self.selection.clone(), self.mode, self.key)
+        }
+    }
+
+    /// Asks what the loss would be under these masks, whatever the gates say.
+    #[must_use]
+    pub fn with_masks(mut self, masks: Masks) -> Self {
+        self.masks = masks;
+        self
+    }
+
+    pub(crate) fn set_tokens(&mut self, tokens: &Arc<Tokens>) {
+        self.tokens = Some(Arc::clone(tokens));
+    }
+
+    /// Which adapters are used.
+    #[must_use]
+    pub fn selection(&self) -> &Selection {
+        &self.selection
+    }
+
+    /// True if dropout applies.
+    #[must_use]
+    pub fn training(&self) -> bool {
+        self.mode == Mode::Train
+    }
+
+    /// The place of this pass in the run; a layer adds its site and what it draws for.
+    #[must_use]
+    pub const fn rng(&self) -> Key {
+        self.key
+    }
+
+    /// What earlier layers left on this chain.
+    pub fn carry(&mut self, chain: &Chain) -> &mut Vec<Tensor> {
+        self.carries.entry(chain.clone()).or_default()
+    }
+
+    /// Adds a scalar to the loss: a mean over this pass's tokens (padding excluded). Micro-batches are weighted by
+    /// their tokens.
+    ///
+    /// # Errors
+    /// If `loss` is not a scalar.
+    pub fn add_loss(&mut self, name: &'static str, loss: Tensor) -> Result<()> {
+        if loss.rank() != 0 {
+            return Err(Error::Other(format!(
+                "loss `{name}` has shape {:?}, expected a scalar",
+                loss.dims()
+            )));
+        }
+        self.losses.push((name, loss));
+        Ok(())
+    }
+
+    /// Leaves a value to the controller; a detached alias is kept.
+    pub fn record(&mut self, site: SiteId, name: &'static str, value: &Tensor) {
+        self.records.push((site, name, value.detach()));
+    }
+
+    /// How this pass applies a gate.
+    ///
+    /// # Errors
+    /// If the gate's mask cannot be read.
+    pub fn mask(&self, gate: &RankGate) -> Result<Mask> {
+        if let Some(mask) = self.masks.get(&gate.id) {
+            return Ok(Mask::Given(mask.clone()));
+        }
+        let live = gate.live()?;
+        if live.iter().all(|&live| live) {
+            return Ok(Mask::All);
+        }
+        let slots = (0u32..)
+            .zip(live)
+            .filter_map(|(slot, live)| live.then_some(slot));
+        Ok(Mask::Live(slots.collect()))
+    }
+
+    /// Padding, segments and positions of the batch, if the pass runs a whole model.
+    #[must_use]
+    pub fn tokens(&self) -> Option<&Tokens> {
+        self.tokens.as_deref()
+    }
+
+    /// Takes what adapters recorded so far.
+    pub fn take_records(&mut self) -> Records {
+        std::mem::take(&mut self.records)
+    }
+
+    /// Takes the auxiliary losses so far.
+    pub fn take_losses(&mut self) -> Vec<(&'static str, Tensor)> {
+        std::mem::take(&mut self.losses)
+    }
+}
+
+impl Tracking for Pass {
+    fn trains(&self, param: &Param) -> bool {
+        self.mode == Mode::Train
+            && self
+                .selection
+                .iter()
+                .any(|(name, _)| name == &*param.info().owner)
+    }
+}
