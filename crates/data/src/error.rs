@@ -1,0 +1,344 @@
+//! What can be wrong with data, and where.
+
+use crate::row::Kind;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The result of every function in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a data set or a tokenizer was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A row cannot be used.
+    #[error("{}:{line}: {problem}", path.display())]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1, blank lines counted.
+        line: u64,
+        /// What is wrong with the row.
+        problem: Problem,
+    },
+    /// The list of data files is empty.
+    #[error("no data files are given")]
+    NoPatterns,
+    /// A pattern is not a valid glob.
+    #[error("data files `{pattern}`: not a valid pattern: {message}")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// No file matches a pattern.
+    #[error(
+        "data files `{pattern}`: no file matches (paths are relative to the working directory)"
+    )]
+    NoMatch {
+        /// The pattern.
+        pattern: String,
+    },
+    /// A data file does not exist.
+    #[error("data file `{}` does not exist (paths are relative to the working directory)", path.display())]
+    NotFound {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A folder is named where a file is expected.
+    #[error("data file `{}` is a folder: name its files, for example `{}`", path.display(), path.join("*.jsonl").display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The operating system refused to read a file.
+    #[error("cannot read `{}`: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Its reason.
+        source: io::Error,
+    },
+    /// A source of data that is planned.
+    #[error("data source `{name}`: {what} are not yet supported: {remedy}")]
+    NotYetSupported {
+        /// The source as the user wrote it.
+        name: String,
+        /// What kind of source it is.
+        what: &'static str,
+        /// What to do instead.
+        remedy: &'static str,
+    },
+    /// A file has no rows.
+    #[error("data file `{}` has no rows", path.display())]
+    NoRows {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No token of a data set takes part in the loss.
+    #[error(
+        "nothing is supervised in {}: {rows} rows, {truncated} of them cut at max_length = {max_length}; \
+         raise max_length or check `labels` (-100 is unsupervised, and a row's first token is never predicted)",
+        list(files)
+    )]
+    NothingSupervised {
+        /// The files.
+        files: Vec<PathBuf>,
+        /// How many rows they have.
+        rows: usize,
+        /// How many of them were cut.
+        truncated: usize,
+        /// Where they were cut, in tokens.
+        max_length: usize,
+    },
+    /// The end token is not in the model's vocabulary.
+    #[error("the end token {token} is out of range: the model's vocabulary has {vocab} entries")]
+    EndToken {
+        /// The end token.
+        token: u32,
+        /// The size of the vocabulary.
+        vocab: usize,
+    },
+    /// A folder has no `tokenizer.json`.
+    #[error("{}", no_tokenizer(folder, found))]
+    NoTokenizer {
+        /// The folder.
+        folder: PathBuf,
+        /// Files of other tokenizer formats that the folder has.
+        found: Vec<String>,
+    },
+    /// A tokenizer file cannot be used.
+    #[error("tokenizer `{}`: {message}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A tokenizer refused a text or tokens.
+    #[error("the tokenizer failed: {message}")]
+    Tokenize {
+        /// Its reason.
+        message: String,
+    },
+}
+
+/// What is wrong with one row.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Problem {
+    /// The line is not UTF-8.
+    #[error("not UTF-8 at byte {byte} of the line")]
+    Encoding {
+        /// The first bad byte, from 1.
+        byte: usize,
+    },
+    /// The line is too long to be read.
+    #[error(
+        "the line is longer than {limit} bytes: each row is one JSON object on a line of its own"
+    )]
+    TooLong {
+        /// The most that is read.
+        limit: usize,
+    },
+    /// The line is not JSON.
+    #[error(
+        "not valid JSON at column {column}: {message} (each row is one JSON object on a line of its own)"
+    )]
+    Syntax {
+        /// The byte where reading stopped, from 1.
+        column: usize,
+        /// What was wrong there.
+        message: String,
+    },
+    /// The line is JSON, but not an object.
+    #[error("expected a JSON object, found {found}")]
+    NotObject {
+        /// What it is.
+        found: &'static str,
+    },
+    /// A field is written twice.
+    #[error("the field `{field}` is written twice")]
+    Duplicate {
+        /// The field.
+        field: String,
+    },
+    /// The fields are those of no kind of row.
+    #[error(
+        "a row with {fields} is of no known kind: expected {}{}",
+        Kind::LIST,
+        did_you_mean(suggestion)
+    )]
+    UnknownKind {
+        /// The fields, for people.
+        fields: String,
+        /// A field that the user may have meant.
+        suggestion: Option<&'static str>,
+    },
+    /// A kind of row that is planned.
+    #[error("rows {rows} are not yet supported: expected {}", Kind::LIST)]
+    NotYetSupported {
+        /// The kind.
+        rows: &'static str,
+    },
+    /// The row is of another kind than the file's first.
+    #[error(
+        "the row is {kind}, but line {first_line} made this a file of {first} rows: one kind a file"
+    )]
+    Differs {
+        /// The row's kind.
+        kind: Kind,
+        /// The file's kind.
+        first: Kind,
+        /// The line of the file's first row.
+        first_line: u64,
+    },
+    /// A field that this kind of row does not have.
+    #[error("unknown field `{field}` in a row {kind}{}", did_you_mean(suggestion))]
+    UnknownField {
+        /// The field.
+        field: String,
+        /// The row's kind.
+        kind: Kind,
+        /// A field that the user may have meant.
+        suggestion: Option<&'static str>,
+    },
+    /// A field that this kind of row must have.
+    #[error("the field `{field}` is missing in a row {kind}")]
+    MissingField {
+        /// The field.
+        field: &'static str,
+        /// The row's kind.
+        kind: Kind,
+    },
+    /// A value has the wrong type.
+    #[error("`{place}` is {found}, expected {expected}")]
+    Type {
+        /// The field, with an index where it is a list.
+        place: String,
+        /// What is there.
+        found: String,
+        /// What must be there.
+        expected: &'static str,
+    },
+    /// Multiple choice without choices.
+    #[error("`choices` is empty")]
+    NoChoices,
+    /// A choice that has no tokens, or cannot be scored for lack of a prompt.
+    #[error("`choices[{index}]` gives no tokens, so it has no score")]
+    EmptyChoice {
+        /// Which one.
+        index: usize,
+    },
+    /// A prompt without tokens before choices.
+    #[error("`prompt` gives no tokens, so the first token of each choice has no score")]
+    EmptyPrompt,
+    /// `answer` is not the index of a choice.
+    #[error("`answer` is {answer}, but there are {choices} choices: expected 0 to {}", choices.saturating_sub(1))]
+    Answer {
+        /// The index given.
+        answer: String,
+        /// How many choices there are.
+        choices: usize,
+    },
+    /// `labels` and `input_ids` differ in length.
+    #[error("`labels` has {labels} entries and `input_ids` {input_ids}: expected the same length")]
+    LabelLength {
+        /// The length of `labels`.
+        labels: usize,
+        /// The length of `input_ids`.
+        input_ids: usize,
+    },
+    /// A token that the model does not have.
+    #[error(
+        "token {token} at position {position} of `{field}` is out of range: the model's vocabulary has {vocab} entries"
+    )]
+    TokenRange {
+        /// `input_ids`, or the field whose text gave the token.
+        field: &'static str,
+        /// Which token, from 0.
+        position: usize,
+        /// The token.
+        token: i64,
+        /// The size of the vocabulary.
+        vocab: usize,
+    },
+    /// A label that is neither a token nor -100.
+    #[error(
+        "`labels[{position}]` is {label}, expected -100 (unsupervised) or a token below {vocab}"
+    )]
+    LabelRange {
+        /// Which label, from 0.
+        position: usize,
+        /// The label.
+        label: i64,
+        /// The size of the vocabulary.
+        vocab: usize,
+    },
+    /// The row has no tokens at all.
+    #[error("the row gives no tokens")]
+    NoTokens,
+    /// The row is text, but there is no tokenizer.
+    #[error(
+        "a row {kind} needs a tokenizer, and the model has none: add its tokenizer.json or give {} rows",
+        Kind::Tokens
+    )]
+    NeedsTokenizer {
+        /// The row's kind.
+        kind: Kind,
+    },
+    /// The tokenizer refused a field.
+    #[error("`{field}` cannot be tokenised: {message}")]
+    Tokenize {
+        /// The field.
+        field: &'static str,
+        /// The tokenizer's reason.
+        message: String,
+    },
+}
+
+impl Problem {
+    /// As an error, with its place.
+    pub(crate) fn at(self, path: &Path, line: u64) -> Error {
+        Error::Row {
+            path: path.to_owned(),
+            line,
+            problem: self,
+        }
+    }
+}
+
+fn did_you_mean(suggestion: &Option<&'static str>) -> impl fmt::Display {
+    suggestion.map_or_else(String::new, |field| format!(" (did you mean `{field}`?)"))
+}
+
+/// Names at most four files, so that a message stays readable.
+fn list(files: &[PathBuf]) -> String {
+    let named: Vec<_> = files
+        .iter()
+        .take(4)
+        .map(|path| format!("`{}`", path.display()))
+        .collect();
+    let more = files.len() - named.len();
+    let named = named.join(", ");
+    if more == 0 {
+        named
+    } else {
+        format!("{named} and {more} more")
+    }
+}
+
+fn no_tokenizer(folder: &Path, found: &[String]) -> String {
+    let path = folder.join("tokenizer.json");
+    if found.is_empty() {
+        return format!("tokenizer `{}` does not exist", path.display());
+    }
+    format!(
+        "tokenizer `{}` does not exist, and {} alone cannot be read: write a fast tokenizer there \
+         (in Python: AutoTokenizer.from_pretrained(folder).save_pretrained(folder))",
+        path.display(),
+        found.join(", "),
+    )
+}

@@ -1,0 +1,86 @@
+//! From what a user writes under `[data]` to files.
+
+use crate::error::{Error, Result};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The files that the patterns name, in the order of the patterns, those of one pattern sorted.
+pub(crate) fn files(patterns: &[String]) -> Result<Vec<PathBuf>> {
+    if patterns.is_empty() {
+        return Err(Error::NoPatterns);
+    }
+    let mut files = Vec::new();
+    for pattern in patterns {
+        let first = files.len();
+        expand(pattern, &mut files)?;
+        for path in &files[first..] {
+            supported(path)?;
+        }
+    }
+    Ok(files)
+}
+
+fn expand(pattern: &str, files: &mut Vec<PathBuf>) -> Result<()> {
+    if pattern.starts_with("hub:") {
+        return Err(Error::NotYetSupported {
+            name: pattern.to_owned(),
+            what: "data sets of the hub",
+            remedy: "download the file and give its path",
+        });
+    }
+    let path = Path::new(pattern);
+    // A file may have a bracket in its name: what exists is not a pattern.
+    if path.is_dir() {
+        return Err(Error::Folder {
+            path: path.to_owned(),
+        });
+    }
+    if path.exists() {
+        files.push(path.to_owned());
+        return Ok(());
+    }
+    if !pattern.contains(['*', '?', '[']) {
+        return Err(Error::NotFound {
+            path: path.to_owned(),
+        });
+    }
+    let matches = glob::glob(pattern).map_err(|error| Error::Pattern {
+        pattern: pattern.to_owned(),
+        message: error.msg.to_owned(),
+    })?;
+    let first = files.len();
+    for found in matches {
+        let found = found.map_err(|error| Error::Read {
+            path: error.path().to_owned(),
+            source: io::Error::from(error),
+        })?;
+        if !found.is_dir() {
+            files.push(found);
+        }
+    }
+    if files.len() == first {
+        return Err(Error::NoMatch {
+            pattern: pattern.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+fn supported(path: &Path) -> Result<()> {
+    let extension = path
+        .extension()
+        .and_then(|extension| extension.to_str())
+        .unwrap_or_default();
+    let what = match extension.to_ascii_lowercase().as_str() {
+        "csv" | "tsv" => "CSV files",
+        "parquet" => "Parquet files",
+        "bz2" | "gz" | "xz" | "zip" | "zst" => "compressed files",
+        _ => return Ok(()),
+    };
+    let remedy = "write one JSON object a line";
+    Err(Error::NotYetSupported {
+        name: path.display().to_string(),
+        what,
+        remedy,
+    })
+}

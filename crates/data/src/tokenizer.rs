@@ -1,0 +1,156 @@
+//! Text to tokens and back, with the library's surprises taken out.
+
+use crate::error::{Error, Result};
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use tokenizers::ModelWrapper;
+
+/// Files that hold tokenizers in forms that are not read.
+const OTHER_FORMATS: [&str; 6] = [
+    "merges.txt",
+    "spiece.model",
+    "tekken.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+];
+
+/// Whether special tokens take part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Special {
+    /// Encoding adds the tokenizer's own template; decoding shows special tokens.
+    Add,
+    /// Encoding adds nothing; decoding leaves special tokens out.
+    Omit,
+}
+
+/// A `tokenizer.json`. Truncation and padding that such a file may ask for are switched off: rows are cut and padded
+/// here, where it is counted.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    vocab_size: usize,
+}
+
+impl Tokenizer {
+    /// Reads a tokenizer file.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is not a tokenizer, or splits text at random (BPE dropout).
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let refuse = |message: String| Error::Tokenizer {
+            path: path.to_owned(),
+            message,
+        };
+        let bytes = fs::read(path).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes))
+            .map_err(|message| refuse(format!("not a tokenizer file: {message}")))?;
+        if let ModelWrapper::BPE(model) = inner.get_model()
+            && let Some(dropout) = model.dropout
+            && dropout != 0.0
+        {
+            return Err(refuse(format!(
+                "`model.dropout` is {dropout}: tokens drawn at random are not supported, set it to null"
+            )));
+        }
+        inner
+            .with_truncation(None)
+            .map_err(|error| refuse(error.to_string()))?;
+        inner.with_padding(None);
+        let vocab_size = inner
+            .get_vocab(true)
+            .values()
+            .max()
+            .map_or(0, |&id| id as usize + 1);
+        let tokenizer = Self { inner, vocab_size };
+        // A template may name tokens that the file does not define: the library would panic at the first text.
+        tokenizer
+            .encode("", Special::Add)
+            .map_err(|error| refuse(error.to_string()))?;
+        Ok(tokenizer)
+    }
+
+    /// Reads `tokenizer.json` of a model folder.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_file`]; a folder that has only other forms of a tokenizer is told how to convert them.
+    pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref();
+        let path = folder.join("tokenizer.json");
+        if path.exists() {
+            return Self::from_file(path);
+        }
+        let found = OTHER_FORMATS
+            .into_iter()
+            .filter(|name| folder.join(name).exists());
+        Err(Error::NoTokenizer {
+            folder: folder.to_owned(),
+            found: found.map(str::to_owned).collect(),
+        })
+    }
+
+    /// The tokens of a text. Special tokens written in the text are recognised in either case.
+    ///
+    /// # Errors
+    /// If the tokenizer has no token for a piece of the text and none for unknown ones.
+    pub fn encode(&self, text: &str, special: Special) -> Result<Vec<u32>> {
+        guarded(|| self.inner.encode_fast(text, special == Special::Add))
+            .map(|encoding| encoding.get_ids().to_vec())
+            .map_err(|message| Error::Tokenize { message })
+    }
+
+    /// The text of tokens. Tokens that do not exist leave no trace.
+    ///
+    /// # Errors
+    /// If the tokenizer's decoder refuses them.
+    pub fn decode(&self, ids: &[u32], special: Special) -> Result<String> {
+        guarded(|| self.inner.decode(ids, special == Special::Omit))
+            .map_err(|message| Error::Tokenize { message })
+    }
+
+    /// The text that each token adds after the one before it, special tokens shown; for people. A character that is
+    /// split over tokens shows as U+FFFD.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn decode_tokens(&self, ids: &[u32]) -> Result<Vec<String>> {
+        let mut texts = Vec::with_capacity(ids.len());
+        for (i, _) in ids.iter().enumerate() {
+            let alone = self.decode(&ids[i..=i], Special::Add)?;
+            if i == 0 {
+                texts.push(alone);
+                continue;
+            }
+            // Decoders treat the first token apart (they drop its space), so it is read in company.
+            let before = self.decode(&ids[i - 1..i], Special::Add)?;
+            let both = self.decode(&ids[i - 1..=i], Special::Add)?;
+            texts.push(
+                both.strip_prefix(before.as_str())
+                    .map_or(alone, str::to_owned),
+            );
+        }
+        Ok(texts)
+    }
+
+    /// The size of a table that has every token: the largest token plus one.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+}
+
+/// Calls the library. It panics on some files that lie (a template's token that is not defined), which is an error here.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err(
+            "the file contradicts itself, for example a special token that is not defined"
+                .to_owned(),
+        ),
+    }
+}

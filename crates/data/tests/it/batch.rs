@@ -1,0 +1,73 @@
+//! Batches.
+
+use lowrank_data::{Example, Padded, UNSUPERVISED};
+use proptest::prelude::*;
+
+#[test]
+fn rows_are_padded_on_the_right() {
+    let rows = [
+        Example {
+            ids: vec![9, 8],
+            labels: vec![9, 8],
+            truncated: false,
+        },
+        Example {
+            ids: vec![5, 6, 7],
+            labels: vec![UNSUPERVISED, UNSUPERVISED, 7],
+            truncated: false,
+        },
+    ];
+    let batch = Padded::collate(&rows);
+    let expected = Padded {
+        rows: 2,
+        length: 3,
+        ids: vec![9, 8, 0, 5, 6, 7],
+        labels: vec![-100, 8, -100, -100, -100, 7],
+        segments: vec![1, 1, 0, 1, 1, 1],
+        positions: vec![0, 1, 0, 0, 1, 2],
+    };
+    assert_eq!(batch, expected);
+    assert_eq!((batch.tokens(), batch.supervised()), (5, 2));
+}
+
+#[test]
+fn no_rows_give_an_empty_batch() {
+    let batch = Padded::collate(&[]);
+    assert_eq!(
+        (batch.rows, batch.length, batch.tokens(), batch.supervised()),
+        (0, 0, 0, 0)
+    );
+}
+
+fn examples() -> impl Strategy<Value = Vec<Example>> {
+    let token = (1u32..50, prop::bool::ANY);
+    let row = prop::collection::vec(token, 1..12).prop_map(|tokens| Example {
+        ids: tokens.iter().map(|&(id, _)| id).collect(),
+        labels: tokens
+            .iter()
+            .map(|&(id, counts)| if counts { id as i32 } else { UNSUPERVISED })
+            .collect(),
+        truncated: false,
+    });
+    prop::collection::vec(row, 1..7)
+}
+
+proptest! {
+    #[test]
+    fn padding_changes_nothing(rows in examples()) {
+        let batch = Padded::collate(&rows);
+        prop_assert_eq!(batch.tokens(), rows.iter().map(|row| row.ids.len()).sum::<usize>());
+        prop_assert_eq!(batch.supervised(), rows.iter().map(Example::supervised).sum::<usize>());
+        for (i, row) in rows.iter().enumerate() {
+            for place in 0..batch.length {
+                let at = i * batch.length + place;
+                let here = place < row.ids.len();
+                prop_assert_eq!(batch.segments[at], u32::from(here));
+                prop_assert_eq!(batch.ids[at], if here { row.ids[place] } else { 0 });
+                prop_assert_eq!(batch.positions[at], if here { place as u32 } else { 0 });
+                let label = if here && place > 0 { row.labels[place] } else { UNSUPERVISED };
+                prop_assert_eq!(batch.labels[at], label);
+            }
+        }
+    }
+}

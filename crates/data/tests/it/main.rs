@@ -1,0 +1,16 @@
+//! Rows, refusals, order and batches, checked from outside.
+//!
+//! The modules are marked as tests so that their helpers may unwrap, as tests may.
+
+#[cfg(test)]
+mod batch;
+#[cfg(test)]
+mod helpers;
+#[cfg(test)]
+mod order;
+#[cfg(test)]
+mod refusals;
+#[cfg(test)]
+mod rows;
+#[cfg(test)]
+mod tokenizer;
