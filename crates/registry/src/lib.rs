@@ -1,1 +1,84 @@
-//! To be written.
+//! The list of families: the only place, with the crates above it, that names them.
+//!
+//! ```
+//! let lora = lowrank_registry::by_name("lora")?;
+//! assert_eq!(lora.peft_type(), "LORA");
+//! assert!(lowrank_registry::by_name("lorra").unwrap_err().to_string().contains("did you mean `lora`?"));
+//! # Ok::<(), lowrank_adapter::Error>(())
+//! ```
+
+use lowrank_adapter::{AnyFamily, Error, Result, nearest};
+
+/// Every family, sorted by name.
+pub static FAMILIES: &[&dyn AnyFamily] = &[&lowrank_lora::Lora];
+
+/// Families that are planned: their names are refused as such.
+const PLANNED: [&str; 9] = [
+    "adalora", "alora", "dora", "loha", "lokr", "mor", "reslora", "salora", "sbora",
+];
+
+/// The family of that name (`lora`).
+///
+/// # Errors
+/// If there is none; the message has the nearest name, or says that it is planned.
+pub fn by_name(name: &str) -> Result<&'static dyn AnyFamily> {
+    find("family", name, name.to_owned())
+}
+
+/// The family whose adapter files have this `peft_type` (`LORA`).
+///
+/// # Errors
+/// As [`by_name`].
+pub fn by_peft_type(tag: &str) -> Result<&'static dyn AnyFamily> {
+    find("peft_type", tag, tag.to_lowercase())
+}
+
+fn find(key: &str, written: &str, name: String) -> Result<&'static dyn AnyFamily> {
+    if let Some(family) = FAMILIES.iter().find(|family| family.name() == name) {
+        return Ok(*family);
+    }
+    if PLANNED.contains(&name.as_str()) {
+        return Err(Error::NotYet {
+            key: key.to_owned(),
+            value: written.to_owned(),
+            only: Some(names()),
+        });
+    }
+    let known = FAMILIES.iter().map(|family| family.name());
+    let suggestion = nearest(&name, known.chain(PLANNED));
+    Err(Error::Config {
+        what: match suggestion {
+            Some(near) => format!("unknown {key} `{written}`, did you mean `{near}`?"),
+            None => format!("unknown {key} `{written}`, expected one of: {}", names()),
+        },
+    })
+}
+
+fn names() -> String {
+    let names: Vec<&str> = FAMILIES.iter().map(|family| family.name()).collect();
+    names.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_are_sorted_and_not_planned_any_more() {
+        let names: Vec<&str> = FAMILIES.iter().map(|family| family.name()).collect();
+        assert!(names.is_sorted(), "{names:?}");
+        assert!(names.iter().all(|name| !PLANNED.contains(name)));
+    }
+
+    #[test]
+    fn an_unknown_family_is_refused_by_name() {
+        let message = |name| by_name(name).err().map(|error| error.to_string());
+        let check = |name, expected: &str| assert_eq!(message(name).as_deref(), Some(expected));
+        check("lorra", "unknown family `lorra`, did you mean `lora`?");
+        check("prefix", "unknown family `prefix`, expected one of: lora");
+        check(
+            "salora",
+            "`family = salora` is not yet supported (only lora is)",
+        );
+    }
+}

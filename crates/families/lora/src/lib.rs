@@ -1,1 +1,19 @@
-//! To be written.
+//! LoRA (Hu et al. 2021, arXiv 2106.09685): a frozen weight plus a product of two thin trained ones.
+//!
+//! With W `[n_out, n_in]` frozen, A `[r, n_in]` and B `[n_out, r]` trained:
+//!
+//! ```text
+//! y = x Wᵀ + bias + s (drop(x) Aᵀ) Bᵀ        s = lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora
+//! ```
+//!
+//! rsLoRA is Kalajdzievski 2023 (arXiv 2312.03732). Dropout touches the adapter's input only. B starts at 0, so the
+//! adapted model starts as its base (unless `init_lora_weights = false`, which is for tests).
+//!
+//! The configuration and the files are those of PEFT 0.21.2. Keys of PEFT that are not built yet are listed in
+//! [`Lora`]'s `fixed` and refused at any other value.
+
+mod config;
+mod layer;
+
+pub use config::{InitLoraWeights, LoraConfig};
+pub use layer::Lora;
