@@ -46,6 +46,16 @@ impl Weight {
         Ok(replacement.map_or_else(|| self.base.clone(), |param| param.get(pass)))
     }
 
+    /// True if an adapter of this selection trains another value in its place.
+    #[must_use]
+    pub fn is_changed_by(&self, selection: &Selection) -> bool {
+        selection.iter().any(|(name, _)| {
+            self.trained
+                .iter()
+                .any(|param| &*param.info().owner == name)
+        })
+    }
+
     pub(crate) fn train(&mut self, param: Param) {
         self.trained.push(param);
     }
@@ -244,6 +254,15 @@ impl Linear {
             Merge::Exact(sum)
         } else {
             Merge::Approximate(sum)
+        })
+    }
+
+    /// True if an adapter of this selection changes the layer, or trains its weight or bias.
+    #[must_use]
+    pub fn is_changed_by(&self, selection: &Selection) -> bool {
+        let trained = || self.trained_weight.iter().chain(&self.trained_bias);
+        selection.iter().any(|(name, _)| {
+            self.adapter(name).is_some() || trained().any(|param| &*param.info().owner == name)
         })
     }
 

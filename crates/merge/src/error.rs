@@ -1,0 +1,35 @@
+//! What can go wrong when adapters are folded.
+
+/// The result of every function in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an adapter could not be folded, or the result not be compared.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// candle refused.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+    /// A tensor function refused.
+    #[error(transparent)]
+    Ops(#[from] lowrank_ops::Error),
+    /// The adapter or the model refused.
+    #[error(transparent)]
+    Adapter(#[from] lowrank_adapter::Error),
+    /// No weight is equal to the adapted layer.
+    #[error(
+        "{site}: the adapter's update depends on the input, so no merged weight equals it; keep the adapter apart"
+    )]
+    InputDependent {
+        /// The module.
+        site: String,
+    },
+    /// A merged weight is not finite.
+    #[error(
+        "{name}: the merged weight has values that are not finite; the adapter or its scale is broken"
+    )]
+    NonFinite {
+        /// The tensor.
+        name: String,
+    },
+}
