@@ -1,7 +1,7 @@
 //! The two dtypes that carry gradients, and plain slices of what candle stores.
 
 use crate::{Error, Result};
-use candle_core::{CpuStorage, DType, Layout, Storage, StorageRef, Tensor, WithDType};
+use candle_core::{CpuStorage, Layout, Storage, StorageRef, Tensor, WithDType};
 use std::marker::PhantomData;
 use std::ops::{Deref, Neg, Range};
 
@@ -15,6 +15,8 @@ mod sealed {
 pub trait Float: sealed::Sealed + WithDType + Default + Neg<Output = Self> {
     /// Zero.
     const ZERO: Self;
+    /// One.
+    const ONE: Self;
 
     /// e to the power of `self`.
     fn exp(self) -> Self;
@@ -34,6 +36,7 @@ pub trait Float: sealed::Sealed + WithDType + Default + Neg<Output = Self> {
 
 impl Float for f32 {
     const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
 
     fn exp(self) -> Self {
         Self::exp(self)
@@ -42,6 +45,7 @@ impl Float for f32 {
 
 impl Float for f64 {
     const ZERO: Self = 0.0;
+    const ONE: Self = 1.0;
 
     fn exp(self) -> Self {
         Self::exp(self)
@@ -108,37 +112,25 @@ fn range<T: Float>(storage: &CpuStorage, layout: &Layout) -> Result<Range<usize>
     }
 }
 
-/// Refuses dtypes that carry no gradients, and arguments of different dtypes.
+/// Refuses arguments whose dtype is not that of the first.
 pub(crate) fn same_dtype(
     op: &'static str,
     first: &Tensor,
     others: &[(&'static str, &Tensor)],
 ) -> Result<()> {
-    let dtype = first.dtype();
-    if !matches!(dtype, DType::F32 | DType::F64) {
-        return Err(Error::DType {
-            op,
-            dtype: dtype.as_str(),
-        });
-    }
     for (what, other) in others {
-        if other.dtype() != dtype {
-            let what = format!(
-                "{what} has dtype {}, expected {} as the input",
-                other.dtype().as_str(),
-                dtype.as_str()
-            );
+        if other.dtype() != first.dtype() {
+            let (got, expected) = (other.dtype().as_str(), first.dtype().as_str());
+            let what = format!("{what} has dtype {got}, the other argument has {expected}");
             return Err(Error::Argument { op, what });
         }
     }
     Ok(())
 }
 
-/// Evaluates an expression with a type name bound to f32 or f64, whichever the dtype says.
-///
-/// [`same_dtype`] has refused the others before.
+/// Evaluates an expression with a type name bound to f32 or f64, whichever the dtype says; refuses others.
 macro_rules! with_float {
-    ($op:literal, $dtype:expr, $float:ident => $body:expr) => {
+    ($op:expr, $dtype:expr, $float:ident => $body:expr) => {
         match $dtype {
             candle_core::DType::F32 => {
                 type $float = f32;

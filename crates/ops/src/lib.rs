@@ -2,23 +2,52 @@
 //!
 //! Everything a forward pass reaches lives here and has a backward. Each function checks its shapes once,
 //! says them in its documentation, and accepts non-contiguous inputs. Fused operations have a composed twin
-//! in `composed`, which is their oracle in tests.
+//! in [`composed`], which is their oracle in tests.
 //!
 //! ```
-//! use lowrank_ops::rng::{Key, Purpose};
-//! let key = Key::new(42, Purpose::Test).site("model.layers.0");
-//! assert_eq!(key.stream().bits(), key.stream().bits());
+//! use candle_core::{Device, Tensor};
+//! use lowrank_ops as ops;
+//! let x = Tensor::new(&[[1f32, 2., 3.]], &Device::Cpu)?;
+//! let a = Tensor::new(&[[1f32, 0., -1.]], &Device::Cpu)?;
+//! let b = Tensor::new(&[[2f32], [-1.]], &Device::Cpu)?;
+//! let delta = ops::low_rank(&x, &a, &b, 4.0)?;
+//! assert_eq!(delta.to_vec2::<f32>()?, [[-16., 8.]]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod composed;
 pub mod gemm;
 pub mod rng;
 
+mod attention;
+mod bias;
+mod cross_entropy;
+mod dropout;
 mod error;
 mod float;
 mod grads;
+mod linear;
+mod low_rank;
+mod norm;
 mod param;
+mod reduce;
+mod rotary;
+mod rows;
+mod select;
+mod swiglu;
 
+pub use attention::{AttentionMask, attention};
+pub use bias::add_bias;
+pub use cross_entropy::cross_entropy;
+pub use dropout::dropout;
 pub use error::{Error, Result};
 pub use float::{Data, Float, argument, data};
 pub use grads::{Grads, Seed, backward, leaf};
+pub use linear::linear;
+pub use low_rank::{add_scaled, low_rank};
+pub use norm::rms_norm;
 pub use param::{Kind, Param, ParamInfo, Tracking};
+pub use reduce::{all_finite, norm_squared, sum_all};
+pub use rotary::{RotaryScaling, RotaryTable, rotary};
+pub use select::{embedding, gather_rows};
+pub use swiglu::swiglu;

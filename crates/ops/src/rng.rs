@@ -98,6 +98,13 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// Jumps to the 64 bits that a fresh stream hands out after `position` others.
+    pub(crate) fn seek(&mut self, position: u64) {
+        // The generator counts words of 32 bits.
+        self.rng.set_word_pos(2 * u128::from(position));
+        self.spare = None;
+    }
+
     /// 64 random bits.
     pub fn bits(&mut self) -> u64 {
         self.rng.next_u64()

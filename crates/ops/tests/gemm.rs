@@ -1,4 +1,5 @@
 //! Matrix products over slices, against three plain loops.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use lowrank_ops::Float;
 use lowrank_ops::gemm::{Matrix, matmul, matmul_add};

@@ -1,0 +1,91 @@
+//! Dropout whose mask depends on its key alone.
+
+use crate::float::with_float;
+use crate::rng::Key;
+use crate::rows::tensor;
+use crate::{Error, Float, Result, argument, data};
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
+use rayon::prelude::*;
+use std::marker::PhantomData;
+
+/// Sets numbers to 0 with probability `p` and divides the others by 1 - p. The same key drops the same places;
+/// `p` = 0 returns `x` itself.
+///
+/// # Errors
+/// If `p` is not a probability, or the dtype is neither f32 nor f64.
+pub fn dropout(x: &Tensor, p: f64, key: Key) -> Result<Tensor> {
+    if !(0.0..=1.0).contains(&p) {
+        let what = format!("p is {p}, expected a number from 0 to 1");
+        return Err(Error::Argument {
+            op: "dropout",
+            what,
+        });
+    }
+    if p == 0.0 {
+        return Ok(x.clone());
+    }
+    let x = x.contiguous()?;
+    Ok(with_float!("dropout", x.dtype(), T => {
+        x.apply_op1(Dropout::<T> { p, key, dtype: PhantomData })
+    })?)
+}
+
+/// What [`dropout`] multiplies each of `len` numbers by: 0 or 1 / (1 - p).
+pub(crate) fn mask<T: Float>(len: usize, p: f64, key: Key) -> Vec<T> {
+    let mut mask = vec![T::ONE; len];
+    drop_out(&mut mask, p, key);
+    mask
+}
+
+struct Dropout<T> {
+    p: f64,
+    key: Key,
+    dtype: PhantomData<T>,
+}
+
+/// Element i has the i-th 32 bits of the stream, so that blocks can be drawn apart, and drawn again for the
+/// backward pass instead of being kept.
+fn drop_out<T: Float>(numbers: &mut [T], p: f64, key: Key) {
+    const BLOCK: usize = 4096;
+    let bound = (p * (1u64 << 32) as f64) as u64;
+    let factor = T::from_f64(1.0 / (1.0 - p));
+    numbers
+        .par_chunks_mut(BLOCK)
+        .enumerate()
+        .for_each(|(block, numbers)| {
+            let mut stream = key.stream();
+            stream.seek((block * BLOCK / 2) as u64);
+            for pair in numbers.chunks_mut(2) {
+                let bits = stream.bits();
+                for (number, bits) in pair
+                    .iter_mut()
+                    .zip([bits & u64::from(u32::MAX), bits >> 32])
+                {
+                    *number = if bits < bound {
+                        T::ZERO
+                    } else {
+                        *number * factor
+                    };
+                }
+            }
+        });
+}
+
+impl<T: Float> CustomOp1 for Dropout<T> {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let mut y = argument::<T>(x, layout)?.to_vec();
+        drop_out(&mut y, self.p, self.key);
+        Ok((T::storage(y), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        let mut x_grad = data::<T>(&grad)?.to_vec();
+        drop_out(&mut x_grad, self.p, self.key);
+        Ok(Some(tensor(x_grad, x)?))
+    }
+}

@@ -1,0 +1,75 @@
+//! Sums over whole tensors, in f64 and always in the same order.
+
+use crate::float::with_float;
+use crate::rows::sum;
+use crate::{Float, Result, argument, data};
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
+use rayon::prelude::*;
+use std::marker::PhantomData;
+
+/// The sum of all numbers, a scalar.
+///
+/// # Errors
+/// If the dtype is neither f32 nor f64.
+pub fn sum_all(x: &Tensor) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    Ok(with_float!("sum_all", x.dtype(), T => x.apply_op1(SumAll::<T>(PhantomData)))?)
+}
+
+/// True if there is neither a NaN nor an infinity. Takes no part in a graph.
+///
+/// # Errors
+/// If the dtype is neither f32 nor f64.
+pub fn all_finite(x: &Tensor) -> Result<bool> {
+    let x = x.detach().contiguous()?;
+    with_float!("all_finite", x.dtype(), T => {
+        Ok(data::<T>(&x)?.par_chunks(BLOCK).all(finite))
+    })
+}
+
+/// The sum of squares. Takes no part in a graph.
+///
+/// # Errors
+/// If the dtype is neither f32 nor f64.
+pub fn norm_squared(x: &Tensor) -> Result<f64> {
+    let x = x.detach().contiguous()?;
+    with_float!("norm_squared", x.dtype(), T => {
+        Ok(total(&data::<T>(&x)?, square))
+    })
+}
+
+fn finite<T: Float>(block: &[T]) -> bool {
+    block.iter().all(|x| x.to_f64().is_finite())
+}
+
+fn square<T: Float>(x: T) -> f64 {
+    x.to_f64() * x.to_f64()
+}
+
+const BLOCK: usize = 4096;
+
+/// Blocks of a fixed size are summed apart, their sums one after the other.
+fn total<T: Float>(numbers: &[T], term: impl Fn(T) -> f64 + Sync) -> f64 {
+    let sums: Vec<f64> = numbers
+        .par_chunks(BLOCK)
+        .map(|block| sum(block.len(), |i| term(block[i])))
+        .collect();
+    sums.iter().sum()
+}
+
+struct SumAll<T>(PhantomData<T>);
+
+impl<T: Float> CustomOp1 for SumAll<T> {
+    fn name(&self) -> &'static str {
+        "sum_all"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let total = total(argument::<T>(x, layout)?, |x| x.to_f64());
+        Ok((T::storage(vec![T::from_f64(total)]), Shape::from(())))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        Ok(Some(grad.broadcast_as(x.shape())?.contiguous()?))
+    }
+}
