@@ -1,0 +1,170 @@
+//! Writing safetensors: the same tensors give the same bytes, and those that the reference library writes.
+
+use crate::atomic::{atomic_write, atomic_write_file};
+use crate::bytes::with_bytes;
+use crate::dtype::Stored;
+use crate::header::{MAX_BYTES, METADATA};
+use crate::{Error, Result, python_json};
+use candle_core::Tensor;
+use serde_json::{Map, Value, json};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::Path;
+
+/// The metadata that Hugging Face libraries write and ask for: tensors laid out as PyTorch has them.
+pub const PYTORCH: &[(&str, &str)] = &[("format", "pt")];
+
+/// Writes tensors to a file, whole or not at all. An existing file is replaced.
+///
+/// The order of `tensors` and `metadata` does not matter: wide dtypes come first, then names in order, which is also what
+/// the Python library writes. Tensors of any layout are written row-major.
+///
+/// # Errors
+/// If a name is given twice or is `__metadata__`, if a dtype is not one that [`Safetensors`](crate::Safetensors) loads,
+/// or if the file cannot be written.
+pub fn write_safetensors<'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+    metadata: &[(&str, &str)],
+) -> Result<()> {
+    let tensors = sorted(path, tensors)?;
+    let header = header(path, &tensors, metadata)?;
+    atomic_write(path, |writer| {
+        let failed = || Error::io("write", path);
+        writer
+            .write_all(&(header.len() as u64).to_le_bytes())
+            .map_err(failed())?;
+        writer.write_all(&header).map_err(failed())?;
+        for (_, tensor, _) in &tensors {
+            with_bytes(tensor, |bytes| writer.write_all(bytes))?.map_err(failed())?;
+        }
+        Ok(())
+    })
+}
+
+/// Writes a checkpoint into an existing folder as Hugging Face libraries lay it out: one `model.safetensors` if
+/// `max_shard_bytes` suffices, else `model-00001-of-0000N.safetensors` and an index.
+///
+/// Tensors are dealt out in the order of their names; one that is larger than `max_shard_bytes` gets a file of its own.
+///
+/// # Errors
+/// As [`write_safetensors`]. Files written before the error stay: write into an
+/// [`AtomicFolder`](crate::AtomicFolder).
+pub fn write_sharded<'a>(
+    dir: &Path,
+    tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+    max_shard_bytes: u64,
+) -> Result<()> {
+    let mut tensors: Vec<_> = tensors.into_iter().collect();
+    tensors.sort_by_key(|&(name, _)| name);
+    refuse_repeated(tensors.iter().map(|&(name, _)| name))?;
+
+    let size = |tensor: &Tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
+    let mut shards: Vec<Vec<(&str, &Tensor)>> = Vec::new();
+    let mut room = 0;
+    for (name, tensor) in tensors {
+        let size = size(tensor);
+        match shards.last_mut().filter(|_| size <= room) {
+            Some(shard) => {
+                shard.push((name, tensor));
+                room -= size;
+            }
+            None => {
+                shards.push(vec![(name, tensor)]);
+                room = max_shard_bytes.saturating_sub(size);
+            }
+        }
+    }
+    if shards.len() <= 1 {
+        let all = shards.pop().unwrap_or_default();
+        return write_safetensors(&dir.join("model.safetensors"), all, PYTORCH);
+    }
+
+    let count = shards.len();
+    let mut weight_map = Map::new();
+    let mut total_size = 0;
+    for (index, shard) in shards.into_iter().enumerate() {
+        let file = format!("model-{:05}-of-{count:05}.safetensors", index + 1);
+        for (name, tensor) in &shard {
+            weight_map.insert((*name).to_owned(), Value::from(file.clone()));
+            total_size += size(tensor);
+        }
+        write_safetensors(&dir.join(file), shard, PYTORCH)?;
+    }
+    let index = json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
+    let path = dir.join("model.safetensors.index.json");
+    atomic_write_file(&path, format!("{}\n", python_json(&index)).as_bytes())
+}
+
+/// The tensors in the reference's order.
+fn sorted<'a>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
+) -> Result<Vec<(&'a str, &'a Tensor, Stored)>> {
+    let mut by_name: Vec<_> = tensors.into_iter().collect();
+    by_name.sort_by_key(|&(name, _)| name);
+    refuse_repeated(by_name.iter().map(|&(name, _)| name))?;
+    let mut sorted = Vec::with_capacity(by_name.len());
+    for (name, tensor) in by_name {
+        if name == METADATA {
+            return Err(Error::Name {
+                name: name.to_owned(),
+                what: "has a name that safetensors files use for their own text",
+            });
+        }
+        let stored = Stored::of(tensor.dtype()).ok_or_else(|| Error::DType {
+            path: path.to_path_buf(),
+            name: name.to_owned(),
+            dtype: tensor.dtype().as_str().to_owned(),
+        })?;
+        sorted.push((name, tensor, stored));
+    }
+    sorted.sort_by_key(|&(_, _, stored)| Reverse(stored));
+    Ok(sorted)
+}
+
+fn refuse_repeated<'a>(sorted: impl Iterator<Item = &'a str>) -> Result<()> {
+    let mut last = None;
+    for name in sorted {
+        if last == Some(name) {
+            return Err(Error::Name {
+                name: name.to_owned(),
+                what: "is given twice",
+            });
+        }
+        last = Some(name);
+    }
+    Ok(())
+}
+
+/// The header's JSON, padded with spaces so that the data starts at a multiple of eight bytes.
+fn header(
+    path: &Path,
+    tensors: &[(&str, &Tensor, Stored)],
+    metadata: &[(&str, &str)],
+) -> Result<Vec<u8>> {
+    let mut entries = Map::new();
+    if !metadata.is_empty() {
+        let sorted: BTreeMap<&str, &str> = metadata.iter().copied().collect();
+        entries.insert(METADATA.to_owned(), json!(sorted));
+    }
+    let mut begin = 0;
+    for (name, tensor, stored) in tensors {
+        let end = begin + tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let entry =
+            json!({"dtype": stored.name(), "shape": tensor.dims(), "data_offsets": [begin, end]});
+        entries.insert((*name).to_owned(), entry);
+        begin = end;
+    }
+    let mut json = Value::Object(entries).to_string().into_bytes();
+    json.resize(json.len().next_multiple_of(8), b' ');
+    if json.len() as u64 > MAX_BYTES {
+        let what = format!(
+            "its header would take {} bytes, and the most allowed is {MAX_BYTES}",
+            json.len()
+        );
+        return Err(Error::content(path, what));
+    }
+    Ok(json)
+}
