@@ -38,6 +38,8 @@ pub struct Attached {
     pub params: Vec<Param>,
     /// The paths of the targeted modules, in site order.
     pub sites: Vec<String>,
+    /// The masks over ranks, in order of declaration.
+    pub gates: Vec<RankGate>,
     /// What acts between steps.
     pub controller: Option<Box<dyn Controller>>,
 }
@@ -85,7 +87,7 @@ pub struct Attach<'a> {
     params: Vec<Param>,
     inits: Vec<Init>,
     chains: usize,
-    gates: usize,
+    gates: Vec<RankGate>,
 }
 
 impl Attach<'_> {
@@ -124,15 +126,15 @@ impl Attach<'_> {
     /// If the mask cannot be declared.
     pub fn gate(&mut self, site: SiteId, rank: usize) -> Result<RankGate> {
         let prefix = format!("{}.", self.sites[site.0].path);
-        let spec = Spec::new(format!("gate_{}", self.gates), rank)
+        let index = self.gates.len();
+        let spec = Spec::new(format!("gate_{index}"), rank)
             .init(Init::Ones)
             .kind(Kind::Scratch);
         let mask = self.declare(site, spec)?;
         let id = GateId {
             owner: Arc::clone(&self.owner),
-            index: self.gates,
+            index,
         };
-        self.gates += 1;
         let gated = self.params.iter().zip(&self.inits);
         let gated = gated
             .filter(|(param, _)| {
@@ -140,12 +142,14 @@ impl Attach<'_> {
             })
             .map(|(param, init)| (param.clone(), init.clone()))
             .collect();
-        Ok(RankGate {
+        let gate = RankGate {
             id,
             mask,
             gated,
             key: Key::new(self.seed, Purpose::Revive),
-        })
+        };
+        self.gates.push(gate.clone());
+        Ok(gate)
     }
 
     /// A slot for what one layer leaves to the next.
@@ -230,7 +234,7 @@ pub fn attach(
         params: Vec::new(),
         inits: Vec::new(),
         chains: 0,
-        gates: 0,
+        gates: Vec::new(),
     };
     let Attachment {
         adapters,
@@ -254,7 +258,12 @@ pub fn attach(
             targets,
         });
     }
-    let Attach { owner, params, .. } = cx;
+    let Attach {
+        owner,
+        params,
+        gates,
+        ..
+    } = cx;
 
     // Everything that can fail has happened.
     let mut adapters = adapters.into_iter();
@@ -286,6 +295,7 @@ pub fn attach(
         config,
         params,
         sites,
+        gates,
         controller,
     })
 }

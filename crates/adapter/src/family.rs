@@ -9,6 +9,7 @@ use crate::site::SiteId;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// A method of adaptation: a unit struct, listed once in `registry::FAMILIES`. Sees linears only.
@@ -23,6 +24,20 @@ pub trait Family: Send + Sync + 'static {
     /// Keys that the reference's file has and we carry at this value only: another value is "not yet supported".
     fn fixed() -> Vec<(&'static str, Value)> {
         Vec::new()
+    }
+
+    /// The targeted modules and their (n_out, n_in), as far as the names and shapes of a file's tensors tell. The
+    /// default knows the pair `lora_A.weight` [r, n_in], `lora_B.weight` [n_out, r].
+    fn sites(shapes: &BTreeMap<String, Vec<usize>>) -> BTreeMap<String, (usize, usize)> {
+        let pair = |(name, a): (&String, &Vec<usize>)| {
+            let path = name.strip_suffix(".lora_A.weight")?;
+            let b = shapes.get(&format!("{path}.lora_B.weight"))?;
+            match (a.as_slice(), b.as_slice()) {
+                (&[_, n_in], &[n_out, _]) => Some((path.to_owned(), (n_out, n_in))),
+                _ => None,
+            }
+        };
+        shapes.iter().filter_map(pair).collect()
     }
 
     /// Sees all target sites at once, so that tensors can be shared and layers chained.
@@ -78,6 +93,9 @@ pub trait AnyFamily: Send + Sync {
     /// [`Family::fixed`].
     fn fixed(&self) -> Vec<(&'static str, Value)>;
 
+    /// [`Family::sites`].
+    fn sites(&self, shapes: &BTreeMap<String, Vec<usize>>) -> BTreeMap<String, (usize, usize)>;
+
     /// The keys with every default filled in.
     ///
     /// # Errors
@@ -102,6 +120,10 @@ impl<F: Family> AnyFamily for F {
 
     fn fixed(&self) -> Vec<(&'static str, Value)> {
         F::fixed()
+    }
+
+    fn sites(&self, shapes: &BTreeMap<String, Vec<usize>>) -> BTreeMap<String, (usize, usize)> {
+        F::sites(shapes)
     }
 
     fn check(&self, own: &Map<String, Value>) -> Result<Map<String, Value>> {

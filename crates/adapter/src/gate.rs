@@ -47,6 +47,17 @@ pub enum Mask {
 }
 
 impl RankGate {
+    /// The name that [`Masks`](crate::Masks) address it by.
+    #[must_use]
+    pub const fn id(&self) -> &GateId {
+        &self.id
+    }
+
+    /// The tensors of its site that have a rank axis: what it prunes and revives.
+    pub fn gated(&self) -> impl Iterator<Item = &Param> {
+        self.gated.iter().map(|(param, _)| param)
+    }
+
     /// The number of slots.
     #[must_use]
     pub fn capacity(&self) -> usize {

@@ -45,6 +45,14 @@ pub enum Error {
         /// What to do.
         hint: &'static str,
     },
+    /// Only the shape of a weight is known.
+    #[error("the weight [{n_out}, {n_in}] was not loaded, only its shape is known")]
+    Absent {
+        /// Rows.
+        n_out: usize,
+        /// Columns.
+        n_in: usize,
+    },
     /// A reader failed; the message names the file.
     #[error("{0}")]
     Read(String),

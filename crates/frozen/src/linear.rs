@@ -10,8 +10,17 @@ use std::marker::PhantomData;
 /// gradient of the weight's size is ever computed. Clones share the weight.
 #[derive(Debug, Clone)]
 pub struct FrozenLinear {
-    weight: Tensor,
+    storage: Storage,
     bias: Option<Tensor>,
+}
+
+#[derive(Debug, Clone)]
+enum Storage {
+    Dense(Tensor),
+    /// Only the shape is known.
+    Absent {
+        dims: (usize, usize),
+    },
 }
 
 impl FrozenLinear {
@@ -39,30 +48,53 @@ impl FrozenLinear {
             }));
         }
         Ok(Self {
-            weight: weight.detach().contiguous()?,
+            storage: Storage::Dense(weight.detach().contiguous()?),
             bias: bias.map(|bias| bias.detach()),
         })
+    }
+
+    /// A layer of which only the shape is known: adapters attach to it and can be counted and inspected, and every
+    /// product is refused.
+    #[must_use]
+    pub const fn absent(n_out: usize, n_in: usize) -> Self {
+        Self {
+            storage: Storage::Absent {
+                dims: (n_out, n_in),
+            },
+            bias: None,
+        }
     }
 
     /// (n_out, n_in).
     #[must_use]
     pub fn dims(&self) -> (usize, usize) {
-        let dims = self.weight.dims();
-        (dims[0], dims[1])
+        match &self.storage {
+            Storage::Dense(weight) => (weight.dims()[0], weight.dims()[1]),
+            Storage::Absent { dims } => *dims,
+        }
     }
 
     /// The dtype of inputs and outputs.
     #[must_use]
     pub fn dtype(&self) -> DType {
-        self.weight.dtype()
+        match &self.storage {
+            Storage::Dense(weight) => weight.dtype(),
+            Storage::Absent { .. } => DType::F32,
+        }
     }
 
     /// The weight [n_out, n_in] as a dense tensor, detached.
     ///
     /// # Errors
-    /// If the storage cannot be made dense.
+    /// If the weight is absent.
     pub fn weight(&self) -> Result<Tensor> {
-        Ok(self.weight.clone())
+        match &self.storage {
+            Storage::Dense(weight) => Ok(weight.clone()),
+            Storage::Absent { dims } => Err(Error::Absent {
+                n_out: dims.0,
+                n_in: dims.1,
+            }),
+        }
     }
 
     /// The bias [n_out].
@@ -75,7 +107,7 @@ impl FrozenLinear {
     #[must_use]
     pub fn with_bias(&self, bias: Option<Tensor>) -> Self {
         Self {
-            weight: self.weight.clone(),
+            storage: self.storage.clone(),
             bias,
         }
     }
@@ -86,7 +118,7 @@ impl FrozenLinear {
     /// If the last dimension or the dtype of `x` is not the weight's.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = self.input(x)?;
-        let weight = self.weight.clone();
+        let weight = self.weight()?;
         let y = match self.dtype() {
             DType::F64 => x.apply_op1(Product::<f64>(weight, PhantomData))?,
             _ => x.apply_op1(Product::<f32>(weight, PhantomData))?,
@@ -113,7 +145,7 @@ impl FrozenLinear {
                 return Err(self.wrong_dtype(what, tensor));
             }
         }
-        let (h, b, weight) = (h.contiguous()?, b.contiguous()?, self.weight.clone());
+        let (h, b, weight) = (h.contiguous()?, b.contiguous()?, self.weight()?);
         let y = match self.dtype() {
             DType::F64 => x.apply_op3(&h, &b, ProductPlus::<f64>(weight, PhantomData))?,
             _ => x.apply_op3(&h, &b, ProductPlus::<f32>(weight, PhantomData))?,
