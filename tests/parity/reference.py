@@ -128,17 +128,31 @@ def trained(model):
     return names
 
 
-def randomise(model, seed):
-    """Gives every trainable parameter values that matter: factors at random, copies and biases near the base's."""
+def randomise(model, seed, spread=0.4):
+    """Gives every trainable parameter values that matter: factors at random (`spread` is about the size of the update
+    beside a weight of unit gain), copies and biases near the base's."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(trained(model).items()):
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             if "lora_A" in name or "lora_B" in name:
-                value = noise * (1.0 if "lora_A" in name else 0.4) / math.sqrt(parameter.shape[1])
+                value = noise * (1.0 if "lora_A" in name else spread) / math.sqrt(parameter.shape[1])
             else:
                 value = parameter.double() + 0.1 * noise
             parameter.copy_(value)
+
+
+def tokenise(tokenizer, end, prompt, completion, max_length):
+    """A row (input_ids, labels): both parts tokenised apart without special tokens and joined as they are, the end token
+    added, loss on completion and end token; too long a row loses its right end."""
+    prompt = tokenizer(prompt, add_special_tokens=False).input_ids
+    completion = tokenizer(completion, add_special_tokens=False).input_ids + [end]
+    return (prompt + completion)[:max_length], ([-100] * len(prompt) + completion)[:max_length]
+
+
+def end_token(config):
+    """The end token of a model, the first of a list."""
+    return config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
 
 
 def save_adapter(model, folder):
