@@ -21,7 +21,8 @@ const CARGO: [(&str, &[&str]); 5] = [
             "warnings",
         ],
     ),
-    ("rustdoc", &["doc", "--workspace", "--no-deps"]),
+    // Libraries alone: the binary's pages would overwrite those of the facade, whose name it shares.
+    ("rustdoc", &["doc", "--workspace", "--lib", "--no-deps"]),
     (
         "test",
         &[
