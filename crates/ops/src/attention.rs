@@ -5,7 +5,7 @@
 
 use crate::float::{same_dtype, with_float};
 use crate::gemm::{Matrix, matmul_add_here, matmul_here};
-use crate::rows::{expect_dims, sum, tensor};
+use crate::rows::{dot, expect_dims, max, sum, tensor};
 use crate::{Error, Float, Result, argument, data};
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
 use rayon::prelude::*;
@@ -27,17 +27,21 @@ pub struct AttentionMask {
 }
 
 impl AttentionMask {
-    /// Whether in row `sequence` the query `token` of `tokens` may see the key `key` of `keys`.
-    pub(crate) fn sees(
-        &self,
-        sequence: usize,
-        (token, tokens): (usize, usize),
-        (key, keys): (usize, usize),
-    ) -> bool {
+    /// Writes minus infinity over the scores of the first keys of a row where the query may not see them.
+    fn hide<T: Float>(&self, sequence: usize, token: usize, sizes: Sizes, scores: &mut [T]) {
+        let Sizes { tokens, keys, .. } = sizes;
         let own = keys - tokens + token;
+        let hidden = T::from_f64(f64::NEG_INFINITY);
         let segment = self.query_segments[sequence * tokens + token];
-        key == own
-            || key < own && segment != 0 && segment == self.key_segments[sequence * keys + key]
+        let (before, after) = scores.split_at_mut(own);
+        after[1..].fill(hidden);
+        for (score, other) in before.iter_mut().zip(&self.key_segments[sequence * keys..]) {
+            *score = if *other == segment && segment != 0 {
+                *score
+            } else {
+                hidden
+            };
+        }
     }
 }
 
@@ -172,17 +176,11 @@ impl<T: Float> Attention<T> {
         k: &[T],
         scores: &mut [T],
     ) -> Result<()> {
-        let Sizes {
-            tokens, keys, d, ..
-        } = self.sizes;
+        let d = self.sizes.d;
         let (q, k) = (Matrix::new(q, count, d)?, Matrix::new(k, seen, d)?);
         matmul_here(T::from_f64(self.scale), q, k.transposed(), scores)?;
         for (row, scores) in scores.chunks_mut(seen).enumerate() {
-            for (key, score) in scores.iter_mut().enumerate() {
-                if !self.mask.sees(sequence, (first + row, tokens), (key, keys)) {
-                    *score = T::from_f64(f64::NEG_INFINITY);
-                }
-            }
+            self.mask.hide(sequence, first + row, self.sizes, scores);
         }
         Ok(())
     }
@@ -202,13 +200,10 @@ impl<T: Float> Attention<T> {
                 scores,
             )?;
             for row in scores.chunks_mut(seen) {
-                let max = row
-                    .iter()
-                    .copied()
-                    .fold(row[0], |max, x| if x > max { x } else { max });
+                let max = max(row);
                 row.iter_mut()
                     .for_each(|score| *score = Float::exp(*score - max));
-                let total = sum(seen, |i| row[i].to_f64());
+                let total = sum(row, |x| x.to_f64());
                 let share = T::from_f64(1.0 / total);
                 row.iter_mut().for_each(|score| *score *= share);
                 log_sums.push(max.to_f64() + total.ln());
@@ -255,7 +250,7 @@ impl<T: Float> Attention<T> {
             // ds = p * (dp - sum(p * dp)), and that sum is the product of the output with its gradient.
             for (row, slopes) in slopes.chunks_mut(seen).enumerate() {
                 let at = (first + row) * d;
-                let mean = sum(d, |i| out[at + i].to_f64() * grad[at + i].to_f64());
+                let mean = dot(&out[at..][..d], &grad[at..][..d]);
                 let mean = T::from_f64(mean);
                 for (slope, p) in slopes.iter_mut().zip(&probabilities[row * seen..]) {
                     *slope = *p * (*slope - mean);

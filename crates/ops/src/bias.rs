@@ -52,8 +52,11 @@ impl<T: Float> CustomOp2 for AddBias<T> {
         let bias_grad = if bias.track_op() {
             let (n, grad) = (bias.elem_count(), grad.contiguous()?);
             let grad = data::<T>(&grad)?;
-            let sums = column_sums::<T>(grad.len() / n, n, |row, column| {
-                grad[row * n + column].to_f64()
+            let grad = &*grad;
+            let sums = column_sums::<T>(grad.len() / n, n, |row, columns, sums| {
+                for (sum, grad) in sums.iter_mut().zip(&grad[row * n..][columns]) {
+                    *sum += grad.to_f64();
+                }
             });
             Some(tensor(sums, bias)?)
         } else {

@@ -109,16 +109,13 @@ pub fn attention(
         Ok(x.reshape((batch, heads, keys, d))?)
     };
     let mut barrier = Vec::with_capacity(batch * tokens * keys);
-    for sequence in 0..batch {
-        for token in 0..tokens {
-            barrier.extend((0..keys).map(|key| {
-                if mask.sees(sequence, (token, tokens), (key, keys)) {
-                    0.0
-                } else {
-                    f64::NEG_INFINITY
-                }
-            }));
-        }
+    for (at, segment) in mask.query_segments.iter().enumerate() {
+        let (sequence, own) = (at / tokens, keys - tokens + at % tokens);
+        let others = &mask.key_segments[sequence * keys..][..keys];
+        barrier.extend(others.iter().enumerate().map(|(key, other)| {
+            let seen = key == own || key < own && *segment != 0 && segment == other;
+            if seen { 0.0 } else { f64::NEG_INFINITY }
+        }));
     }
     let barrier =
         Tensor::from_vec(barrier, (batch, 1, tokens, keys), q.device())?.to_dtype(q.dtype())?;

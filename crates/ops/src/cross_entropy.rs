@@ -1,7 +1,7 @@
 //! The loss of classification and of language modelling.
 
 use crate::float::with_float;
-use crate::rows::{for_rows, map_rows, sum, tensor};
+use crate::rows::{for_rows, map_rows, max, sum, tensor};
 use crate::{Error, Float, Result, argument, data};
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 use std::marker::PhantomData;
@@ -58,11 +58,8 @@ impl<T: Float> CustomOp1 for CrossEntropy<T> {
         let logits = argument::<T>(logits, layout)?;
         let log_sums = map_rows(rows, vocab, |row| {
             let row = &logits[row * vocab..][..vocab];
-            let max = row
-                .iter()
-                .copied()
-                .fold(row[0], |max, x| if x > max { x } else { max });
-            max.to_f64() + sum(vocab, |i| Float::exp(row[i] - max).to_f64()).ln()
+            let max = max(row);
+            max.to_f64() + sum(row, |x| Float::exp(x - max).to_f64()).ln()
         });
         let target = |row: usize| logits[row * vocab + self.targets[row] as usize].to_f64();
         let losses = (0..rows)

@@ -1,7 +1,7 @@
 //! Root mean square normalisation.
 
 use crate::float::{same_dtype, with_float};
-use crate::rows::{column_sums, expect_dims, for_rows, map_rows, rows, sum, tensor};
+use crate::rows::{column_sums, dot, expect_dims, for_rows, map_rows, rows, tensor};
 use crate::{Error, Float, Result, argument, data};
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 use std::marker::PhantomData;
@@ -53,7 +53,7 @@ impl<T: Float> CustomOp2 for RmsNorm<T> {
         let n = weight.len();
         let inverse = map_rows(x.len() / n, n, |row| {
             let x = &x[row * n..][..n];
-            let squares = sum(n, |i| x[i].to_f64() * x[i].to_f64());
+            let squares = dot(x, x);
             1.0 / (squares / n as f64 + self.eps).sqrt()
         });
         let mut y = x.to_vec();
@@ -85,11 +85,13 @@ impl<T: Float> CustomOp2 for RmsNorm<T> {
             for_rows(&mut x_grad, n, |row, out| {
                 let (x, g) = (&x_data[row * n..][..n], &g[row * n..][..n]);
                 // dx = inverse * g * w - x * inverse^3 * mean(g * w * x)
-                let dot = sum(n, |i| g[i].to_f64() * w[i].to_f64() * x[i].to_f64());
-                let pull = T::from_f64(inverse[row].powi(3) * dot / n as f64);
+                for (out, (g, w)) in out.iter_mut().zip(g.iter().zip(w)) {
+                    *out = *g * *w;
+                }
+                let pull = T::from_f64(inverse[row].powi(3) * dot(out, x) / n as f64);
                 let inverse = T::from_f64(inverse[row]);
-                for (i, out) in out.iter_mut().enumerate() {
-                    *out = g[i] * w[i] * inverse - x[i] * pull;
+                for (out, x) in out.iter_mut().zip(x) {
+                    *out = *out * inverse - *x * pull;
                 }
             });
             Some(tensor(x_grad, x)?)
@@ -97,9 +99,11 @@ impl<T: Float> CustomOp2 for RmsNorm<T> {
             None
         };
         let weight_grad = if weight.track_op() {
-            let sums = column_sums::<T>(inverse.len(), n, |row, column| {
-                let at = row * n + column;
-                g[at].to_f64() * x_data[at].to_f64() * inverse[row]
+            let sums = column_sums::<T>(inverse.len(), n, |row, columns, sums| {
+                let (x, g) = (&x_data[row * n..][columns.clone()], &g[row * n..][columns]);
+                for (sum, (x, g)) in sums.iter_mut().zip(x.iter().zip(g)) {
+                    *sum += g.to_f64() * x.to_f64() * inverse[row];
+                }
             });
             Some(tensor(sums, weight)?)
         } else {

@@ -3,6 +3,7 @@
 use crate::{Error, Float, Result};
 use candle_core::Tensor;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// How many numbers a thread should at least get.
 const GRAIN: usize = 4096;
@@ -66,18 +67,22 @@ pub(crate) fn map_rows<R: Send>(
 
 /// `value(x, y)` of every pair.
 pub(crate) fn zip<T: Float>(x: &[T], y: &[T], value: impl Fn(T, T) -> T + Sync) -> Vec<T> {
-    x.par_iter()
-        .zip(y)
-        .with_min_len(GRAIN)
-        .map(|(x, y)| value(*x, *y))
-        .collect()
+    let mut out = vec![T::ZERO; x.len()];
+    out.par_chunks_mut(GRAIN)
+        .zip(x.par_chunks(GRAIN).zip(y.par_chunks(GRAIN)))
+        .for_each(|(out, (x, y))| {
+            for (out, (x, y)) in out.iter_mut().zip(x.iter().zip(y)) {
+                *out = value(*x, *y);
+            }
+        });
+    out
 }
 
-/// The sum of `term(row, column)` over all rows, for every one of `n` columns.
+/// The sum of all rows for every one of `n` columns, where `add(row, columns, sums)` adds a row's part.
 pub(crate) fn column_sums<T: Float>(
     rows: usize,
     n: usize,
-    term: impl Fn(usize, usize) -> f64 + Sync,
+    add: impl Fn(usize, Range<usize>, &mut [f64]) + Sync,
 ) -> Vec<T> {
     const WIDTH: usize = 64;
     let mut out = vec![T::ZERO; n];
@@ -85,10 +90,9 @@ pub(crate) fn column_sums<T: Float>(
         .enumerate()
         .for_each(|(block, out)| {
             let mut sums = [0f64; WIDTH];
+            let columns = block * WIDTH..block * WIDTH + out.len();
             for row in 0..rows {
-                for (column, sum) in sums[..out.len()].iter_mut().enumerate() {
-                    *sum += term(row, block * WIDTH + column);
-                }
+                add(row, columns.clone(), &mut sums);
             }
             for (out, sum) in out.iter_mut().zip(sums) {
                 *out = T::from_f64(sum);
@@ -97,15 +101,40 @@ pub(crate) fn column_sums<T: Float>(
     out
 }
 
-/// The sum of `term(i)` for i in 0..n, over eight lanes because a single sum waits for every addition.
-pub(crate) fn sum(n: usize, term: impl Fn(usize) -> f64) -> f64 {
-    const LANES: usize = 8;
-    let mut lanes = [0f64; LANES];
-    let whole = n / LANES * LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += term(start + lane);
+/// The sum of `term(x)`, over eight lanes because a single sum waits for every addition.
+pub(crate) fn sum<T: Float>(x: &[T], term: impl Fn(T) -> f64) -> f64 {
+    let mut lanes = [0f64; 8];
+    let (chunks, rest) = x.as_chunks::<8>();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane += term(*x);
         }
     }
-    lanes.iter().sum::<f64>() + (whole..n).map(term).sum::<f64>()
+    lanes.iter().sum::<f64>() + rest.iter().map(|x| term(*x)).sum::<f64>()
+}
+
+/// The sum of x * y, over eight lanes.
+pub(crate) fn dot<T: Float>(x: &[T], y: &[T]) -> f64 {
+    let mut lanes = [0f64; 8];
+    let ((x_chunks, x_rest), (y_chunks, y_rest)) = (x.as_chunks::<8>(), y.as_chunks::<8>());
+    for (x, y) in x_chunks.iter().zip(y_chunks) {
+        for (lane, (x, y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
+            *lane += x.to_f64() * y.to_f64();
+        }
+    }
+    let rest = x_rest.iter().zip(y_rest);
+    lanes.iter().sum::<f64>() + rest.map(|(x, y)| x.to_f64() * y.to_f64()).sum::<f64>()
+}
+
+/// The largest number of a row that is not empty.
+pub(crate) fn max<T: Float>(x: &[T]) -> T {
+    let larger = |max: T, x: &T| if *x > max { *x } else { max };
+    let mut lanes = [x[0]; 8];
+    let (chunks, rest) = x.as_chunks::<8>();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, x);
+        }
+    }
+    lanes.iter().chain(rest).fold(x[0], larger)
 }

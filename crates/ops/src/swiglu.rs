@@ -52,12 +52,17 @@ impl<T: Float> CustomOp2 for Swiglu<T> {
         let grad = grad.contiguous()?;
         let (g, gates, ups) = (data::<T>(&grad)?, data::<T>(gate)?, data::<T>(up)?);
         let gate_grad = if gate.track_op() {
-            let slopes = gates.par_iter().zip(&*ups).zip(&*g).with_min_len(4096);
-            let slopes = slopes.map(|((gate, up), g)| {
-                let s = sigmoid(*gate);
-                *g * *up * s * (T::ONE + *gate * (T::ONE - s))
-            });
-            Some(tensor(slopes.collect::<Vec<T>>(), gate)?)
+            let mut slopes = zip(&g, &ups, |g, up| g * up);
+            slopes
+                .par_chunks_mut(4096)
+                .zip(gates.par_chunks(4096))
+                .for_each(|(slopes, gates)| {
+                    for (slope, gate) in slopes.iter_mut().zip(gates) {
+                        let s = sigmoid(*gate);
+                        *slope *= s * (T::ONE + *gate * (T::ONE - s));
+                    }
+                });
+            Some(tensor(slopes, gate)?)
         } else {
             None
         };
