@@ -6,7 +6,7 @@ use crate::{Float, Result, argument, data};
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 use std::marker::PhantomData;
 
-/// `x` (.., n) + `bias` [n] on every row.
+/// `x` `(.., n)` + `bias` `[n]` on every row.
 ///
 /// # Errors
 /// If the shapes do not fit, or a dtype is neither f32 nor f64, or they differ.

@@ -7,7 +7,7 @@ use crate::rng::Key;
 use crate::{AttentionMask, Result, RotaryTable};
 use candle_core::{D, DType, Tensor};
 
-/// As [`crate::linear`].
+/// As [`crate::linear()`].
 ///
 /// # Errors
 /// If candle refuses the arguments.
@@ -25,7 +25,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     Ok(y.reshape(dims)?)
 }
 
-/// As [`crate::low_rank`].
+/// As [`crate::low_rank()`].
 ///
 /// # Errors
 /// If candle refuses the arguments.
@@ -33,7 +33,7 @@ pub fn low_rank(x: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor
     Ok((linear(&linear(x, a, None)?, b, None)? * scale)?)
 }
 
-/// As [`crate::add_bias`].
+/// As [`crate::add_bias()`].
 ///
 /// # Errors
 /// If candle refuses the arguments.
@@ -41,7 +41,7 @@ pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
     Ok(x.broadcast_add(bias)?)
 }
 
-/// As [`crate::rms_norm`].
+/// As [`crate::rms_norm()`].
 ///
 /// # Errors
 /// If candle refuses the arguments.
@@ -50,7 +50,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     Ok(x.broadcast_div(&root)?.broadcast_mul(weight)?)
 }
 
-/// As [`crate::swiglu`].
+/// As [`crate::swiglu()`].
 ///
 /// # Errors
 /// If candle refuses the arguments.
@@ -59,7 +59,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     Ok(((gate / denominator)? * up)?)
 }
 
-/// As [`crate::rotary`].
+/// As [`crate::rotary()`].
 ///
 /// # Errors
 /// If candle refuses the arguments.
@@ -90,7 +90,7 @@ pub fn rotary(x: &Tensor, table: &RotaryTable, positions: &[u32]) -> Result<Tens
     Ok(Tensor::cat(&[y1, y2], 3)?)
 }
 
-/// As [`crate::attention`].
+/// As [`crate::attention()`].
 ///
 /// # Errors
 /// If candle refuses the arguments.
@@ -130,7 +130,7 @@ pub fn attention(
     Ok(shares.matmul(&repeated(v)?)?)
 }
 
-/// As [`crate::embedding`].
+/// As [`crate::embedding()`].
 ///
 /// # Errors
 /// If candle refuses the arguments.
@@ -138,7 +138,7 @@ pub fn embedding(table: &Tensor, ids: &[u32], (batch, tokens): (usize, usize)) -
     Ok(gather_rows(table, ids)?.reshape((batch, tokens, ()))?)
 }
 
-/// As [`crate::gather_rows`].
+/// As [`crate::gather_rows()`].
 ///
 /// # Errors
 /// If candle refuses the arguments.
@@ -147,7 +147,7 @@ pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
         .index_select(&Tensor::new(rows, x.device())?, 0)?)
 }
 
-/// As [`crate::dropout`].
+/// As [`crate::dropout()`].
 ///
 /// # Errors
 /// If candle refuses the arguments.
@@ -156,7 +156,7 @@ pub fn dropout(x: &Tensor, p: f64, key: Key) -> Result<Tensor> {
     Ok((x * Tensor::from_vec(mask, x.shape(), x.device())?.to_dtype(x.dtype())?)?)
 }
 
-/// As [`crate::cross_entropy`].
+/// As [`crate::cross_entropy()`].
 ///
 /// # Errors
 /// If candle refuses the arguments.
@@ -167,7 +167,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     Ok((log_sums - centred.contiguous()?.gather(&targets, 1)?.squeeze(1)?)?)
 }
 
-/// As [`crate::sum_all`], summed in the tensor's own dtype.
+/// As [`crate::sum_all()`], summed in the tensor's own dtype.
 ///
 /// # Errors
 /// If candle refuses the arguments.

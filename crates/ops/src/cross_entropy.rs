@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-/// -log softmax(logits)[target] of every row: `logits` [n, vocab], one target a row -> [n].
+/// `-log softmax(logits)[target]` of every row: `logits` `[n, vocab]`, one target a row -> `[n]`.
 ///
 /// # Errors
 /// If the shapes do not fit, a target is not below `vocab`, or the dtype is neither f32 nor f64.

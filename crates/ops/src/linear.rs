@@ -7,7 +7,7 @@ use crate::{Error, Float, Result, add_bias, argument, data};
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 use std::marker::PhantomData;
 
-/// y = x W^T + bias: `x` (.., n_in), `weight` [n_out, n_in], `bias` [n_out] -> (.., n_out).
+/// y = x W^T + bias: `x` `(.., n_in)`, `weight` `[n_out, n_in]`, `bias` `[n_out]` -> `(.., n_out)`.
 ///
 /// # Errors
 /// If the shapes do not fit, or a dtype is neither f32 nor f64, or they differ.

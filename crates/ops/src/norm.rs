@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-/// x / sqrt(mean(x^2) + eps) * weight on every row: `x` (.., n), `weight` [n]. The mean is taken in f64.
+/// x / sqrt(mean(x^2) + eps) * weight on every row: `x` `(.., n)`, `weight` `[n]`. The mean is taken in f64.
 ///
 /// # Errors
 /// If the shapes do not fit, a dtype is neither f32 nor f64, they differ, or `eps` is negative or not finite.
