@@ -1,1 +1,26 @@
-//! To be written.
+//! The models: built from a config.json and [`Weights`](lowrank_frozen::Weights), as blocks that adapters attach to.
+//!
+//! ```
+//! use lowrank_models::ModelInfo;
+//! let config = r#"{
+//!     "model_type": "llama", "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632,
+//!     "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4, "eos_token_id": 2
+//! }"#;
+//! let info = ModelInfo::from_json(&serde_json::from_str(config)?, "config.json")?;
+//! assert_eq!(info.eos_token_ids, [2]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod checkpoint;
+mod config;
+mod error;
+mod fields;
+mod llama;
+mod load;
+mod rope;
+
+pub use checkpoint::Precision;
+pub use config::LlamaConfig;
+pub use error::{Error, Result};
+pub use llama::Llama;
+pub use load::{ModelInfo, load};

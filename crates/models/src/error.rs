@@ -1,0 +1,112 @@
+//! What can go wrong when a model is built.
+
+use std::fmt;
+
+/// The result of every function in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a model could not be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A part of the model refused.
+    #[error(transparent)]
+    Adapter(#[from] lowrank_adapter::Error),
+    /// A weight is missing, misshapen, unreadable or stored in a form that is not supported.
+    #[error(transparent)]
+    Frozen(#[from] lowrank_frozen::Error),
+    /// A tensor function refused.
+    #[error(transparent)]
+    Ops(#[from] lowrank_ops::Error),
+    /// A kind of model that nobody knows.
+    #[error("{origin}: unknown `model_type` {value}; supported: {supported}{}", Suggest(.suggestion))]
+    UnknownModel {
+        /// The configuration file.
+        origin: String,
+        /// The value of the field.
+        value: String,
+        /// A known kind that is near.
+        suggestion: Option<String>,
+        /// What can be loaded, comma-separated.
+        supported: &'static str,
+    },
+    /// A field that must be there.
+    #[error("{origin}: `{field}` is missing")]
+    MissingField {
+        /// The configuration file.
+        origin: String,
+        /// The field.
+        field: String,
+    },
+    /// A field with a value that makes no sense.
+    #[error("{origin}: `{field}` is {value}, expected {expected}")]
+    Field {
+        /// The configuration file.
+        origin: String,
+        /// The field.
+        field: String,
+        /// Its value, as JSON.
+        value: String,
+        /// What it may be.
+        expected: String,
+    },
+    /// A field with a value that makes sense but is not implemented.
+    #[error("{origin}: `{field}` = {value} is not yet supported; supported: {supported}")]
+    NotYet {
+        /// The configuration file.
+        origin: String,
+        /// The field.
+        field: String,
+        /// Its value, as JSON.
+        value: String,
+        /// The values that work.
+        supported: &'static str,
+    },
+    /// A field that nobody knows, with a value that may change what the model computes.
+    #[error("{origin}: unknown field `{field}` with the value {value}{}", Suggest(.suggestion))]
+    UnknownField {
+        /// The configuration file.
+        origin: String,
+        /// The field.
+        field: String,
+        /// Its value, as JSON.
+        value: String,
+        /// A known field that is near.
+        suggestion: Option<String>,
+    },
+    /// Weights cannot be held in this dtype.
+    #[error("dtype = \"{dtype}\" is not yet supported; use dtype = \"f32\"")]
+    Precision {
+        /// What was asked for.
+        dtype: &'static str,
+    },
+    /// The checkpoint holds a tensor that the model has no place for.
+    #[error("{origin}: tensor `{name}` is used by no part of the model that config.json describes")]
+    Unused {
+        /// The checkpoint.
+        origin: String,
+        /// The tensor.
+        name: String,
+    },
+    /// A weight holds a NaN or an infinity.
+    #[error("{origin}: tensor `{name}` holds a value that is not finite in {dtype}")]
+    NotFinite {
+        /// The checkpoint.
+        origin: String,
+        /// The tensor.
+        name: String,
+        /// The dtype that the model holds it in.
+        dtype: &'static str,
+    },
+}
+
+struct Suggest<'a>(&'a Option<String>);
+
+impl fmt::Display for Suggest<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(word) => write!(f, ", did you mean `{word}`?"),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! LLaMA, from the first to 3.x, and what shares its form: SmolLM2, TinyLlama.
+//!
+//! A block is h + O(attention(rotate(Q(n)), rotate(K(n)), V(n))) with n = norm(h), and then
+//! h + down(silu(gate(m)) * up(m)) with m = norm(h).
+
+use crate::checkpoint::{Checkpoint, Precision};
+use crate::{LlamaConfig, Result};
+use candle_core::{DType, Tensor};
+use lowrank_adapter::{
+    Ask, Batch, Embedding, Error as AdapterError, KvCache, Linear, Model, Norm, Part, Pass,
+    Result as AdapterResult, causal_mask,
+};
+use lowrank_frozen::{FrozenLinear, Weights};
+use lowrank_ops::{self as ops, RotaryTable};
+
+const EMBEDDING: &str = "model.embed_tokens";
+const NORM: &str = "model.norm";
+const HEAD: &str = "lm_head";
+
+/// A LLaMA. Its parts have the paths that transformers gives them.
+#[derive(Debug)]
+pub struct Llama {
+    config: LlamaConfig,
+    rotary: RotaryTable,
+    embedding: Embedding,
+    blocks: Vec<Block>,
+    norm: Norm,
+    head: Linear,
+}
+
+#[derive(Debug)]
+struct Block {
+    input_norm: Norm,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    post_norm: Norm,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+impl Llama {
+    /// Builds the model. Names, shapes and dtypes of all tensors are compared with the configuration first; then each
+    /// tensor is read once. A tied head shares the embedding's weight.
+    ///
+    /// # Errors
+    /// If a tensor is missing, unused, misshapen, not finite, cannot be read or cannot be held in this precision.
+    pub fn new(config: LlamaConfig, weights: &dyn Weights, precision: Precision) -> Result<Self> {
+        let tied = config.tie_word_embeddings;
+        // Early checkpoints store the frequencies; some of tied models store the head too, which transformers ignores.
+        let ignored = |name: &str| {
+            let head = tied && name == format!("{HEAD}.weight");
+            if head {
+                let origin = weights.origin();
+                tracing::warn!("{origin}: `{name}` is ignored: the head is tied to `{EMBEDDING}`");
+            }
+            head || name.ends_with(".rotary_emb.inv_freq")
+        };
+        let checkpoint = Checkpoint::new(weights, precision, tensors(&config), ignored)?;
+        let rotary = RotaryTable::new(config.head_dim, config.rope_theta, &config.rope_scaling)?;
+        let table = checkpoint.read(&format!("{EMBEDDING}.weight"))?;
+        let blocks = (0..config.num_hidden_layers)
+            .map(|i| Block::new(&config, i, &checkpoint))
+            .collect::<Result<_>>()?;
+        let norm = norm(&checkpoint, NORM, config.rms_norm_eps)?;
+        let head = if tied {
+            Linear::tied(HEAD, FrozenLinear::new(table.clone(), None)?, EMBEDDING)
+        } else {
+            linear(&checkpoint, HEAD.to_owned(), false)?
+        };
+        Ok(Self {
+            rotary,
+            embedding: Embedding::new(EMBEDDING, table),
+            blocks,
+            norm,
+            head,
+            config,
+        })
+    }
+
+    /// What it was built from.
+    #[must_use]
+    pub const fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    fn dtype(&self) -> DType {
+        self.embedding.weight.base().dtype()
+    }
+
+    /// `[rows, tokens, heads * head_dim]` -> `[rows, heads, tokens, head_dim]`.
+    fn split(&self, x: &Tensor, heads: usize) -> AdapterResult<Tensor> {
+        let (rows, tokens, _) = x.dims3()?;
+        let x = x.reshape((rows, tokens, heads, self.config.head_dim))?;
+        Ok(x.transpose(1, 2)?)
+    }
+
+    fn attend(
+        &self,
+        i: usize,
+        x: &Tensor,
+        batch: &Batch,
+        kv: Option<&mut KvCache>,
+        pass: &mut Pass,
+    ) -> AdapterResult<Tensor> {
+        let (block, config) = (&self.blocks[i], &self.config);
+        let positions = &batch.tokens().positions;
+        let q = self.split(&block.q.forward(x, pass)?, config.num_attention_heads)?;
+        let k = self.split(&block.k.forward(x, pass)?, config.num_key_value_heads)?;
+        let v = self.split(&block.v.forward(x, pass)?, config.num_key_value_heads)?;
+        let q = ops::rotary(&q, &self.rotary, positions)?;
+        let k = ops::rotary(&k, &self.rotary, positions)?;
+        let (k, v, mask) = match kv {
+            Some(kv) => {
+                let (k, v) = kv.append(i, &k, &v)?;
+                (k, v, kv.mask(batch))
+            }
+            None => (k, v, causal_mask(batch)),
+        };
+        let scale = 1.0 / (config.head_dim as f64).sqrt();
+        let y = ops::attention(&q, &k, &v, &mask, scale)?.transpose(1, 2)?;
+        let (rows, tokens, ..) = y.dims4()?;
+        block
+            .o
+            .forward(&y.reshape((rows, tokens, config.query_size()))?, pass)
+    }
+
+    fn check_tokens(&self, ids: impl IntoIterator<Item = u32>, what: &str) -> AdapterResult<()> {
+        let vocab = self.config.vocab_size;
+        match ids.into_iter().find(|id| *id as usize >= vocab) {
+            Some(id) => Err(AdapterError::Other(format!(
+                "{what} {id} is not in the model's vocabulary of {vocab} tokens"
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Model for Llama {
+    fn model_type(&self) -> &str {
+        "llama"
+    }
+
+    fn parts(&mut self, visit: &mut dyn FnMut(Part<'_>)) {
+        visit(Part::Embedding(&mut self.embedding));
+        for block in &mut self.blocks {
+            visit(Part::Norm(&mut block.input_norm));
+            for linear in [&mut block.q, &mut block.k, &mut block.v, &mut block.o] {
+                visit(Part::Linear(linear));
+            }
+            visit(Part::Norm(&mut block.post_norm));
+            for linear in [&mut block.gate, &mut block.up, &mut block.down] {
+                visit(Part::Linear(linear));
+            }
+        }
+        visit(Part::Norm(&mut self.norm));
+        visit(Part::Head(&mut self.head));
+    }
+
+    fn embed(&self, batch: &Batch, pass: &mut Pass) -> AdapterResult<Tensor> {
+        let tokens = batch.tokens();
+        self.check_tokens(tokens.ids.iter().copied(), "token")?;
+        let limit = self.config.max_position_embeddings;
+        let mut positions = tokens.positions.iter().zip(&tokens.segments);
+        let beyond =
+            |(position, segment): &(&u32, &u32)| **segment != 0 && **position as usize >= limit;
+        if let Some((position, _)) = positions.find(beyond) {
+            return Err(AdapterError::Other(format!(
+                "position {position} is beyond the model's limit of {limit} tokens (`max_position_embeddings`)"
+            )));
+        }
+        self.embedding
+            .forward(&tokens.ids, (tokens.rows, tokens.length), pass)
+    }
+
+    fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn block(
+        &self,
+        i: usize,
+        h: &Tensor,
+        batch: &Batch,
+        kv: Option<&mut KvCache>,
+        pass: &mut Pass,
+    ) -> AdapterResult<Tensor> {
+        let block = &self.blocks[i];
+        let x = block.input_norm.forward_rms(h, pass)?;
+        let h = (h + self.attend(i, &x, batch, kv, pass)?)?;
+        let x = block.post_norm.forward_rms(&h, pass)?;
+        let gated = ops::swiglu(&block.gate.forward(&x, pass)?, &block.up.forward(&x, pass)?)?;
+        Ok((&h + block.down.forward(&gated, pass)?)?)
+    }
+
+    fn head(&self, h: &Tensor, batch: &Batch, ask: &Ask, pass: &mut Pass) -> AdapterResult<Tensor> {
+        let (positions, targets): (Vec<u32>, Vec<u32>) = match ask {
+            Ask::Losses => batch.targets().into_iter().unzip(),
+            Ask::Logits(positions) => (positions.clone(), Vec::new()),
+        };
+        self.check_tokens(targets.iter().copied(), "label")?;
+        if positions.is_empty() {
+            return Ok(match ask {
+                Ask::Losses => Tensor::zeros(0, self.dtype(), h.device())?,
+                Ask::Logits(_) => {
+                    Tensor::zeros((0, self.config.vocab_size), self.dtype(), h.device())?
+                }
+            });
+        }
+        let (rows, tokens, hidden) = h.dims3()?;
+        // Rows are picked first: neither norms nor logits of other positions ever exist.
+        let x = ops::gather_rows(&h.reshape((rows * tokens, hidden))?, &positions)?;
+        let logits = self.head.forward(&self.norm.forward_rms(&x, pass)?, pass)?;
+        match ask {
+            Ask::Losses => Ok(ops::cross_entropy(&logits, &targets)?),
+            Ask::Logits(_) => Ok(logits),
+        }
+    }
+}
+
+impl Block {
+    fn new(config: &LlamaConfig, i: usize, checkpoint: &Checkpoint<'_>) -> Result<Self> {
+        let path = |part: &str| format!("model.layers.{i}.{part}");
+        let attention = |name: &str| {
+            linear(
+                checkpoint,
+                path(&format!("self_attn.{name}_proj")),
+                config.attention_bias,
+            )
+        };
+        let feed_forward = |name: &str| {
+            linear(
+                checkpoint,
+                path(&format!("mlp.{name}_proj")),
+                config.mlp_bias,
+            )
+        };
+        let norm = |name: &str| norm(checkpoint, &path(name), config.rms_norm_eps);
+        Ok(Self {
+            input_norm: norm("input_layernorm")?,
+            q: attention("q")?,
+            k: attention("k")?,
+            v: attention("v")?,
+            o: attention("o")?,
+            post_norm: norm("post_attention_layernorm")?,
+            gate: feed_forward("gate")?,
+            up: feed_forward("up")?,
+            down: feed_forward("down")?,
+        })
+    }
+}
+
+fn linear(checkpoint: &Checkpoint<'_>, path: String, bias: bool) -> Result<Linear> {
+    let weight = checkpoint.read(&format!("{path}.weight"))?;
+    let bias = bias
+        .then(|| checkpoint.read(&format!("{path}.bias")))
+        .transpose()?;
+    Ok(Linear::new(path, FrozenLinear::new(weight, bias)?))
+}
+
+fn norm(checkpoint: &Checkpoint<'_>, path: &str, eps: f64) -> Result<Norm> {
+    Ok(Norm::rms(
+        path,
+        checkpoint.read(&format!("{path}.weight"))?,
+        eps,
+    ))
+}
+
+/// Every tensor of the checkpoint with its shape, in the order of the forward pass. Lazy: a file may claim any number
+/// of layers.
+fn tensors(config: &LlamaConfig) -> impl Iterator<Item = (String, Vec<usize>)> + use<'_> {
+    let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+    let first = (format!("{EMBEDDING}.weight"), vec![vocab, hidden]);
+    let head = (format!("{HEAD}.weight"), vec![vocab, hidden]);
+    let last = [(format!("{NORM}.weight"), vec![hidden])];
+    let last = last
+        .into_iter()
+        .chain((!config.tie_word_embeddings).then_some(head));
+    std::iter::once(first)
+        .chain((0..config.num_hidden_layers).flat_map(|i| block_tensors(config, i)))
+        .chain(last)
+}
+
+fn block_tensors(config: &LlamaConfig, i: usize) -> Vec<(String, Vec<usize>)> {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let (query, key) = (config.query_size(), config.key_size());
+    let (attention, mlp) = (config.attention_bias, config.mlp_bias);
+    let mut tensors = Vec::new();
+    for norm in ["input_layernorm", "post_attention_layernorm"] {
+        tensors.push((format!("model.layers.{i}.{norm}.weight"), vec![hidden]));
+    }
+    for (name, n_out, n_in, bias) in [
+        ("self_attn.q_proj", query, hidden, attention),
+        ("self_attn.k_proj", key, hidden, attention),
+        ("self_attn.v_proj", key, hidden, attention),
+        ("self_attn.o_proj", hidden, query, attention),
+        ("mlp.gate_proj", inner, hidden, mlp),
+        ("mlp.up_proj", inner, hidden, mlp),
+        ("mlp.down_proj", hidden, inner, mlp),
+    ] {
+        tensors.push((format!("model.layers.{i}.{name}.weight"), vec![n_out, n_in]));
+        if bias {
+            tensors.push((format!("model.layers.{i}.{name}.bias"), vec![n_out]));
+        }
+    }
+    tensors
+}

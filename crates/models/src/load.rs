@@ -1,0 +1,49 @@
+//! From config.json and a checkpoint to a model, whatever its kind.
+
+use crate::{Llama, LlamaConfig, Precision, Result};
+use lowrank_adapter::Model;
+use lowrank_frozen::Weights;
+use serde_json::{Map, Value};
+
+/// What a program needs to know of a model beside its parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelInfo {
+    /// `model_type` of config.json.
+    pub model_type: String,
+    /// Number of tokens.
+    pub vocab_size: usize,
+    /// The tokens that end a text, the first of which is appended to examples; empty if the file names none.
+    pub eos_token_ids: Vec<u32>,
+    /// How many positions a sequence may have.
+    pub max_position_embeddings: usize,
+}
+
+impl ModelInfo {
+    /// Reads and checks the object that config.json holds; `origin` is the file, for messages.
+    ///
+    /// # Errors
+    /// If the kind of model is not supported, or a field is missing, out of range or unknown.
+    pub fn from_json(config: &Map<String, Value>, origin: &str) -> Result<Self> {
+        let config = LlamaConfig::from_json(config, origin)?;
+        Ok(Self {
+            model_type: "llama".to_owned(),
+            vocab_size: config.vocab_size,
+            eos_token_ids: config.eos_token_ids,
+            max_position_embeddings: config.max_position_embeddings,
+        })
+    }
+}
+
+/// Builds the model that config.json describes; `origin` is that file, for messages.
+///
+/// # Errors
+/// As [`ModelInfo::from_json`] and [`Llama::new`].
+pub fn load(
+    config: &Map<String, Value>,
+    origin: &str,
+    weights: &dyn Weights,
+    precision: Precision,
+) -> Result<Box<dyn Model>> {
+    let config = LlamaConfig::from_json(config, origin)?;
+    Ok(Box::new(Llama::new(config, weights, precision)?))
+}
