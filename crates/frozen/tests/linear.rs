@@ -1,0 +1,198 @@
+//! The frozen layer against its composed form: values, gradients, and what is refused.
+
+#![expect(clippy::unwrap_used, reason = "helpers of a test may fail it")]
+
+use candle_core::{DType, Device, Tensor, Var};
+use lowrank_frozen::FrozenLinear;
+use lowrank_ops as ops;
+use lowrank_ops::rng::{Key, Purpose};
+
+fn random(name: &str, shape: &[usize], dtype: DType) -> Tensor {
+    let mut stream = Key::new(11, Purpose::Test).site(name).stream();
+    let values: Vec<f64> = (0..shape.iter().product())
+        .map(|_| stream.normal())
+        .collect();
+    Tensor::from_vec(values, shape, &Device::Cpu)
+        .unwrap()
+        .to_dtype(dtype)
+        .unwrap()
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    let tensor = tensor.to_dtype(DType::F64).unwrap();
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn assert_close(ours: &Tensor, oracle: &Tensor, tolerance: f64) {
+    assert_eq!(ours.dims(), oracle.dims());
+    for (a, b) in values(ours).into_iter().zip(values(oracle)) {
+        assert!((a - b).abs() <= tolerance * b.abs().max(1.0), "{a} {b}");
+    }
+}
+
+/// x W^T + h B^T + bias with candle's own operations.
+fn composed(x: &Tensor, w: &Tensor, bias: &Tensor, h: &Tensor, b: &Tensor) -> Tensor {
+    let product = |x: &Tensor, w: &Tensor| {
+        let n = x.dims().last().copied().unwrap();
+        let rows = x.reshape(((), n)).unwrap();
+        let y = rows.matmul(&w.t().unwrap().contiguous().unwrap()).unwrap();
+        let mut dims = x.dims().to_vec();
+        *dims.last_mut().unwrap() = w.dims()[0];
+        y.reshape(dims).unwrap()
+    };
+    (product(x, w) + product(h, b))
+        .unwrap()
+        .broadcast_add(bias)
+        .unwrap()
+}
+
+#[test]
+fn outputs_and_gradients_equal_the_composed_form() {
+    for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::F64, 1e-12)] {
+        for (lead, n_in, n_out, rank) in [
+            (vec![7], 13, 5, 3),
+            (vec![2, 9], 24, 31, 2),
+            (vec![3, 1, 4], 6, 17, 5),
+        ] {
+            let shape = |last| [lead.clone(), vec![last]].concat();
+            let var =
+                |name, shape: &[usize]| Var::from_tensor(&random(name, shape, dtype)).unwrap();
+            let (x, h, b) = (
+                var("x", &shape(n_in)),
+                var("h", &shape(rank)),
+                var("b", &[n_out, rank]),
+            );
+            let bias = var("bias", &[n_out]);
+            let w = random("w", &[n_out, n_in], dtype);
+            let g = random("g", &shape(n_out), dtype);
+            let layer = FrozenLinear::new(w.clone(), None)
+                .unwrap()
+                .with_bias(Some(bias.as_tensor().clone()));
+
+            let ours = layer.forward_plus(&x, &h, &b).unwrap();
+            let oracle = composed(&x, &w, &bias, &h, &b);
+            assert_close(&ours, &oracle, tolerance);
+
+            let leaves = [&x, &h, &b, &bias];
+            let back = |y: &Tensor| {
+                let root = ops::Seed::apply(y, &g).unwrap();
+                ops::backward(&root, &[], &leaves).unwrap().1
+            };
+            for (ours, oracle) in back(&ours).into_iter().zip(back(&oracle)) {
+                assert_close(&ours.unwrap(), &oracle.unwrap(), tolerance);
+            }
+
+            // Alone: the same with h = 0.
+            let alone = layer.forward(&x).unwrap();
+            let zero = h.zeros_like().unwrap();
+            assert_close(&alone, &composed(&x, &w, &bias, &zero, &b), tolerance);
+            let ours = back(&alone);
+            let oracle = back(&composed(&x, &w, &bias, &zero, &b));
+            assert_close(
+                ours[0].as_ref().unwrap(),
+                oracle[0].as_ref().unwrap(),
+                tolerance,
+            );
+            assert!(ours[1].is_none() && ours[2].is_none());
+            assert_close(
+                ours[3].as_ref().unwrap(),
+                oracle[3].as_ref().unwrap(),
+                tolerance,
+            );
+        }
+    }
+}
+
+#[test]
+fn the_low_rank_path_is_its_formula() {
+    let (x, a, b) = (
+        random("x", &[2, 5, 12], DType::F64),
+        random("a", &[3, 12], DType::F64),
+        random("b", &[7, 3], DType::F64),
+    );
+    let layer = FrozenLinear::new(
+        random("w", &[7, 12], DType::F64),
+        Some(random("c", &[7], DType::F64)),
+    )
+    .unwrap();
+    let ours = layer.forward_low_rank(&x, &a, &b, 1.75).unwrap();
+    let oracle = (layer.forward(&x).unwrap() + ops::low_rank(&x, &a, &b, 1.75).unwrap()).unwrap();
+    assert_close(&ours, &oracle, 1e-12);
+}
+
+#[test]
+fn untracked_arguments_get_no_gradient_and_no_graph() {
+    let layer = FrozenLinear::new(random("w", &[7, 12], DType::F32), None).unwrap();
+    let x = random("x", &[5, 12], DType::F32);
+    let h = random("h", &[5, 2], DType::F32);
+    let b = Var::from_tensor(&random("b", &[7, 2], DType::F32)).unwrap();
+    assert!(!layer.forward(&x).unwrap().track_op());
+    let y = layer.forward_plus(&x, &h, &b).unwrap();
+    let root = ops::Seed::apply(&y, &y.ones_like().unwrap()).unwrap();
+    let (_, grads) = ops::backward(&root, &[], &[&b]).unwrap();
+    // dB = 1^T h: every row is the column sums of h.
+    let sums = h.sum(0).unwrap().broadcast_as((7, 2)).unwrap();
+    assert_close(grads[0].as_ref().unwrap(), &sums, 1e-5);
+}
+
+#[test]
+fn strided_inputs_are_read_in_order() {
+    let layer = FrozenLinear::new(random("w", &[7, 12], DType::F32), None).unwrap();
+    let wide = random("x", &[12, 20], DType::F32);
+    let strided = wide.t().unwrap().narrow(0, 3, 6).unwrap();
+    assert!(!strided.is_contiguous());
+    let copy = strided.force_contiguous().unwrap();
+    assert_eq!(
+        values(&layer.forward(&strided).unwrap()),
+        values(&layer.forward(&copy).unwrap())
+    );
+}
+
+#[test]
+fn a_weight_is_shared_and_never_copied() {
+    let table = random("table", &[29, 6], DType::F32);
+    let head = FrozenLinear::new(table.clone(), None).unwrap();
+    let address = |tensor: &Tensor| ops::data::<f32>(tensor).unwrap().as_ptr();
+    assert_eq!(address(&head.weight().unwrap()), address(&table));
+    assert_eq!(
+        address(&head.with_bias(None).weight().unwrap()),
+        address(&table)
+    );
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let layer = FrozenLinear::new(random("w", &[7, 12], DType::F32), None).unwrap();
+    let t = |shape: &[usize]| random("t", shape, DType::F32);
+    let message = |result: lowrank_frozen::Result<Tensor>| result.unwrap_err().to_string();
+    assert_eq!(
+        message(layer.forward(&t(&[3, 11]))),
+        "FrozenLinear: x has shape [3, 11], expected (.., 12)"
+    );
+    assert_eq!(
+        message(layer.forward_plus(&t(&[3, 12]), &t(&[2, 4]), &t(&[7, 4]))),
+        "FrozenLinear: h has shape [2, 4], expected [3] and a rank"
+    );
+    assert_eq!(
+        message(layer.forward_plus(&t(&[3, 12]), &t(&[3, 4]), &t(&[7, 5]))),
+        "FrozenLinear: B has shape [7, 5], expected [7, 4]"
+    );
+    assert_eq!(
+        message(layer.forward(&random("x", &[3, 12], DType::F64))),
+        "FrozenLinear: x has dtype f64, the weight has f32"
+    );
+    assert_eq!(
+        message(FrozenLinear::absent(7, 12).forward(&t(&[3, 12]))),
+        "the weight [7, 12] was not loaded, only its shape is known"
+    );
+    let half = t(&[7, 12]).to_dtype(DType::F16).unwrap();
+    let error = FrozenLinear::new(half, None).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "FrozenLinear: dtype f16 is not supported, expected f32 or f64"
+    );
+    let error = FrozenLinear::new(t(&[7, 12]), Some(t(&[12])))
+        .unwrap_err()
+        .to_string();
+    assert_eq!(error, "FrozenLinear: the bias has shape [12], expected [7]");
+}
