@@ -1,5 +1,7 @@
 //! config.json: what is read, and what is refused with which words.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 mod common;
 
 use common::{object, plain, rich, with};

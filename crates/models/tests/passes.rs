@@ -1,5 +1,7 @@
 //! What a pass may and may not depend on: the cache, padding, neighbours in a row, what is asked.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 mod common;
 
 use common::{assert_near, evaluate, logits, model, plain, rectangle, rich, rows, text, with};

@@ -1,5 +1,6 @@
 //! Small random models for the tests of this crate.
 #![expect(dead_code, reason = "every test file uses a part of this")]
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use candle_core::{DType, Device, Tensor};
 use lowrank_adapter::{Ask, Batch, Model, Pass, Selection, Tokens, UNSUPERVISED, run};
