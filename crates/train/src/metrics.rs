@@ -1,0 +1,209 @@
+//! `metrics.jsonl`: one JSON object a line, written as the run goes on.
+
+use crate::error::{Error, Result};
+use lowrank_format::atomic_write_file;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+
+/// What is logged of a training step. A number that is not finite is written as null.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepLine {
+    /// The optimiser step, from 1.
+    pub step: u64,
+    /// The task loss before the update, over the supervised tokens of the step; 0 if there are none.
+    pub loss: Option<f64>,
+    /// The learning rate.
+    pub lr: f64,
+    /// The global L2 norm after accumulation and before clipping.
+    pub grad_norm: Option<f64>,
+    /// Tokens that are not padding.
+    pub tokens: u64,
+    /// The same by the second, without evaluation and saving.
+    pub tokens_per_second: f64,
+    /// The largest memory that the process has held, in MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_rss_mb: Option<f64>,
+    /// Auxiliary losses and penalties, if there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aux_loss: Option<f64>,
+}
+
+/// What is logged of an evaluation during training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvalLine {
+    /// After this many steps.
+    pub step: u64,
+    /// The loss over all supervised tokens.
+    pub eval_loss: Option<f64>,
+    /// Tokens that are not padding.
+    pub eval_tokens: u64,
+    /// The share of right choices, if the rows are multiple choices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_accuracy: Option<f64>,
+}
+
+/// The open file. Every line is in it, whole, when the call that wrote it returns.
+#[derive(Debug)]
+pub struct Metrics {
+    path: PathBuf,
+    file: File,
+    /// The last training line.
+    pub last_step: Option<StepLine>,
+    /// The last evaluation line.
+    pub last_evaluation: Option<EvalLine>,
+}
+
+impl Metrics {
+    /// Opens the file and cuts the lines of steps after `done`, of which a crash may have left some, and what is not
+    /// a whole line. `None` cuts all.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written.
+    pub fn open(path: &Path, done: Option<u64>) -> Result<Self> {
+        let text = match fs::read(path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(Error::io("read", path)(error)),
+        };
+        let (mut kept, mut last_step, mut last_evaluation) = (String::new(), None, None);
+        for line in text
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'))
+        {
+            let value: Option<Value> = serde_json::from_str(line).ok();
+            let step = value.as_ref().and_then(|value| value.get("step")?.as_u64());
+            if step.is_none_or(|step| done.is_none_or(|done| step > done)) {
+                continue;
+            }
+            kept.push_str(line);
+            last_step = serde_json::from_str(line).ok().or(last_step);
+            last_evaluation = serde_json::from_str(line).ok().or(last_evaluation);
+        }
+        if kept != text {
+            atomic_write_file(path, kept.as_bytes())?;
+        }
+        let file = File::options().create(true).append(true).open(path);
+        Ok(Self {
+            path: path.to_path_buf(),
+            file: file.map_err(Error::io("open", path))?,
+            last_step,
+            last_evaluation,
+        })
+    }
+
+    /// Adds a training line.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn step(&mut self, line: &StepLine) -> Result<()> {
+        self.last_step = Some(line.clone());
+        self.write(line)
+    }
+
+    /// Adds an evaluation line.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn evaluation(&mut self, line: &EvalLine) -> Result<()> {
+        self.last_evaluation = Some(line.clone());
+        self.write(line)
+    }
+
+    /// Waits until the lines are on the disk: a checkpoint must not outlive the lines that lead to it.
+    ///
+    /// # Errors
+    /// If the file cannot be synced.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(Error::io("sync", &self.path))
+    }
+
+    fn write(&mut self, line: &impl Serialize) -> Result<()> {
+        // serde_json writes null for what JSON cannot hold.
+        let written = serde_json::to_string(line).map_err(std::io::Error::from);
+        let written = written.and_then(|line| self.file.write_all(format!("{line}\n").as_bytes()));
+        written.map_err(Error::io("write", &self.path))
+    }
+}
+
+/// The largest memory that this process has held (VmHWM), in MiB; none where the system does not tell.
+#[must_use]
+pub fn peak_rss_mb() -> Option<f64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: f64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kilobytes / 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_json_lacks_become_null() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut metrics = Metrics::open(&path, None).unwrap();
+        let line = StepLine {
+            step: 3,
+            loss: Some(f64::NAN),
+            lr: 2e-4,
+            grad_norm: Some(f64::INFINITY),
+            tokens: 12,
+            tokens_per_second: 480.5,
+            peak_rss_mb: Some(64.25),
+            aux_loss: None,
+        };
+        metrics.step(&line).unwrap();
+        let evaluation = EvalLine {
+            step: 3,
+            eval_loss: Some(1.5),
+            eval_tokens: 7,
+            eval_accuracy: Some(0.5),
+        };
+        metrics.evaluation(&evaluation).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(
+            text,
+            "{\"step\":3,\"loss\":null,\"lr\":0.0002,\"grad_norm\":null,\"tokens\":12,\
+             \"tokens_per_second\":480.5,\"peak_rss_mb\":64.25}\n\
+             {\"step\":3,\"eval_loss\":1.5,\"eval_tokens\":7,\"eval_accuracy\":0.5}\n"
+        );
+    }
+
+    #[test]
+    fn later_and_broken_lines_are_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let line = |step| format!("{{\"step\":{step},\"eval_loss\":1.5,\"eval_tokens\":7}}\n");
+        let event = "{\"step\":1,\"event\":\"allocate\"}\n";
+        let text = [
+            &line(0),
+            event,
+            "no json\n",
+            &line(2),
+            &line(3),
+            "{\"step\":1",
+        ]
+        .concat();
+        fs::write(&path, &text).unwrap();
+        let metrics = Metrics::open(&path, Some(2)).unwrap();
+        let kept = fs::read_to_string(&path).unwrap();
+        assert_eq!(kept, [&line(0), event, &line(2)].concat());
+        assert_eq!(metrics.last_evaluation.map(|line| line.step), Some(2));
+        assert_eq!(metrics.last_step, None);
+        drop(Metrics::open(&path, None).unwrap());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "");
+    }
+
+    #[test]
+    fn peak_memory_is_at_least_a_megabyte() {
+        if cfg!(target_os = "linux") {
+            assert!(peak_rss_mb().unwrap() > 1.0);
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! A run file with nothing left to guess.
+
+use crate::run_file::{Held, OnNonFinite, RunFile, TaskKeys};
+use crate::schedule::{Curve, Warmup};
+use lowrank_adapter::Memory;
+use lowrank_data::Length;
+use std::collections::BTreeMap;
+use std::path::Path;
+use toml::{Table, Value};
+
+/// Keys that a resumed run may change: where the run ends, what it writes and when it looks.
+const FREE: [&str; 6] = [
+    "output.dir",
+    "train.steps",
+    "train.epochs",
+    "train.eval_every",
+    "train.save_every",
+    "train.keep_checkpoints",
+];
+
+/// Every key with its value, paths absolute.
+pub(crate) fn table(run: &RunFile) -> Table {
+    let mut root = Table::new();
+    let mut section = |name: &str, keys: Vec<(&str, Value)>| {
+        let keys = keys.into_iter();
+        let table: Table = keys.map(|(key, value)| (key.to_owned(), value)).collect();
+        root.insert(name.to_owned(), Value::Table(table));
+    };
+    let source = &run.model.source;
+    let source = if Path::new(source).exists() {
+        absolute(source)
+    } else {
+        source.as_str().into()
+    };
+    let dtype = match run.model.dtype {
+        Held::AsStored => "as-stored",
+        Held::F32 => "f32",
+        Held::F64 => "f64",
+    };
+    section("model", vec![("source", source), ("dtype", dtype.into())]);
+
+    let mut adapter: Vec<(&str, Value)> = Vec::new();
+    adapter.extend(
+        run.adapter
+            .family
+            .as_deref()
+            .map(|family| ("family", family.into())),
+    );
+    adapter.extend(
+        run.adapter
+            .init_from
+            .as_deref()
+            .map(|dir| ("init_from", absolute(dir))),
+    );
+    let keys = run.adapter.keys.iter();
+    // TOML has no null: a key that is null is as good as absent.
+    adapter.extend(keys.filter_map(|(key, value)| Some((key.as_str(), to_toml(value)?))));
+    section("adapter", adapter);
+
+    let TaskKeys::CausalLm = run.task;
+    section("task", vec![("kind", "causal-lm".into())]);
+
+    let data = &run.data;
+    section(
+        "data",
+        vec![
+            ("train", paths(&data.train)),
+            ("eval", paths(&data.eval)),
+            ("max_length", integer(data.max_length.get() as u64)),
+            ("packing", false.into()),
+            ("shuffle", data.shuffle.into()),
+        ],
+    );
+    section("train", train(run));
+    section("output", vec![("dir", absolute(&run.output.dir))]);
+    root
+}
+
+/// What a checkpoint remembers of the run: dotted keys and values, without those that may change.
+pub(crate) fn settings(run: &RunFile) -> BTreeMap<String, serde_json::Value> {
+    let mut settings = BTreeMap::new();
+    for (section, keys) in &table(run) {
+        for (key, value) in keys.as_table().into_iter().flatten() {
+            let key = format!("{section}.{key}");
+            if !FREE.contains(&key.as_str()) {
+                let json = serde_json::to_value(value).unwrap_or_default();
+                settings.insert(key, json);
+            }
+        }
+    }
+    settings
+}
+
+fn train(run: &RunFile) -> Vec<(&'static str, Value)> {
+    let train = &run.train;
+    let length = match train.length {
+        Length::Steps(steps) => ("steps", integer(steps)),
+        Length::Epochs(epochs) => ("epochs", integer(epochs)),
+    };
+    let warmup = match train.warmup {
+        Warmup::Steps(steps) => ("warmup_steps", integer(steps)),
+        Warmup::Ratio(ratio) => ("warmup_ratio", ratio.into()),
+    };
+    let curve = match train.schedule {
+        Curve::Constant => "constant",
+        Curve::Linear => "linear",
+        Curve::Cosine => "cosine",
+    };
+    let on_non_finite = match train.on_non_finite {
+        OnNonFinite::Stop => "stop",
+        OnNonFinite::Skip => "skip",
+    };
+    let (beta1, beta2) = train.adamw.betas;
+    let mut keys = vec![
+        length,
+        ("batch_size", integer(train.batch_size.get() as u64)),
+        ("accumulate", integer(train.accumulate.get() as u64)),
+        ("optimizer", "adamw".into()),
+        ("betas", Value::Array(vec![beta1.into(), beta2.into()])),
+        ("eps", train.adamw.eps.into()),
+        ("weight_decay", train.adamw.weight_decay.into()),
+        ("learning_rate", train.learning_rate.into()),
+        ("schedule", curve.into()),
+        warmup,
+        ("max_grad_norm", train.max_grad_norm.into()),
+        ("compute", "f32".into()),
+        ("recompute", (train.memory == Memory::Recompute).into()),
+        ("eval_every", integer(train.eval_every)),
+        ("save_every", integer(train.save_every)),
+        (
+            "keep_checkpoints",
+            integer(train.keep_checkpoints.get() as u64),
+        ),
+        ("seed", integer(train.seed)),
+        ("on_non_finite", on_non_finite.into()),
+    ];
+    if !train.groups.is_empty() {
+        let mut groups = Table::new();
+        for (name, group) in &train.groups {
+            let mut table = Table::new();
+            table.insert(
+                "learning_rate_factor".into(),
+                group.learning_rate_factor.into(),
+            );
+            if let Some(decay) = group.weight_decay {
+                table.insert("weight_decay".into(), decay.into());
+            }
+            groups.insert(name.clone(), table.into());
+        }
+        keys.push(("groups", groups.into()));
+    }
+    keys
+}
+
+/// Everything that was read from TOML fits again.
+fn integer(value: u64) -> Value {
+    Value::Integer(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+fn paths(list: &[String]) -> Value {
+    Value::Array(list.iter().map(|path| absolute(path)).collect())
+}
+
+fn absolute(path: &str) -> Value {
+    let found = std::path::absolute(path);
+    found.map_or_else(|_| path.into(), |path| path.display().to_string().into())
+}
+
+fn to_toml(value: &serde_json::Value) -> Option<Value> {
+    Value::try_from(value).ok()
+}

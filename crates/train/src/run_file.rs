@@ -1,0 +1,441 @@
+//! The run file: what to train, on what, how, and where to.
+
+use crate::error::{Error, Result};
+use crate::keys::{Keys, Origin, as_number, refuse_unknown};
+use crate::optimizer::{AdamW, Group};
+use crate::schedule::{Curve, Warmup};
+use lowrank_adapter::Memory;
+use lowrank_data::Length;
+use serde_json::{Map, Number};
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use toml::{Table, Value};
+
+/// A whole run. Every value that parses is in range.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunFile {
+    /// `[model]`.
+    pub model: ModelKeys,
+    /// `[adapter]`.
+    pub adapter: AdapterKeys,
+    /// `[task]`.
+    pub task: TaskKeys,
+    /// `[data]`.
+    pub data: DataKeys,
+    /// `[train]`.
+    pub train: TrainKeys,
+    /// `[output]`.
+    pub output: OutputKeys,
+}
+
+/// The base model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelKeys {
+    /// A folder, or the name of an embedded model.
+    pub source: String,
+    /// How the frozen weights are held.
+    pub dtype: Held,
+}
+
+/// How frozen weights are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// As the checkpoint stores them, where a dtype that cannot be computed in becomes f32.
+    AsStored,
+    /// Single precision.
+    F32,
+    /// Double precision.
+    F64,
+}
+
+/// What is trained.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct AdapterKeys {
+    /// The family's name; absent means the default family, or the one of `init_from`.
+    pub family: Option<String>,
+    /// Start from this adapter folder.
+    pub init_from: Option<String>,
+    /// Every other key as it was written: only the family knows them.
+    pub keys: Map<String, serde_json::Value>,
+}
+
+/// The kind of task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TaskKeys {
+    /// The next token.
+    CausalLm,
+}
+
+/// The rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataKeys {
+    /// Files to train on: paths and globs, at least one.
+    pub train: Vec<String>,
+    /// Held-out files; may be empty.
+    pub eval: Vec<String>,
+    /// Longer rows lose their right end, in tokens.
+    pub max_length: NonZeroUsize,
+    /// Whether epochs are permuted.
+    pub shuffle: bool,
+}
+
+/// The loop.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainKeys {
+    /// `steps` or `epochs`.
+    pub length: Length,
+    /// Rows in a micro-batch.
+    pub batch_size: NonZeroUsize,
+    /// Micro-batches in a step.
+    pub accumulate: NonZeroUsize,
+    /// The optimiser's constants.
+    pub adamw: AdamW,
+    /// Settings of groups of tensors, by the groups' names (`[train.groups.<name>]`).
+    pub groups: BTreeMap<String, Group>,
+    /// The highest learning rate.
+    pub learning_rate: f64,
+    /// How it falls.
+    pub schedule: Curve,
+    /// How it rises.
+    pub warmup: Warmup,
+    /// The global norm that gradients are clipped to; 0 turns clipping off.
+    pub max_grad_norm: f64,
+    /// Whether blocks are computed again instead of kept (`recompute`).
+    pub memory: Memory,
+    /// Steps between evaluations; 0 = only before step 1 and at the end.
+    pub eval_every: u64,
+    /// Steps between checkpoints; 0 = only at the end.
+    pub save_every: u64,
+    /// How many checkpoints are kept.
+    pub keep_checkpoints: NonZeroUsize,
+    /// What everything random depends on.
+    pub seed: u64,
+    /// What happens to a step whose loss or gradient is not finite.
+    pub on_non_finite: OnNonFinite,
+}
+
+/// What happens to a step whose loss or gradient is not finite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnNonFinite {
+    /// The run stops with an error.
+    Stop,
+    /// The step counts, and changes nothing.
+    Skip,
+}
+
+/// Where results go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputKeys {
+    /// The run's folder.
+    pub dir: String,
+}
+
+const SECTIONS: [&str; 6] = ["model", "adapter", "task", "data", "train", "output"];
+
+const PATHS: &str = "a list of paths, for example [\"train.jsonl\"]";
+
+/// Steps, epochs and seeds are TOML integers.
+const MAX: u64 = i64::MAX as u64;
+
+/// A step's rows are listed in memory.
+const MAX_ROWS: u64 = 65_536;
+
+impl RunFile {
+    /// Reads a run file's text. `path` is for messages only; `sets` are `key=value` with a dotted key and a TOML value
+    /// (a bare word is a string), applied in order.
+    ///
+    /// # Errors
+    /// On wrong syntax (with line and column), an unknown key (with the nearest known one), a value of the wrong type
+    /// or out of range, keys that exclude each other, or what is planned but not built. Each names file, key and value.
+    pub fn parse(text: &str, path: &Path, sets: &[String]) -> Result<Self> {
+        let (origin, mut root) = Origin::parse(text, path, sets)?;
+        refuse_unknown(&origin, "", &root, &SECTIONS)?;
+        let mut section = |name| Keys::section(&mut root, &origin, name);
+        Ok(Self {
+            model: model(section("model")?, &origin)?,
+            adapter: adapter(section("adapter")?, &origin)?,
+            task: task(section("task")?, &origin)?,
+            data: data(section("data")?, &origin)?,
+            train: train(section("train")?, &origin)?,
+            output: output(section("output")?, &origin)?,
+        })
+    }
+
+    /// The file with every default filled in and paths made absolute from the working directory (`model.source` only
+    /// if it exists as a path). Reading it again gives the same run.
+    #[must_use]
+    pub fn resolved(&self) -> String {
+        crate::resolved::table(self).to_string()
+    }
+}
+
+fn missing(origin: &Origin, key: &str, expected: &str) -> Error {
+    origin.error(key, format!("`{key}` is missing, expected {expected}"))
+}
+
+fn model(keys: Keys<'_>, origin: &Origin) -> Result<ModelKeys> {
+    const SOURCE: &str = "a model folder or the name of an embedded model, as a string";
+    let mut keys = keys.only(&["source", "dtype"])?;
+    let source = keys.string("source", SOURCE)?;
+    let source = source.ok_or_else(|| missing(origin, "model.source", SOURCE))?;
+    if source.starts_with("hub:") {
+        return Err(origin.error(
+            "model.source",
+            format!("`model.source = \"{source}\"` is not yet supported (only folders are)"),
+        ));
+    }
+    let dtypes = [
+        ("as-stored", Held::AsStored),
+        ("f32", Held::F32),
+        ("f64", Held::F64),
+    ];
+    let dtype = keys.word("dtype", &dtypes, &["bf16", "f16", "nf4"])?;
+    Ok(ModelKeys {
+        source,
+        dtype: dtype.unwrap_or(Held::AsStored),
+    })
+}
+
+fn adapter(mut keys: Keys<'_>, origin: &Origin) -> Result<AdapterKeys> {
+    let family = keys.string("family", "the name of a family, as a string")?;
+    let init_from = keys.string("init_from", "an adapter folder, as a string")?;
+    let mut rest = Map::new();
+    for (key, value) in keys.rest() {
+        let name = format!("adapter.{key}");
+        let json = to_json(&value).ok_or_else(|| {
+            origin.expected(&name, &value, "finite numbers, and neither dates nor times")
+        })?;
+        rest.insert(key, json);
+    }
+    Ok(AdapterKeys {
+        family,
+        init_from,
+        keys: rest,
+    })
+}
+
+fn to_json(value: &Value) -> Option<serde_json::Value> {
+    Some(match value {
+        Value::String(text) => text.clone().into(),
+        Value::Integer(number) => (*number).into(),
+        Value::Float(number) => Number::from_f64(*number)?.into(),
+        Value::Boolean(value) => (*value).into(),
+        Value::Array(items) => items
+            .iter()
+            .map(to_json)
+            .collect::<Option<Vec<_>>>()?
+            .into(),
+        Value::Table(table) => {
+            let pairs = table.iter();
+            let pairs = pairs.map(|(key, value)| Some((key.clone(), to_json(value)?)));
+            serde_json::Value::Object(pairs.collect::<Option<_>>()?)
+        }
+        Value::Datetime(_) => return None,
+    })
+}
+
+fn task(keys: Keys<'_>, origin: &Origin) -> Result<TaskKeys> {
+    let mut keys = keys.only(&["kind", "num_labels"])?;
+    let kinds = [("causal-lm", TaskKeys::CausalLm)];
+    let kind = keys.word("kind", &kinds, &["classification"])?;
+    if keys.has("num_labels") {
+        let what = "`task.num_labels` is not yet supported (leave it out)";
+        return Err(origin.error("task.num_labels", what));
+    }
+    Ok(kind.unwrap_or(TaskKeys::CausalLm))
+}
+
+fn data(keys: Keys<'_>, origin: &Origin) -> Result<DataKeys> {
+    let mut keys = keys.only(&["train", "eval", "max_length", "packing", "shuffle"])?;
+    let train = keys.strings("train", PATHS)?;
+    let train = train.ok_or_else(|| missing(origin, "data.train", PATHS))?;
+    if train.is_empty() {
+        return Err(origin.error(
+            "data.train",
+            format!("`data.train` is [], expected {PATHS}"),
+        ));
+    }
+    let eval = keys.strings("eval", PATHS)?.unwrap_or_default();
+    for (key, list) in [("data.train", &train), ("data.eval", &eval)] {
+        if let Some(hub) = list.iter().find(|path| path.starts_with("hub:")) {
+            let what = format!("`\"{hub}\"` in `{key}` is not yet supported (only files are)");
+            return Err(origin.error(key, what));
+        }
+    }
+    if keys.boolean("packing")? == Some(true) {
+        return Err(origin.not_yet("data.packing", &Value::Boolean(true), "false"));
+    }
+    // A vocabulary's ids and positions are 32 bits wide.
+    let max_length = count(&mut keys, "max_length", 2, u64::from(u32::MAX))?;
+    Ok(DataKeys {
+        train,
+        eval,
+        max_length: max_length.unwrap_or(const { NonZeroUsize::new(512).expect("not 0") }),
+        shuffle: keys.boolean("shuffle")?.unwrap_or(true),
+    })
+}
+
+const TRAIN: [&str; 22] = [
+    "steps",
+    "epochs",
+    "batch_size",
+    "accumulate",
+    "optimizer",
+    "betas",
+    "eps",
+    "weight_decay",
+    "lora_plus_ratio",
+    "groups",
+    "learning_rate",
+    "schedule",
+    "warmup_steps",
+    "warmup_ratio",
+    "max_grad_norm",
+    "compute",
+    "recompute",
+    "eval_every",
+    "save_every",
+    "keep_checkpoints",
+    "seed",
+    "on_non_finite",
+];
+
+fn train(keys: Keys<'_>, origin: &Origin) -> Result<TrainKeys> {
+    const NOT_NEGATIVE: &str = "a finite number of at least 0";
+    let mut keys = keys.only(&TRAIN)?;
+    if let Some(value) = keys.take("lora_plus_ratio") {
+        let what = format!("`train.lora_plus_ratio = {value}` is not yet supported (leave it out)");
+        return Err(origin.error("train.lora_plus_ratio", what));
+    }
+    let planned = ["sgd", "adam", "adamw8bit", "adafactor", "lion"];
+    keys.word("optimizer", &[("adamw", ())], &planned)?;
+    keys.word("compute", &[("f32", ())], &["bf16"])?;
+    let not_negative = |number| number >= 0.0;
+    let steps = keys.integer("steps", 1..=MAX)?;
+    let epochs = keys.integer("epochs", 1..=MAX)?;
+    let length = match (steps, epochs) {
+        (Some(_), Some(_)) => return Err(both(origin, "steps", "epochs")),
+        (Some(steps), None) => Length::Steps(steps),
+        (None, epochs) => Length::Epochs(epochs.unwrap_or(1)),
+    };
+    let warmup_steps = keys.integer("warmup_steps", 0..=MAX)?;
+    let ratio = |number: f64| (0.0..=1.0).contains(&number);
+    let warmup = match (
+        warmup_steps,
+        keys.number("warmup_ratio", "a number from 0 to 1", ratio)?,
+    ) {
+        (Some(_), Some(_)) => return Err(both(origin, "warmup_steps", "warmup_ratio")),
+        (None, Some(ratio)) => Warmup::Ratio(ratio),
+        (steps, None) => Warmup::Steps(steps.unwrap_or(0)),
+    };
+    let curves = [
+        ("constant", Curve::Constant),
+        ("linear", Curve::Linear),
+        ("cosine", Curve::Cosine),
+    ];
+    let default = AdamW::default();
+    let on_non_finite = [("stop", OnNonFinite::Stop), ("skip", OnNonFinite::Skip)];
+    Ok(TrainKeys {
+        length,
+        batch_size: count(&mut keys, "batch_size", 1, MAX_ROWS)?
+            .unwrap_or(const { NonZeroUsize::new(8).expect("not 0") }),
+        accumulate: count(&mut keys, "accumulate", 1, MAX_ROWS)?.unwrap_or(NonZeroUsize::MIN),
+        adamw: AdamW {
+            betas: betas(&mut keys)?.unwrap_or(default.betas),
+            eps: keys
+                .number("eps", "a finite number above 0", |eps| eps > 0.0)?
+                .unwrap_or(default.eps),
+            weight_decay: keys
+                .number("weight_decay", NOT_NEGATIVE, not_negative)?
+                .unwrap_or(default.weight_decay),
+        },
+        groups: groups(&mut keys, origin)?,
+        learning_rate: keys
+            .number("learning_rate", NOT_NEGATIVE, not_negative)?
+            .unwrap_or(2e-4),
+        schedule: keys
+            .word("schedule", &curves, &[])?
+            .unwrap_or(Curve::Constant),
+        warmup,
+        max_grad_norm: keys
+            .number("max_grad_norm", NOT_NEGATIVE, not_negative)?
+            .unwrap_or(1.0),
+        memory: match keys.boolean("recompute")? {
+            Some(true) => Memory::Recompute,
+            _ => Memory::Keep,
+        },
+        eval_every: keys.integer("eval_every", 0..=MAX)?.unwrap_or(0),
+        save_every: keys.integer("save_every", 0..=MAX)?.unwrap_or(0),
+        keep_checkpoints: count(&mut keys, "keep_checkpoints", 1, MAX)?
+            .unwrap_or(const { NonZeroUsize::new(2).expect("not 0") }),
+        seed: keys.integer("seed", 0..=MAX)?.unwrap_or(42),
+        on_non_finite: keys
+            .word("on_non_finite", &on_non_finite, &[])?
+            .unwrap_or(OnNonFinite::Stop),
+    })
+}
+
+fn both(origin: &Origin, first: &str, second: &str) -> Error {
+    let what = format!("`train.{first}` and `train.{second}` are both given, expected one of them");
+    origin.error(&format!("train.{first}"), what)
+}
+
+fn count(keys: &mut Keys<'_>, key: &str, min: u64, max: u64) -> Result<Option<NonZeroUsize>> {
+    let count = keys.integer(key, min..=max)?;
+    Ok(count
+        .and_then(|count| usize::try_from(count).ok())
+        .and_then(NonZeroUsize::new))
+}
+
+fn betas(keys: &mut Keys<'_>) -> Result<Option<(f64, f64)>> {
+    let Some(value) = keys.take("betas") else {
+        return Ok(None);
+    };
+    let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
+    let numbers: Vec<f64> = list.iter().filter_map(as_number).collect();
+    match numbers[..] {
+        [first, second]
+            if list.len() == 2 && (0.0..1.0).contains(&first) && (0.0..1.0).contains(&second) =>
+        {
+            Ok(Some((first, second)))
+        }
+        _ => Err(keys.wrong(
+            "betas",
+            &value,
+            "two numbers from 0 to below 1, for example [0.9, 0.999]",
+        )),
+    }
+}
+
+fn groups(keys: &mut Keys<'_>, origin: &Origin) -> Result<BTreeMap<String, Group>> {
+    let mut groups = BTreeMap::new();
+    let mut tables = match keys.take("groups") {
+        None => Table::new(),
+        Some(Value::Table(tables)) => tables,
+        Some(other) => return Err(keys.wrong("groups", &other, "a table of groups")),
+    };
+    let names: Vec<String> = tables.keys().cloned().collect();
+    for name in names {
+        let mut keys = Keys::section(&mut tables, origin, &name)?
+            .within("train.groups")
+            .only(&["learning_rate_factor", "weight_decay"])?;
+        let expected = "a finite number of at least 0";
+        let factor = keys.number("learning_rate_factor", expected, |number| number >= 0.0)?;
+        let weight_decay = keys.number("weight_decay", expected, |number| number >= 0.0)?;
+        let group = Group {
+            learning_rate_factor: factor.unwrap_or(1.0),
+            weight_decay,
+        };
+        groups.insert(name, group);
+    }
+    Ok(groups)
+}
+
+fn output(keys: Keys<'_>, origin: &Origin) -> Result<OutputKeys> {
+    const DIR: &str = "a folder, as a string, for example \"runs/first\"";
+    let mut keys = keys.only(&["dir"])?;
+    let dir = keys.string("dir", DIR)?;
+    let dir = dir.ok_or_else(|| missing(origin, "output.dir", DIR))?;
+    Ok(OutputKeys { dir })
+}

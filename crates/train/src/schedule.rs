@@ -1,0 +1,141 @@
+//! The learning rate of every step.
+
+/// How the learning rate falls after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Curve {
+    /// It does not.
+    Constant,
+    /// In a line that would reach 0 one step after the last.
+    Linear,
+    /// Along half a cosine.
+    Cosine,
+}
+
+/// How long the learning rate rises.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Warmup {
+    /// So many steps.
+    Steps(u64),
+    /// This share of all steps, rounded up as transformers does.
+    Ratio(f64),
+}
+
+impl Warmup {
+    /// The number of warm-up steps of a run of `total` steps.
+    #[must_use]
+    pub fn steps(self, total: u64) -> u64 {
+        match self {
+            Self::Steps(steps) => steps,
+            Self::Ratio(ratio) => (ratio * total as f64).ceil() as u64,
+        }
+    }
+}
+
+/// The learning rate as a function of the step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Schedule {
+    /// The highest learning rate.
+    pub base: f64,
+    /// How it falls.
+    pub curve: Curve,
+    /// For how many steps it rises.
+    pub warmup: u64,
+    /// How many steps there are.
+    pub total: u64,
+}
+
+impl Schedule {
+    /// The learning rate of `step`, in 1..=total. With k = step - 1 and w warm-up steps: base * k / w for k < w (the
+    /// first is 0); then with p = (k - w) / max(1, total - w): base, base * (1 - p) or base * (1 + cos(pi p)) / 2.
+    #[must_use]
+    pub fn rate(&self, step: u64) -> f64 {
+        let k = step.saturating_sub(1);
+        if k < self.warmup {
+            return self.base * (k as f64 / self.warmup as f64);
+        }
+        let rest = self.total.saturating_sub(self.warmup).max(1);
+        let p = (k - self.warmup) as f64 / rest as f64;
+        match self.curve {
+            Curve::Constant => self.base,
+            Curve::Linear => self.base * (1.0 - p),
+            Curve::Cosine => self.base * (1.0 + (std::f64::consts::PI * p).cos()) / 2.0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn rates_follow_the_formulas() {
+        use Curve::{Constant, Cosine, Linear};
+        let half = std::f64::consts::FRAC_1_SQRT_2;
+        for (curve, warmup, total, expected) in [
+            (Constant, 0, 3, vec![3.0, 3.0, 3.0]),
+            (Constant, 2, 4, vec![0.0, 1.5, 3.0, 3.0]),
+            (Linear, 0, 4, vec![3.0, 2.25, 1.5, 0.75]),
+            (Linear, 3, 5, vec![0.0, 1.0, 2.0, 3.0, 1.5]),
+            (Cosine, 0, 2, vec![3.0, 1.5]),
+            (
+                Cosine,
+                1,
+                5,
+                vec![0.0, 3.0, 1.5 * (1.0 + half), 1.5, 1.5 * (1.0 - half)],
+            ),
+            // A warm-up that is longer than the run, and one that fills it.
+            (Linear, 10, 2, vec![0.0, 0.3]),
+            (Cosine, 2, 2, vec![0.0, 1.5]),
+            (Linear, 0, 1, vec![3.0]),
+        ] {
+            let schedule = Schedule {
+                base: 3.0,
+                curve,
+                warmup,
+                total,
+            };
+            for (step, expected) in (1..).zip(expected) {
+                let rate = schedule.rate(step);
+                assert!(
+                    (rate - expected).abs() < 1e-12,
+                    "{schedule:?} at {step}: {rate}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_ratio_is_rounded_up() {
+        for (ratio, total, expected) in [(0.0, 10, 0), (0.03, 100, 3), (0.03, 101, 4), (1.0, 7, 7)]
+        {
+            assert_eq!(Warmup::Ratio(ratio).steps(total), expected);
+        }
+        assert_eq!(Warmup::Steps(5).steps(3), 5);
+    }
+
+    proptest! {
+        #[test]
+        fn rates_stay_between_zero_and_the_base_and_fall_after_the_warm_up(
+            base in 1e-6f64..10.0,
+            curve in prop_oneof![Just(Curve::Constant), Just(Curve::Linear), Just(Curve::Cosine)],
+            warmup in 0u64..40,
+            total in 1u64..60,
+        ) {
+            let schedule = Schedule { base, curve, warmup, total };
+            let rates: Vec<f64> = (1..=total).map(|step| schedule.rate(step)).collect();
+            for (k, rate) in rates.iter().enumerate() {
+                prop_assert!((0.0..=base).contains(rate));
+                let Some(next) = rates.get(k + 1) else { continue };
+                if (k as u64) < warmup {
+                    prop_assert!(next > rate);
+                } else {
+                    prop_assert!(next <= rate);
+                }
+            }
+            if warmup < total {
+                prop_assert_eq!(schedule.rate(warmup + 1), base);
+            }
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! One optimiser step.
+
+use crate::clip::{clip, find_non_finite, global_norm};
+use crate::error::{Error, Result};
+use crate::evaluate::{batch, numbers};
+use crate::optimizer::Optimizer;
+use crate::run_file::{OnNonFinite, TrainKeys};
+use crate::schedule::Schedule;
+use candle_core::DType;
+use lowrank_adapter::{
+    Ask, Attached, Batch, Controller, Masks, Model, Param, Pass, Probe, Selection, Share, Step,
+    run, sweep,
+};
+use lowrank_data::{Example, Order, Plan, StepRows};
+use lowrank_ops::rng::{Key, Purpose};
+use lowrank_ops::{self as ops, Grads};
+
+/// What is trained: an adapter in its model, or a whole model.
+pub struct Trainable<'a> {
+    /// The model, with the parameters in it.
+    pub model: &'a dyn Model,
+    /// Every parameter, trained or not: all of them are in checkpoints.
+    pub params: Vec<Param>,
+    /// What acts between steps.
+    pub controller: Option<&'a mut dyn Controller>,
+    /// What training passes select.
+    pub selection: Selection,
+}
+
+impl<'a> Trainable<'a> {
+    /// An attached adapter.
+    pub fn adapter(model: &'a dyn Model, attached: &'a mut Attached) -> Self {
+        Self {
+            model,
+            params: attached.params.clone(),
+            selection: Selection::one(attached.name.clone()),
+            controller: match &mut attached.controller {
+                Some(controller) => Some(controller.as_mut()),
+                None => None,
+            },
+        }
+    }
+
+    /// Every weight of a model, as `lowrank_adapter::train_all` made them under `name`.
+    pub fn whole(model: &'a dyn Model, name: &str, params: Vec<Param>) -> Self {
+        Self {
+            model,
+            params,
+            selection: Selection::one(name),
+            controller: None,
+        }
+    }
+}
+
+/// The gradient of a step, before anything looks at it.
+#[derive(Debug)]
+pub struct Summed {
+    /// Gradients of the mean loss over the step's supervised tokens, and of auxiliary losses and penalties.
+    pub grads: Grads,
+    /// The mean loss; 0 if nothing is supervised.
+    pub loss: f64,
+    /// Auxiliary losses (a mean over tokens) and penalties, if there are any.
+    pub auxiliary: Option<f64>,
+    /// Tokens that are not padding.
+    pub tokens: u64,
+    /// Predictions that count.
+    pub supervised: u64,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Done {
+    /// The mean loss before the update; 0 if nothing is supervised.
+    pub loss: f64,
+    /// Auxiliary losses and penalties, if there are any.
+    pub auxiliary: Option<f64>,
+    /// The global norm before clipping.
+    pub grad_norm: f64,
+    /// The learning rate.
+    pub learning_rate: f64,
+    /// Tokens that are not padding.
+    pub tokens: u64,
+    /// Whether parameters were updated, and if not, why.
+    pub update: Update,
+}
+
+/// Whether parameters were updated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Update {
+    /// They were.
+    Made,
+    /// The step's rows have no supervised token: neither decay nor ages nor controllers moved.
+    NothingSupervised,
+    /// The loss or a gradient was not finite, and the run file says to go on.
+    NotFinite,
+}
+
+/// Makes steps.
+pub struct Trainer<'a, 'b> {
+    trainable: &'b mut Trainable<'a>,
+    examples: &'b [Example],
+    held_out: &'b [Example],
+    keys: &'b TrainKeys,
+    plan: Plan,
+    schedule: Schedule,
+    optimizer: Optimizer,
+    trained: Vec<Param>,
+    /// Whether every trained tensor has been seen in the gradients.
+    reached: bool,
+}
+
+impl<'a, 'b> Trainer<'a, 'b> {
+    /// A trainer before its first step. `held_out` is what controllers may probe; it may be empty.
+    ///
+    /// # Errors
+    /// If there are no rows, nothing is trained, or the run file names a group that does not exist.
+    pub fn new(
+        trainable: &'b mut Trainable<'a>,
+        examples: &'b [Example],
+        held_out: &'b [Example],
+        keys: &'b TrainKeys,
+        shuffle: bool,
+    ) -> Result<Self> {
+        let len = std::num::NonZeroUsize::new(examples.len()).ok_or(Error::NoRows)?;
+        let plan = Plan {
+            order: Order {
+                seed: keys.seed,
+                shuffle,
+                len,
+            },
+            batch_size: keys.batch_size,
+            accumulate: keys.accumulate,
+            length: keys.length,
+        };
+        let total = plan.total_steps();
+        let optimizer = Optimizer::new(&trainable.params, keys.adamw, &keys.groups)?;
+        Ok(Self {
+            trained: optimizer.params().cloned().collect(),
+            optimizer,
+            schedule: Schedule {
+                base: keys.learning_rate,
+                curve: keys.schedule,
+                warmup: keys.warmup.steps(total),
+                total,
+            },
+            trainable,
+            examples,
+            held_out,
+            keys,
+            plan,
+            reached: false,
+        })
+    }
+
+    /// Which rows every step takes.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The optimiser.
+    #[must_use]
+    pub fn optimizer(&self) -> &Optimizer {
+        &self.optimizer
+    }
+
+    /// What is trained.
+    #[must_use]
+    pub fn trainable(&self) -> &Trainable<'a> {
+        self.trainable
+    }
+
+    /// For a checkpoint: the optimiser and what is trained, to be set to what they were.
+    pub(crate) fn restorable(&mut self) -> (&mut Optimizer, &mut Trainable<'a>) {
+        self.reached = true;
+        (&mut self.optimizer, self.trainable)
+    }
+
+    /// Runs one step: micro-batches, sum, finite check, `after_backward`, clip, update, `after_update`.
+    ///
+    /// # Errors
+    /// If the model refuses a row, a trained tensor is in no gradient, or the loss or a gradient is not finite and the
+    /// run file says to stop.
+    pub fn step(&mut self, rows: &StepRows) -> Result<Done> {
+        let step = self.place(rows.step);
+        let summed = self.gradients(rows)?;
+        let mut done = Done {
+            loss: summed.loss,
+            auxiliary: summed.auxiliary,
+            grad_norm: 0.0,
+            learning_rate: step.learning_rate,
+            tokens: summed.tokens,
+            update: Update::NothingSupervised,
+        };
+        if summed.supervised == 0 {
+            return Ok(done);
+        }
+        let mut grads = summed.grads;
+        self.check_reached(&grads)?;
+        done.grad_norm = global_norm(&grads)?;
+        if let Some(what) = not_finite(&done, &grads)? {
+            return self.give_up(step, what, done);
+        }
+        if let Some(controller) = &mut self.trainable.controller {
+            controller.after_backward(step, &mut grads)?;
+            if let Some(name) = find_non_finite(&grads)? {
+                let what =
+                    format!("the gradient of `{name}`, as rewritten by its method, is not finite");
+                return self.give_up(step, what, done);
+            }
+        }
+        // A controller may have rewritten them: what is logged is what is clipped.
+        done.grad_norm = global_norm(&grads)?;
+        clip(&mut grads, done.grad_norm, self.keys.max_grad_norm)?;
+        self.optimizer.update(&grads, step.learning_rate)?;
+        if let Some(controller) = &mut self.trainable.controller {
+            let mut probe = HeldOut {
+                model: self.trainable.model,
+                selection: &self.trainable.selection,
+                examples: self.held_out,
+                rows: self.keys.batch_size.get(),
+                seed: self.keys.seed,
+            };
+            for revival in controller.after_update(step, &grads, &mut probe)? {
+                self.optimizer.restart(&revival)?;
+            }
+        }
+        done.update = Update::Made;
+        Ok(done)
+    }
+
+    /// The gradient of a step's rows, whose mean is over the supervised tokens of all micro-batches together.
+    ///
+    /// # Errors
+    /// If the model refuses a row.
+    pub fn gradients(&mut self, rows: &StepRows) -> Result<Summed> {
+        let step = self.place(rows.step);
+        let mut batches: Vec<Batch> = Vec::with_capacity(rows.micro_batches.len());
+        for rows in &rows.micro_batches {
+            batches.push(batch(rows.iter().map(|&row| &self.examples[row]))?);
+        }
+        let tokens: Vec<usize> = batches.iter().map(|batch| batch.tokens().count()).collect();
+        let all_tokens: usize = tokens.iter().sum();
+        let supervised: usize = batches.iter().map(|batch| batch.targets().len()).sum();
+        let mut summed = Summed {
+            grads: Grads::default(),
+            loss: 0.0,
+            auxiliary: None,
+            tokens: all_tokens as u64,
+            supervised: supervised as u64,
+        };
+        if supervised == 0 {
+            return Ok(summed);
+        }
+        let key = Key::new(self.keys.seed, Purpose::Dropout).step(rows.step);
+        let selection = &self.trainable.selection;
+        let (mut loss, mut auxiliary) = (0.0, 0.0);
+        for ((micro, batch), tokens) in (0..).zip(&batches).zip(tokens) {
+            let share = Share {
+                token: 1.0 / supervised as f64,
+                auxiliary: tokens as f64 / all_tokens as f64,
+            };
+            let mut pass = Pass::training_pass(selection.clone(), key.micro(micro));
+            let model = self.trainable.model;
+            let swept = sweep(
+                model,
+                batch,
+                &mut pass,
+                &self.trained,
+                share,
+                self.keys.memory,
+            )?;
+            loss += numbers(&swept.losses)?.iter().sum::<f64>();
+            auxiliary += swept.auxiliary * share.auxiliary;
+            summed.grads.merge(swept.grads)?;
+            if let Some(controller) = &mut self.trainable.controller {
+                controller.observe(step, &swept.records)?;
+            }
+        }
+        summed.loss = loss / supervised as f64;
+        let mut has_auxiliary = auxiliary != 0.0;
+        if let Some(controller) = &self.trainable.controller {
+            let pass = Pass::training_pass(selection.clone(), key);
+            if let Some(penalty) = controller.penalty(step, &pass)? {
+                auxiliary += penalty.detach().to_dtype(DType::F64)?.to_scalar::<f64>()?;
+                has_auxiliary = true;
+                let (grads, _) = ops::backward(&penalty, &self.trained, &[])?;
+                summed.grads.merge(grads)?;
+            }
+        }
+        summed.auxiliary = has_auxiliary.then_some(auxiliary);
+        Ok(summed)
+    }
+
+    fn place(&self, step: u64) -> Step {
+        Step {
+            index: step,
+            total: self.plan.total_steps(),
+            per_epoch: (self.plan.order.len.get() as u64).div_ceil(self.plan.rows_per_step()),
+            seed: self.keys.seed,
+            learning_rate: self.schedule.rate(step),
+        }
+    }
+
+    /// A gradient of 0 is fine, none at all is not: such a tensor would silently stay what it was.
+    fn check_reached(&mut self, grads: &Grads) -> Result<()> {
+        if self.reached {
+            return Ok(());
+        }
+        match self.trained.iter().find(|param| grads.get(param).is_none()) {
+            Some(param) => Err(Error::Unreachable {
+                param: param.name().to_owned(),
+            }),
+            None => {
+                self.reached = true;
+                Ok(())
+            }
+        }
+    }
+
+    fn give_up(&self, step: Step, what: String, done: Done) -> Result<Done> {
+        match self.keys.on_non_finite {
+            OnNonFinite::Stop => Err(Error::NonFinite {
+                step: step.index,
+                what,
+            }),
+            OnNonFinite::Skip => Ok(Done {
+                update: Update::NotFinite,
+                ..done
+            }),
+        }
+    }
+}
+
+fn not_finite(done: &Done, grads: &Grads) -> Result<Option<String>> {
+    if !done.loss.is_finite() {
+        return Ok(Some(format!("the loss is {}", done.loss)));
+    }
+    if let Some(auxiliary) = done.auxiliary.filter(|auxiliary| !auxiliary.is_finite()) {
+        return Ok(Some(format!("the auxiliary loss is {auxiliary}")));
+    }
+    let name = find_non_finite(grads)?;
+    Ok(name.map(|name| format!("the gradient of `{name}` is not finite")))
+}
+
+/// Asks about masks one by one, on the first rows of the held-out data in seeded order.
+struct HeldOut<'a> {
+    model: &'a dyn Model,
+    selection: &'a Selection,
+    examples: &'a [Example],
+    rows: usize,
+    seed: u64,
+}
+
+impl Probe for HeldOut<'_> {
+    fn losses(&mut self, masks: &[Masks]) -> lowrank_adapter::Result<Vec<f64>> {
+        let other = |what: &str| lowrank_adapter::Error::Other(what.to_owned());
+        let len = std::num::NonZeroUsize::new(self.examples.len());
+        let len = len.ok_or_else(|| {
+            other("the method scores ranks on held-out rows, and `data.eval` names none")
+        })?;
+        let order = Order {
+            seed: self.seed,
+            shuffle: true,
+            len,
+        };
+        let rows = order.stream_at(0).take(self.rows.min(len.get()));
+        let batch = batch(rows.map(|row| &self.examples[row]));
+        let batch = batch.map_err(|error| other(&error.to_string()))?;
+        let targets = batch.targets().len();
+        if targets == 0 {
+            return Err(other(
+                "the held-out rows that a method scores ranks on have nothing supervised",
+            ));
+        }
+        let mut losses = Vec::with_capacity(masks.len());
+        for masks in masks {
+            let mut pass = Pass::evaluation(self.selection.clone()).with_masks(masks.clone());
+            let rows = run(self.model, &batch, &Ask::Losses, None, &mut pass)?;
+            let sum = ops::sum_all(&rows.to_dtype(DType::F64)?)?.to_scalar::<f64>()?;
+            losses.push(sum / targets as f64);
+        }
+        Ok(losses)
+    }
+}

@@ -1,0 +1,315 @@
+//! AdamW against torch, groups, revivals and clipping.
+
+use candle_core::{DType, Device, Tensor};
+use lowrank_adapter::{Kind, Param, ParamInfo, Revival};
+use lowrank_ops::Grads;
+use lowrank_train::{AdamW, Group, Optimizer, clip, find_non_finite, global_norm};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+fn param(index: usize, group: &'static str, rank_axis: Option<usize>, value: &Tensor) -> Param {
+    let info = ParamInfo {
+        owner: "test".into(),
+        index,
+        name: format!("layer.{index}.weight"),
+        kind: Kind::Trained,
+        group,
+        rank_axis,
+        decay: group != "exempt",
+    };
+    Param::new(info, value).unwrap()
+}
+
+fn tensor(rows: &[Vec<f64>], dtype: DType) -> Tensor {
+    Tensor::new(rows.to_vec(), &Device::Cpu)
+        .unwrap()
+        .to_dtype(dtype)
+        .unwrap()
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    let flat = tensor.flatten_all().unwrap().to_dtype(DType::F64).unwrap();
+    flat.to_vec1().unwrap()
+}
+
+fn one(param: &Param, grad: Tensor) -> Grads {
+    let mut grads = Grads::default();
+    grads.insert(param, grad);
+    grads
+}
+
+#[derive(Deserialize)]
+struct Golden {
+    versions: BTreeMap<String, String>,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    dtype: String,
+    rates: Vec<f64>,
+    betas: (f64, f64),
+    eps: f64,
+    weight_decay: f64,
+    revive: Option<Revive>,
+    start: Vec<Vec<f64>>,
+    steps: Vec<Made>,
+}
+
+#[derive(Deserialize)]
+struct Revive {
+    rank: usize,
+}
+
+#[derive(Deserialize)]
+struct Made {
+    grad: Vec<Vec<f64>>,
+    fresh: Option<Vec<f64>>,
+    values: Vec<Vec<f64>>,
+}
+
+/// Follows a case of the golden file; `turned` has the ranks along the last axis.
+fn follow(case: &Case, turned: bool) {
+    let (dtype, tolerance) = match case.dtype.as_str() {
+        "float64" => (DType::F64, 1e-12),
+        _ => (DType::F32, 2e-6),
+    };
+    let turn = |rows: &[Vec<f64>]| {
+        let tensor = tensor(rows, dtype);
+        if turned {
+            tensor.t().unwrap().contiguous().unwrap()
+        } else {
+            tensor
+        }
+    };
+    let axis = usize::from(turned);
+    let param = param(0, "default", Some(axis), &turn(&case.start));
+    let constants = AdamW {
+        betas: case.betas,
+        eps: case.eps,
+        weight_decay: case.weight_decay,
+    };
+    let new = || Optimizer::new(std::slice::from_ref(&param), constants, &BTreeMap::new()).unwrap();
+    let mut optimizer = new();
+    for (step, (rate, made)) in (1..).zip(case.rates.iter().zip(&case.steps)) {
+        optimizer
+            .update(&one(&param, turn(&made.grad)), *rate)
+            .unwrap();
+        if let (Some(fresh), Some(Revive { rank })) = (&made.fresh, &case.revive) {
+            let mut rows = made.values.clone();
+            rows[*rank].clone_from(fresh);
+            param.set(&turn(&rows)).unwrap();
+            optimizer
+                .restart(&Revival {
+                    param: param.clone(),
+                    axis,
+                    slots: vec![*rank],
+                })
+                .unwrap();
+        }
+        // A resumed optimiser goes on as if nothing had happened.
+        let (tensors, ages) = optimizer.state().unwrap();
+        optimizer = new();
+        optimizer.restore(tensors, ages).unwrap();
+        for (got, expected) in values(&param.value())
+            .iter()
+            .zip(values(&turn(&made.values)))
+        {
+            let error = (got - expected).abs();
+            assert!(
+                error <= tolerance * expected.abs().max(1.0),
+                "{} at step {step}: {got}, torch has {expected}",
+                case.name
+            );
+        }
+    }
+}
+
+#[test]
+fn adamw_does_what_torch_does() {
+    let golden: Golden = serde_json::from_str(include_str!("golden/adamw.json")).unwrap();
+    assert!(golden.versions["torch"].starts_with("2."));
+    assert_eq!(golden.cases.len(), 5);
+    for case in &golden.cases {
+        follow(case, false);
+        follow(case, true);
+    }
+}
+
+#[test]
+fn large_tensors_are_updated_whole_and_ages_count_per_rank() {
+    // More numbers than a thread takes at a time, with a line of ranks that no chunk ends with.
+    let (ranks, n) = (7, 9001);
+    let ramp = |factor: f64| {
+        let numbers: Vec<f64> = (0..ranks * n)
+            .map(|i| factor * (i as f64 * 0.37).sin())
+            .collect();
+        Tensor::from_vec(numbers, (ranks, n), &Device::Cpu).unwrap()
+    };
+    let param = param(0, "default", Some(0), &ramp(2.0));
+    let mut optimizer = Optimizer::new(
+        std::slice::from_ref(&param),
+        AdamW::default(),
+        &BTreeMap::new(),
+    )
+    .unwrap();
+    optimizer.update(&one(&param, ramp(0.5)), 0.1).unwrap();
+    let before = values(&param.value());
+    let revival = Revival {
+        param: param.clone(),
+        axis: 0,
+        slots: vec![2, 5],
+    };
+    optimizer.restart(&revival).unwrap();
+    let grad = ramp(-3.0);
+    optimizer.update(&one(&param, grad.clone()), 0.1).unwrap();
+    let (_, ages) = optimizer.state().unwrap();
+    assert_eq!(ages["layer.0.weight"], [2, 2, 1, 2, 2, 1, 2]);
+    let (grad, old_grad) = (values(&grad), values(&ramp(0.5)));
+    for (i, value) in values(&param.value()).into_iter().enumerate() {
+        let (mut m, mut v, age) = match i / n {
+            2 | 5 => (0.0, 0.0, 1),
+            _ => (0.1 * old_grad[i], 0.001 * old_grad[i] * old_grad[i], 2),
+        };
+        m = 0.9 * m + 0.1 * grad[i];
+        v = 0.999 * v + 0.001 * grad[i] * grad[i];
+        let (m, v) = (m / (1.0 - 0.9f64.powi(age)), v / (1.0 - 0.999f64.powi(age)));
+        let expected = before[i] - 0.1 * m / (v.sqrt() + 1e-8);
+        assert!(
+            (value - expected).abs() < 1e-9,
+            "{i}: {value}, expected {expected}"
+        );
+    }
+}
+
+#[test]
+fn groups_change_rate_and_decay_and_exempt_tensors_never_decay() {
+    let start = tensor(&[vec![1.0, -2.0, 3.0]], DType::F64);
+    let params = [
+        param(0, "default", None, &start),
+        param(1, "gate", None, &start),
+        param(2, "exempt", None, &start),
+    ];
+    let group = Group {
+        learning_rate_factor: 3.0,
+        weight_decay: Some(0.5),
+    };
+    let groups = BTreeMap::from([("gate".to_owned(), group)]);
+    let constants = AdamW {
+        weight_decay: 0.25,
+        ..AdamW::default()
+    };
+    let mut optimizer = Optimizer::new(&params, constants, &groups).unwrap();
+    let mut grads = Grads::default();
+    // The last one has no gradient and stays.
+    grads.insert(&params[0], start.zeros_like().unwrap());
+    grads.insert(&params[1], start.zeros_like().unwrap());
+    optimizer.update(&grads, 0.1).unwrap();
+    let keep = [1.0 - 0.1 * 0.25, 1.0 - 0.3 * 0.5, 1.0];
+    for (param, keep) in params.iter().zip(keep) {
+        for (got, start) in values(&param.value()).iter().zip([1.0, -2.0, 3.0]) {
+            assert!((got - start * keep).abs() < 1e-15);
+        }
+    }
+    let mut grads = Grads::default();
+    grads.insert(&params[2], start.zeros_like().unwrap());
+    optimizer.update(&grads, 0.1).unwrap();
+    assert_eq!(values(&params[2].value()), [1.0, -2.0, 3.0]);
+    let (_, ages) = optimizer.state().unwrap();
+    assert_eq!(ages.into_values().collect::<Vec<_>>(), [[1], [1], [1]]);
+
+    let unknown = BTreeMap::from([("router".to_owned(), group)]);
+    let error = Optimizer::new(&params, constants, &unknown).unwrap_err();
+    assert!(error.is_usage());
+    assert_eq!(
+        error.to_string(),
+        "`train.groups.router` names a group that no trained tensor belongs to; there are `default`, `exempt`, `gate`"
+    );
+    let error = Optimizer::new(&[], constants, &BTreeMap::new()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "nothing is trained: no parameter of the adapter receives gradients"
+    );
+}
+
+#[test]
+fn a_state_that_does_not_fit_is_named() {
+    let start = tensor(&[vec![1.0, -2.0, 3.0]], DType::F64);
+    let param = param(0, "default", None, &start);
+    let new = || {
+        Optimizer::new(
+            std::slice::from_ref(&param),
+            AdamW::default(),
+            &BTreeMap::new(),
+        )
+        .unwrap()
+    };
+    let (tensors, ages) = new().state().unwrap();
+    let check =
+        |tensors: BTreeMap<String, Tensor>, ages: BTreeMap<String, Vec<u64>>, message: &str| {
+            assert_eq!(new().restore(tensors, ages).unwrap_err(), message);
+        };
+    let mut less = tensors.clone();
+    less.remove("second.layer.0.weight");
+    check(
+        less,
+        ages.clone(),
+        "tensor `second.layer.0.weight` is missing",
+    );
+    let mut more = tensors.clone();
+    more.insert("first.other".into(), start.clone());
+    check(
+        more,
+        ages.clone(),
+        "`first.other` belongs to no trained tensor",
+    );
+    let mut narrow = tensors.clone();
+    narrow.insert(
+        "first.layer.0.weight".into(),
+        start.to_dtype(DType::F32).unwrap(),
+    );
+    check(
+        narrow,
+        ages,
+        "tensor `first.layer.0.weight` is f32 [1, 3], expected f64 [1, 3]",
+    );
+    let ages = BTreeMap::from([("layer.0.weight".to_owned(), vec![1, 2])]);
+    check(tensors, ages, "the ages of `layer.0.weight` do not fit");
+}
+
+#[test]
+fn clipping_scales_all_gradients_by_one_factor() {
+    let start = tensor(&[vec![0.5, 0.5]], DType::F64);
+    let params = [
+        param(0, "default", None, &start),
+        param(1, "default", None, &start),
+    ];
+    let gradients = || {
+        let mut grads = Grads::default();
+        grads.insert(&params[0], tensor(&[vec![2.0, -4.0]], DType::F64));
+        grads.insert(&params[1], tensor(&[vec![5.0, 6.0]], DType::F32));
+        grads
+    };
+    let norm = global_norm(&gradients()).unwrap();
+    assert_eq!(norm, 9.0);
+    for (max, factor) in [
+        (0.0, 1.0),
+        (20.0, 1.0),
+        (3.0, 3.0 / (9.0 + 1e-6)),
+        (9.0, 9.0 / (9.0 + 1e-6)),
+    ] {
+        let mut grads = gradients();
+        clip(&mut grads, norm, max).unwrap();
+        let scaled: Vec<f64> = grads.iter().flat_map(|(_, grad)| values(grad)).collect();
+        for (got, before) in scaled.iter().zip([2.0, -4.0, 5.0, 6.0]) {
+            assert!((got - before * factor).abs() < 1e-6, "{got} with max {max}");
+        }
+    }
+    assert_eq!(find_non_finite(&gradients()).unwrap(), None);
+    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let mut grads = gradients();
+        grads.insert(&params[1], tensor(&[vec![5.0, bad]], DType::F64));
+        assert_eq!(find_non_finite(&grads).unwrap(), Some("layer.1.weight"));
+    }
+}
