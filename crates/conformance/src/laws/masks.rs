@@ -1,0 +1,222 @@
+//! Laws about rank gates.
+
+use super::merging::merge_all;
+use crate::case::{Case, NAME, evaluated, logits, noise, share, tokens, training};
+use crate::compare::{Verdict, close, differs, numbers, require, same_bits};
+use crate::toy::Toy;
+use crate::training::{Run, STEPS};
+use candle_core::{DType, Device, Tensor};
+use lowrank_adapter::{Attached, Masks, Memory, Pass, RankGate, Revival, Selection, sweep};
+
+pub(crate) fn respect_budget(case: &Case) -> Verdict {
+    let (mut toy, attached) = case.trained(DType::F64)?;
+    if attached.gates.is_empty() {
+        return Ok(());
+    }
+    mean_what_they_say(&mut toy, &attached)?;
+    for memory in [Memory::Keep, Memory::Recompute] {
+        short_run(case, memory)?;
+    }
+    Ok(())
+}
+
+/// Every gate keeps about half of its slots; the first keeps none.
+fn pattern(index: usize, gate: &RankGate) -> Vec<bool> {
+    (0..gate.capacity())
+        .map(|slot| index != 0 && slot % 2 == index % 2)
+        .collect()
+}
+
+fn given(gate: &RankGate, shape: &[usize], keep: impl Iterator<Item = bool>) -> Verdict<Tensor> {
+    let mask: Vec<f64> = keep.map(|keep| f64::from(u8::from(keep))).collect();
+    let dtype = gate
+        .gated()
+        .next()
+        .map_or(DType::F64, |param| param.dtype());
+    Ok(Tensor::from_vec(mask, shape, &Device::Cpu)?.to_dtype(dtype)?)
+}
+
+fn mean_what_they_say(toy: &mut Toy, attached: &Attached) -> Verdict {
+    let batch = tokens()?;
+    let (rows, selection) = (batch.tokens().rows, Selection::one(NAME));
+    let (mut ones, mut halves, mut mixed) = (Masks::new(), Masks::new(), Masks::new());
+    for (i, gate) in attached.gates.iter().enumerate() {
+        let (keep, rank) = (pattern(i, gate), gate.capacity());
+        let full = vec![true; rank];
+        let all = given(gate, &[rank], full.iter().copied())?;
+        ones.insert(gate.id().clone(), all);
+        halves.insert(
+            gate.id().clone(),
+            given(gate, &[rank], keep.iter().copied())?,
+        );
+        // The second row alone is asked about the pattern.
+        let by_row = (0..rows).flat_map(|row| if row == 1 { &keep } else { &full });
+        mixed.insert(
+            gate.id().clone(),
+            given(gate, &[rows, 1, rank], by_row.copied())?,
+        );
+    }
+    let asked = |toy: &Toy, masks: &Masks| {
+        let mut pass = Pass::evaluation(selection.clone()).with_masks(masks.clone());
+        logits(toy, &batch, &mut pass)
+    };
+    let all = evaluated(toy, &selection)?;
+    close("a mask of ones against no mask", &asked(toy, &ones)?, &all)?;
+    let half = asked(toy, &halves)?;
+    differs("a mask of zeros and ones against no mask", &half, &all)?;
+    let mut expected = Vec::new();
+    let mut start = 0;
+    for (row, segments) in batch
+        .tokens()
+        .segments
+        .chunks(batch.tokens().length)
+        .enumerate()
+    {
+        let length = segments.iter().filter(|&&segment| segment != 0).count();
+        let from = if row == 1 { &half } else { &all };
+        expected.push(from.narrow(0, start, length)?);
+        start += length;
+    }
+    let expected = Tensor::cat(&expected, 0)?;
+    close("a mask a row", &asked(toy, &mixed)?, &expected)?;
+
+    for (i, gate) in attached.gates.iter().enumerate() {
+        gate.keep(&pattern(i, gate))?;
+    }
+    let live = evaluated(toy, &selection)?;
+    close("live slots against a given mask", &live, &half)?;
+    close("no mask against a given one", &asked(toy, &ones)?, &all)?;
+    merge_all(toy, &selection)?;
+    masked_has_no_gradient(toy, attached)?;
+    for (i, gate) in attached.gates.iter().enumerate() {
+        for param in gate.gated() {
+            let noise = (noise(param, 9, 100.0)?
+                * masked(param.value(), axis(param)?, &pattern(i, gate))?)?;
+            param.set(&(param.snapshot()? + noise)?)?;
+        }
+    }
+    same_bits(
+        "other values in masked slots",
+        &evaluated(toy, &selection)?,
+        &live,
+    )
+}
+
+fn axis(param: &lowrank_adapter::Param) -> Verdict<usize> {
+    let axis = param.info().rank_axis;
+    require(axis.is_some(), || {
+        format!("`{}` has no rank axis", param.name())
+    })?;
+    Ok(axis.unwrap_or_default())
+}
+
+/// 1 where a slot does not live, 0 elsewhere, in the shape of `like`.
+fn masked(like: Tensor, axis: usize, keep: &[bool]) -> Verdict<Tensor> {
+    let mask: Vec<f64> = keep
+        .iter()
+        .map(|&keep| f64::from(u8::from(!keep)))
+        .collect();
+    let mut shape = vec![1; like.rank()];
+    shape[axis] = keep.len();
+    let mask = Tensor::from_vec(mask, shape, &Device::Cpu)?.to_dtype(like.dtype())?;
+    Ok(mask.broadcast_as(like.shape())?.contiguous()?)
+}
+
+fn masked_has_no_gradient(toy: &Toy, attached: &Attached) -> Verdict {
+    let batch = tokens()?;
+    let params = attached.trained();
+    for memory in [Memory::Keep, Memory::Recompute] {
+        let grads = sweep(toy, &batch, &mut training(), &params, share(&batch), memory)?.grads;
+        for gate in &attached.gates {
+            for param in gate.gated() {
+                let Some(grad) = grads.get(param) else {
+                    continue;
+                };
+                let masked = masked(grad.clone(), axis(param)?, &gate.live()?)?;
+                let lost = numbers(&(grad * masked)?)?;
+                require(lost.iter().all(|&grad| grad == 0.0), || {
+                    format!("masked slots of `{}` have a gradient", param.name())
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn short_run(case: &Case, memory: Memory) -> Verdict {
+    let mut run = Run::new(case, memory)?;
+    let mut live = run.live()?;
+    let mut changed = false;
+    for index in 1..=STEPS {
+        let taken = run.step(index)?;
+        let now = run.live()?;
+        changed |= now != live;
+        live = now;
+        let count = live.iter().flatten().filter(|&&live| live).count() as u64;
+        let budget = run.budget()?;
+        require(count == budget, || {
+            format!("{count} slots live after step {index}, the budget is {budget}")
+        })?;
+        revived(&run.attached, &taken.revivals, &taken.updated)
+            .map_err(|broken| crate::compare::Broken::new(format!("step {index}: {broken}")))?;
+    }
+    require(changed, || {
+        format!("no mask changed in {STEPS} steps; choose a schedule that does")
+    })
+}
+
+/// A gate with a revival has one for each of its tensors; the slots live, and something in each is new.
+fn revived(attached: &Attached, revivals: &[Revival], before: &[Tensor]) -> Verdict {
+    let mut accounted = 0;
+    for gate in &attached.gates {
+        let of_gate: Vec<&Revival> = revivals
+            .iter()
+            .filter(|revival| gate.gated().any(|param| *param == revival.param))
+            .collect();
+        let Some(first) = of_gate.first() else {
+            continue;
+        };
+        accounted += of_gate.len();
+        for param in gate.gated() {
+            let found = of_gate.iter().any(|revival| {
+                revival.param == *param
+                    && revival.slots == first.slots
+                    && Some(revival.axis) == param.info().rank_axis
+            });
+            require(found, || {
+                format!("`{}` was not revived with its gate", param.name())
+            })?;
+        }
+        let live = gate.live()?;
+        for &slot in &first.slots {
+            require(live.get(slot) == Some(&true), || {
+                format!(
+                    "slot {slot} of `{}` was revived and does not live",
+                    first.param.name()
+                )
+            })?;
+            let mut fresh = false;
+            for revival in &of_gate {
+                let Some(old) = before.get(revival.param.info().index) else {
+                    return require(false, || format!("`{}` is unknown", revival.param.name()));
+                };
+                let now = revival.param.value().narrow(revival.axis, slot, 1)?;
+                let old = old.narrow(revival.axis, slot, 1)?;
+                fresh |= numbers(&now)? != numbers(&old)?;
+            }
+            require(fresh, || {
+                format!(
+                    "slot {slot} of `{}` was revived with its old values",
+                    first.param.name()
+                )
+            })?;
+        }
+    }
+    require(accounted == revivals.len(), || {
+        format!(
+            "{} of {} revivals are of gated tensors",
+            accounted,
+            revivals.len()
+        )
+    })
+}
