@@ -180,8 +180,8 @@ impl Linear {
             .filter_map(|(name, weight)| Some((self.adapter(name)?, weight)));
         match (active.next(), active.next()) {
             (None, _) => Ok(base.forward(x)?),
-            #[expect(clippy::float_cmp, reason = "1.0 is what `Selection::one` stores")]
-            (Some((adapter, weight)), None) if weight == 1.0 => adapter.forward(base, x, pass),
+            // 1.0 is what `Selection::one` stores.
+            (Some((adapter, 1.0)), None) => adapter.forward(base, x, pass),
             (first, second) => {
                 let y_base = base.forward(x)?;
                 let mut y = y_base.clone();
