@@ -10,18 +10,15 @@ pub use gated::{Gated, GatedConfig};
 pub use input_dependent::{InputDependent, InputDependentConfig};
 
 use candle_core::Tensor;
-use lowrank_adapter::{Pass, Result};
+use lowrank_adapter::{Pass, Probability, Result};
 use lowrank_ops as ops;
 use lowrank_ops::rng::Purpose;
-use std::num::NonZeroU32;
 
-/// Dropout of one number in so many, in training only.
-fn dropped(x: &Tensor, one_in: Option<NonZeroU32>, path: &str, pass: &Pass) -> Result<Tensor> {
-    match one_in {
-        Some(one_in) if pass.training() => {
-            let key = pass.rng().purpose(Purpose::Dropout).site(path);
-            Ok(ops::dropout(x, 1.0 / f64::from(one_in.get()), key)?)
-        }
-        _ => Ok(x.clone()),
+/// Dropout in training only.
+fn dropped(x: &Tensor, p: Probability, path: &str, pass: &Pass) -> Result<Tensor> {
+    if !pass.training() {
+        return Ok(x.clone());
     }
+    let key = pass.rng().purpose(Purpose::Dropout).site(path);
+    Ok(ops::dropout(x, p.get(), key)?)
 }

@@ -34,6 +34,7 @@ enum Fault {
     MergeGivesUp,
     DeltaForgetsScale,
     DeclaresNow,
+    HidesItsSites,
     KeepsToItself,
     OneStorage,
     IgnoresMask,
@@ -90,12 +91,16 @@ impl Family for Faulty {
         let calls = Arc::new(AtomicU64::new(0));
         Attachment::per_site(cx, |cx, site| {
             let (n_out, n_in) = cx.site(site).dims();
-            let a = Spec::new("a", (RANK, n_in)).rank_axis(0);
+            let name = match fault {
+                Fault::HidesItsSites => "down",
+                _ => "lora_A.weight",
+            };
+            let a = Spec::new(name, (RANK, n_in)).rank_axis(0);
             let a = a.init(match fault {
                 Fault::StartsTheSame => Init::Ones,
                 _ => Init::KaimingUniform,
             });
-            let b = Spec::new("b", (n_out, RANK)).rank_axis(1);
+            let b = Spec::new("lora_B.weight", (n_out, RANK)).rank_axis(1);
             let b = b.init(match fault {
                 Fault::StartsOffBase => Init::Normal { std: 0.2 },
                 _ => Init::Zeros,
@@ -214,6 +219,7 @@ enum Lapse {
     MisstatesBudget,
     StatesNoBudget,
     RevivesHalf,
+    ConcealsRevivals,
     RevivesTheOld,
     NeverMasks,
     LosesState,
@@ -296,7 +302,8 @@ impl Controller for Forgetful {
             .collect::<Result<_>>()?;
         let mut revivals = self.inner.after_update(step, grads, probe)?;
         match self.lapse {
-            Lapse::RevivesHalf => revivals.truncate(revivals.len() / 2 + 1),
+            Lapse::RevivesHalf => drop(revivals.pop()),
+            Lapse::ConcealsRevivals => revivals.truncate(2),
             Lapse::RevivesTheOld if !revivals.is_empty() => {
                 for (param, value) in old {
                     param.set(&value)?;
@@ -368,7 +375,7 @@ fn faults_are_caught() {
             "another seed starts all",
         ),
         (None, Law::StartIsNotRandom, "numbers differ"),
-        (DetachedB, Law::Gradients, ".b` has no gradient"),
+        (DetachedB, Law::Gradients, "lora_B.weight` has no gradient"),
         (TurnedGradient, Law::Gradients, "differences say"),
         (NaNGradient, Law::Gradients, "not finite"),
         (DrawsNewNoise, Law::RecomputeEqualsKeep, "the gradient of"),
@@ -400,6 +407,7 @@ fn faults_are_caught() {
             "the weighted sum: differs by",
         ),
         (DeclaresNow, Law::SaveLoad, ".extra`"),
+        (HidesItsSites, Law::SaveLoad, "`Family::sites` finds {}"),
         (KeepsToItself, Law::SaveLoad, "logits after loading"),
         (KeepsToItself, Law::SameSeedSameBits, "losses: "),
         (OneStorage, Law::EveryStorage, "dtype"),
@@ -423,6 +431,7 @@ fn lapses_are_caught() {
         (MisstatesBudget, budget, "slots live after step"),
         (StatesNoBudget, budget, "expected the number of slots"),
         (RevivesHalf, budget, "was not revived with its gate"),
+        (ConcealsRevivals, budget, "was not reported"),
         (RevivesTheOld, budget, "with its old values"),
         (NeverMasks, budget, "no mask changed in 12 steps"),
         (LosesState, Law::ControllerResumes, "the state is"),

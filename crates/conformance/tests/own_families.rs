@@ -10,7 +10,7 @@ fn chained_by_weights() {
         ("plain", json!({"r": 3, "alpha": 4.5})),
         (
             "with dropout",
-            json!({"r": 2, "alpha": 5, "drop_one_in": 4, "target_modules": ["q_proj", "down_proj"]}),
+            json!({"r": 2, "alpha": 5, "dropout": 0.25, "target_modules": ["q_proj", "down_proj"]}),
         ),
         (
             "with biases and a norm",
@@ -30,7 +30,7 @@ fn chained_by_activations() {
         ),
         (
             "with dropout",
-            json!({"r": 2, "alpha": 5.0, "carried": "activations", "drop_one_in": 3,
+            json!({"r": 2, "alpha": 5.0, "carried": "activations", "dropout": 0.3,
                    "target_modules": r".*\.(v_proj|up_proj)"}),
         ),
     ];
@@ -47,7 +47,7 @@ fn gated() {
         ("plain", json!({"r": 3, "alpha": 4.5})),
         (
             "with dropout",
-            json!({"r": 4, "alpha": 6.0, "drop_one_in": 5, "mask_at": [2, 4, 9], "mask_count": 5,
+            json!({"r": 4, "alpha": 6.0, "dropout": 0.2, "mask_at": [2, 4, 9], "mask_count": 5,
                    "revive_at": [3, 7, 11], "target_modules": ["k_proj", "up_proj"]}),
         ),
         (
@@ -65,7 +65,7 @@ fn input_dependent() {
         ("plain", json!({"r": 2, "alpha": 3.0})),
         (
             "with dropout",
-            json!({"r": 3, "alpha": 4.0, "balance": 2.0, "drop_one_in": 4,
+            json!({"r": 3, "alpha": 4.0, "balance": 2.0, "dropout": 0.25,
                    "target_modules": ["q_proj", "k_proj", "down_proj"]}),
         ),
     ];

@@ -3,13 +3,13 @@
 use super::dropped;
 use candle_core::Tensor;
 use lowrank_adapter::{
-    Adapter, Attach, Attachment, Chain, Family, Init, Merge, Param, Pass, Result, Spec,
+    Adapter, Attach, Attachment, Chain, Family, Init, Merge, Param, Pass, Probability, Result, Spec,
 };
 use lowrank_frozen::FrozenLinear;
 use lowrank_ops as ops;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::NonZeroUsize;
 
 /// What a layer leaves to the next of its role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -32,8 +32,8 @@ pub struct ChainedConfig {
     pub alpha: f64,
     /// What is handed on.
     pub carried: Carried,
-    /// Drops one number in so many of the input.
-    pub drop_one_in: Option<NonZeroU32>,
+    /// Dropout of the input.
+    pub dropout: Probability,
 }
 
 impl Default for ChainedConfig {
@@ -42,7 +42,7 @@ impl Default for ChainedConfig {
             r: NonZeroUsize::new(2).expect("2 is not 0"),
             alpha: 3.0,
             carried: Carried::default(),
-            drop_one_in: None,
+            dropout: Probability::default(),
         }
     }
 }
@@ -73,9 +73,9 @@ impl Family for Chained {
         let mut chains: BTreeMap<(String, (usize, usize)), Chain> = BTreeMap::new();
         Attachment::per_site(cx, |cx, site| {
             let ((n_out, n_in), rank) = (cx.site(site).dims(), config.r.get());
-            let a = Spec::new("chained_A.weight", (rank, n_in)).init(Init::KaimingUniform);
+            let a = Spec::new("lora_A.weight", (rank, n_in)).init(Init::KaimingUniform);
             let a = cx.declare(site, a)?;
-            let b = cx.declare(site, Spec::new("chained_B.weight", (n_out, rank)))?;
+            let b = cx.declare(site, Spec::new("lora_B.weight", (n_out, rank)))?;
             let role = (cx.site(site).role.clone(), (n_out, n_in));
             let (chain, gain) = match chains.get(&role) {
                 Some(chain) => {
@@ -114,7 +114,7 @@ impl Layer {
 
     /// s (A + g c) x or s (A x + g c): `x` (.., n_in) -> (.., r).
     fn down(&self, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        let x = dropped(x, self.config.drop_one_in, &self.path, pass)?;
+        let x = dropped(x, self.config.dropout, &self.path, pass)?;
         let a = self.a.get(pass);
         let h = match self.config.carried {
             Carried::Weights => ops::linear(&x, &self.chained(a, pass)?, None)?,

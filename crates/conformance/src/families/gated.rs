@@ -4,13 +4,13 @@ use super::dropped;
 use candle_core::{DType, Device, Tensor};
 use lowrank_adapter::{
     Adapter, Attach, Attachment, Controller, Error, Family, Init, Mask, Masks, Merge, Param, Pass,
-    Probe, RankGate, Records, Result, Revival, SiteId, Spec, State, Step,
+    Probability, Probe, RankGate, Records, Result, Revival, SiteId, Spec, State, Step,
 };
 use lowrank_frozen::FrozenLinear;
 use lowrank_ops::{self as ops, Grads};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::NonZeroUsize;
 
 /// The keys of [`Gated`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -28,8 +28,8 @@ pub struct GatedConfig {
     pub revive_at: Vec<u64>,
     /// The factor of the squares of A in the penalty.
     pub penalty: f64,
-    /// Drops one number in so many of the input.
-    pub drop_one_in: Option<NonZeroU32>,
+    /// Dropout of the input.
+    pub dropout: Probability,
 }
 
 impl Default for GatedConfig {
@@ -41,7 +41,7 @@ impl Default for GatedConfig {
             mask_count: 7,
             revive_at: vec![6],
             penalty: 0.01,
-            drop_one_in: None,
+            dropout: Probability::default(),
         }
     }
 }
@@ -80,8 +80,8 @@ impl Family for Gated {
         let mut sites = Vec::new();
         let mut attachment = Attachment::per_site(cx, |cx, site| {
             let (n_out, n_in) = cx.site(site).dims();
-            let a = Spec::new("gated_A.weight", (rank, n_in)).init(Init::KaimingUniform);
-            let b = Spec::new("gated_B.weight", (n_out, rank));
+            let a = Spec::new("lora_A.weight", (rank, n_in)).init(Init::KaimingUniform);
+            let b = Spec::new("lora_B.weight", (n_out, rank));
             let slots = Slots {
                 a: cx.declare(site, a.rank_axis(0))?,
                 b: cx.declare(site, b.rank_axis(1))?,
@@ -114,7 +114,7 @@ impl Layer {
 
     /// s (m * A x) and the columns of B that it is multiplied by; nothing if no slot lives.
     fn down(&self, x: &Tensor, pass: &mut Pass) -> Result<Option<(Tensor, Tensor)>> {
-        let x = dropped(x, self.config.drop_one_in, &self.path, pass)?;
+        let x = dropped(x, self.config.dropout, &self.path, pass)?;
         let (a, b) = (self.slots.a.get(pass), self.slots.b.get(pass));
         let (h, b) = match pass.mask(&self.slots.gate)? {
             Mask::All => (ops::linear(&x, &a, None)?, b),

@@ -3,12 +3,12 @@
 use super::dropped;
 use candle_core::{D, Tensor};
 use lowrank_adapter::{
-    Adapter, Attach, Attachment, Family, Init, Merge, Param, Pass, Result, Spec,
+    Adapter, Attach, Attachment, Family, Init, Merge, Param, Pass, Probability, Result, Spec,
 };
 use lowrank_frozen::FrozenLinear;
 use lowrank_ops as ops;
 use serde::{Deserialize, Serialize};
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::NonZeroUsize;
 
 /// The keys of [`InputDependent`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -20,8 +20,8 @@ pub struct InputDependentConfig {
     pub alpha: f64,
     /// The factor of the loss that keeps both experts busy.
     pub balance: f64,
-    /// Drops one number in so many of the experts' input; the router sees all of it.
-    pub drop_one_in: Option<NonZeroU32>,
+    /// Dropout of the experts' input; the router sees all of it.
+    pub dropout: Probability,
 }
 
 impl Default for InputDependentConfig {
@@ -30,7 +30,7 @@ impl Default for InputDependentConfig {
             r: NonZeroUsize::new(2).expect("2 is not 0"),
             alpha: 3.0,
             balance: 0.5,
-            drop_one_in: None,
+            dropout: Probability::default(),
         }
     }
 }
@@ -58,14 +58,14 @@ impl Family for InputDependent {
     fn attach(&self, config: &InputDependentConfig, cx: &mut Attach<'_>) -> Result<Attachment> {
         Attachment::per_site(cx, |cx, site| {
             let ((n_out, n_in), rank) = (cx.site(site).dims(), 2 * config.r.get());
-            let a = Spec::new("routed_A.weight", (rank, n_in)).init(Init::KaimingUniform);
+            let a = Spec::new("lora_A.weight", (rank, n_in)).init(Init::KaimingUniform);
             let router = Spec::new("routed_router", (1, n_in))
                 .init(Init::Normal { std: 0.5 })
                 .group("router");
             Ok(Box::new(Layer {
                 path: cx.site(site).path.clone(),
                 a: cx.declare(site, a)?,
-                b: cx.declare(site, Spec::new("routed_B.weight", (n_out, rank)))?,
+                b: cx.declare(site, Spec::new("lora_B.weight", (n_out, rank)))?,
                 router: cx.declare(site, router)?,
                 config: config.clone(),
             }))
@@ -82,7 +82,7 @@ impl Layer {
         let first = (((logit * 0.5)?.tanh()? + 1.0)? * 0.5)?;
         self.add_balance(&first, pass)?;
         let second = (1.0 - &first)?;
-        let h = dropped(x, self.config.drop_one_in, &self.path, pass)?;
+        let h = dropped(x, self.config.dropout, &self.path, pass)?;
         let h = ops::linear(&h, &self.a.get(pass), None)?;
         let routed = [
             h.narrow(D::Minus1, 0, rank)?.broadcast_mul(&first)?,

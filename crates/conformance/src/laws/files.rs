@@ -8,7 +8,7 @@ use lowrank_adapter::{
     AdapterConfig, Attached, Kind, Memory, Selection, Source, Start, attach, sweep,
 };
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 type Tensors = BTreeMap<String, Tensor>;
 
@@ -22,6 +22,22 @@ pub(crate) fn save_load(case: &Case) -> Verdict {
     require(saved.len() == exported.len(), || {
         format!("{} tensors under {} names", exported.len(), saved.len())
     })?;
+
+    let shapes = saved
+        .iter()
+        .map(|(name, value)| (name.clone(), value.dims().to_vec()));
+    let found = case.config.family.sites(&shapes.collect());
+    require(
+        found
+            .keys()
+            .eq(attached.sites.iter().collect::<BTreeSet<_>>()),
+        || {
+            format!(
+                "`Family::sites` finds {found:?} in the saved file, the sites are {:?}",
+                attached.sites
+            )
+        },
+    )?;
 
     let mut second = Toy::new(DType::F32, Head::Own)?;
     let loaded = attach(

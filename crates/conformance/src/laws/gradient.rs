@@ -8,7 +8,7 @@ use lowrank_adapter::{Ask, Attached, Batch, Memory, Param, Step, run, sweep};
 use lowrank_ops::{Grads, all_finite, backward, norm_squared, sum_all};
 
 /// Half the distance of the two points of a central difference.
-const NUDGE: f64 = 1e-5;
+const NUDGE: f64 = 2e-6;
 
 /// A place in a run, for controllers that are asked for a penalty.
 const STEP: Step = Step {

@@ -2,9 +2,9 @@
 
 use super::merging::merge_all;
 use crate::case::{Case, NAME, evaluated, logits, noise, share, tokens, training};
-use crate::compare::{Verdict, close, differs, numbers, require, same_bits};
+use crate::compare::{Broken, Verdict, close, differs, numbers, require, same_bits};
 use crate::toy::Toy;
-use crate::training::{Run, STEPS};
+use crate::training::{Run, STEPS, Taken};
 use candle_core::{DType, Device, Tensor};
 use lowrank_adapter::{Attached, Masks, Memory, Pass, RankGate, Revival, Selection, sweep};
 
@@ -150,73 +150,65 @@ fn short_run(case: &Case, memory: Memory) -> Verdict {
     for index in 1..=STEPS {
         let taken = run.step(index)?;
         let now = run.live()?;
-        changed |= now != live;
-        live = now;
-        let count = live.iter().flatten().filter(|&&live| live).count() as u64;
+        let count = now.iter().flatten().filter(|&&live| live).count() as u64;
         let budget = run.budget()?;
         require(count == budget, || {
             format!("{count} slots live after step {index}, the budget is {budget}")
         })?;
-        revived(&run.attached, &taken.revivals, &taken.updated)
-            .map_err(|broken| crate::compare::Broken::new(format!("step {index}: {broken}")))?;
+        let mut known = 0;
+        for (gate, was_live) in run.attached.gates.iter().zip(&live) {
+            known += revived(gate, was_live, &taken)
+                .map_err(|broken| Broken::new(format!("step {index}: {broken}")))?;
+        }
+        require(known == taken.revivals.len(), || {
+            let all = taken.revivals.len();
+            format!("{known} of {all} revivals after step {index} are of gated tensors")
+        })?;
+        changed |= now != live;
+        live = now;
     }
     require(changed, || {
         format!("no mask changed in {STEPS} steps; choose a schedule that does")
     })
 }
 
-/// A gate with a revival has one for each of its tensors; the slots live, and something in each is new.
-fn revived(attached: &Attached, revivals: &[Revival], before: &[Tensor]) -> Verdict {
-    let mut accounted = 0;
-    for gate in &attached.gates {
-        let of_gate: Vec<&Revival> = revivals
-            .iter()
-            .filter(|revival| gate.gated().any(|param| *param == revival.param))
-            .collect();
-        let Some(first) = of_gate.first() else {
-            continue;
-        };
-        accounted += of_gate.len();
-        for param in gate.gated() {
-            let found = of_gate.iter().any(|revival| {
-                revival.param == *param
-                    && revival.slots == first.slots
-                    && Some(revival.axis) == param.info().rank_axis
-            });
-            require(found, || {
-                format!("`{}` was not revived with its gate", param.name())
-            })?;
-        }
-        let live = gate.live()?;
-        for &slot in &first.slots {
-            require(live.get(slot) == Some(&true), || {
-                format!(
-                    "slot {slot} of `{}` was revived and does not live",
-                    first.param.name()
-                )
-            })?;
-            let mut fresh = false;
-            for revival in &of_gate {
-                let Some(old) = before.get(revival.param.info().index) else {
-                    return require(false, || format!("`{}` is unknown", revival.param.name()));
-                };
-                let now = revival.param.value().narrow(revival.axis, slot, 1)?;
-                let old = old.narrow(revival.axis, slot, 1)?;
-                fresh |= numbers(&now)? != numbers(&old)?;
-            }
-            require(fresh, || {
-                format!(
-                    "slot {slot} of `{}` was revived with its old values",
-                    first.param.name()
-                )
-            })?;
-        }
+/// All tensors of a gate are revived together; what was revived lives and is new, and what lives again and is new was
+/// reported. Returns how many revivals were this gate's.
+fn revived(gate: &RankGate, was_live: &[bool], taken: &Taken) -> Verdict<usize> {
+    let of_gate: Vec<&Revival> = taken
+        .revivals
+        .iter()
+        .filter(|revival| gate.gated().any(|param| *param == revival.param))
+        .collect();
+    let slots = of_gate.first().map_or(&[][..], |revival| &revival.slots);
+    for param in gate.gated().filter(|_| !of_gate.is_empty()) {
+        let found = of_gate.iter().any(|revival| {
+            revival.param == *param
+                && revival.slots == slots
+                && Some(revival.axis) == param.info().rank_axis
+        });
+        require(found, || {
+            format!("`{}` was not revived with its gate", param.name())
+        })?;
     }
-    require(accounted == revivals.len(), || {
-        format!(
-            "{} of {} revivals are of gated tensors",
-            accounted,
-            revivals.len()
-        )
-    })
+    for (slot, live) in gate.live()?.into_iter().enumerate() {
+        let (mut fresh, mut name) = (false, "");
+        for param in gate.gated() {
+            let old = taken.updated[param.info().index].narrow(axis(param)?, slot, 1)?;
+            let now = param.value().narrow(axis(param)?, slot, 1)?;
+            fresh |= numbers(&now)? != numbers(&old)?;
+            name = param.name();
+        }
+        let reported = slots.contains(&slot);
+        require(live || !reported, || {
+            format!("slot {slot} of `{name}` was revived and does not live")
+        })?;
+        require(fresh || !reported, || {
+            format!("slot {slot} of `{name}` was revived with its old values")
+        })?;
+        require(reported || !(live && !was_live[slot] && fresh), || {
+            format!("slot {slot} of `{name}` lives again with new values and was not reported")
+        })?;
+    }
+    Ok(of_gate.len())
 }
