@@ -1,1 +1,4 @@
-//! To be written.
+//! What the tests that cross crates share: where the golden files are, and how they are read.
+
+pub mod golden;
+pub mod numbers;

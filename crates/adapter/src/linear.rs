@@ -266,6 +266,20 @@ impl Linear {
         })
     }
 
+    /// True if this selection trains the layer's weight together with the embedding's it is tied to (full training).
+    #[must_use]
+    pub fn trains_tied(&self, selection: &Selection) -> bool {
+        let Some(home) = self.tied_to() else {
+            return false;
+        };
+        let shared = format!("{home}.weight");
+        selection.iter().any(|(name, _)| {
+            self.trained_weight
+                .iter()
+                .any(|param| &*param.info().owner == name && param.name() == shared)
+        })
+    }
+
     pub(crate) fn attach(&mut self, name: &Arc<str>, adapter: Box<dyn Adapter>) {
         self.adapters.push((Arc::clone(name), adapter));
     }

@@ -1,2 +1,57 @@
-//! The `lowrank` binary.
-fn main() {}
+//! The `lowrank` binary: a thin layer over the `lowrank` crate that parses a command line and prints.
+//!
+//! Exit status: 0 ok, 2 the command line or the run file is wrong, 1 everything else. Data goes to stdout, logs and
+//! errors to stderr.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "printing is what a binary is for"
+)]
+
+mod arguments;
+mod output;
+mod progress;
+mod verbs;
+
+use arguments::{Arguments, Verb};
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_logging(arguments.verbose, arguments.quiet);
+    let result = match &arguments.verb {
+        Verb::Train(verb) => verbs::train::run(verb, arguments.quiet),
+        Verb::Eval(verb) => verbs::eval::run(verb),
+        Verb::Merge(verb) => verbs::merge::run(verb),
+        Verb::Inspect(verb) => verbs::inspect::run(verb),
+        Verb::Other(words) => Err(verbs::other(words)),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            let usage = error
+                .downcast_ref::<lowrank::Error>()
+                .is_some_and(lowrank::Error::is_usage);
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}
+
+fn start_logging(verbose: u8, quiet: bool) {
+    let level = match (quiet, verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "info",
+        (false, _) => "debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+}

@@ -1,1 +1,25 @@
-//! To be written.
+//! lowrank: parameter-efficient fine-tuning, from a folder to a folder.
+//!
+//! This crate joins the others: it opens a base model, attaches adapters that it finds in files, runs a run file,
+//! evaluates and inspects. Programs that need one piece depend on that piece alone; they are re-exported here.
+
+mod adapters;
+mod base;
+mod error;
+mod inspect;
+mod run;
+
+pub use adapters::{AdapterSource, StrictBase, load_adapter, save_adapter};
+pub use base::{Base, precision};
+pub use error::{Error, Result};
+pub use inspect::{Inspection, SiteSummary, TensorSummary, inspect};
+pub use run::{Trained, Written, merge_into, open_data, train};
+
+pub use lowrank_adapter as adapter;
+pub use lowrank_data as data;
+pub use lowrank_format as format;
+pub use lowrank_merge as merge;
+pub use lowrank_models as models;
+pub use lowrank_ops as ops;
+pub use lowrank_registry as registry;
+pub use lowrank_train as training;

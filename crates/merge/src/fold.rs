@@ -58,8 +58,9 @@ impl Folding<'_> {
         match part {
             Part::Linear(linear) | Part::Head(linear) => {
                 if let Some(embedding) = linear.tied_to() {
-                    let together = self.changed_embeddings.iter().all(|path| path != embedding);
-                    if together && !linear.is_changed_by(self.selection) {
+                    let changed = linear.is_changed_by(self.selection)
+                        || self.changed_embeddings.iter().any(|path| path == embedding);
+                    if !changed || linear.trains_tied(self.selection) {
                         return Ok(());
                     }
                     self.folded.untied = true;

@@ -1,0 +1,160 @@
+//! The command line.
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use lowrank::AdapterSource;
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+/// Parameter-efficient fine-tuning: train, evaluate, merge and inspect adapters.
+#[derive(Debug, Parser)]
+#[command(name = "lowrank", version, max_term_width = 100)]
+pub struct Arguments {
+    /// Say more on stderr (twice: everything)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Say nothing on stderr but errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Fine-tune a model as a run file says
+    #[command(
+        after_help = "Example: lowrank train run.toml --set train.steps=200 --set output.dir=runs/second"
+    )]
+    Train(TrainArguments),
+    /// Measure a model, with or without adapters: loss, perplexity, accuracy of choices, logits
+    #[command(
+        after_help = "Example: lowrank eval --model models/base --adapter runs/first/adapter --data test.jsonl"
+    )]
+    Eval(EvalArguments),
+    /// Fold adapters into their base and write a stand-alone model
+    #[command(
+        after_help = "Example: lowrank merge --model models/base --adapter runs/first/adapter --out merged --verify"
+    )]
+    Merge(MergeArguments),
+    /// Say what an adapter or model folder is
+    #[command(after_help = "Example: lowrank inspect runs/first/adapter --json")]
+    Inspect(InspectArguments),
+    /// A verb that is planned, or a misspelt one
+    #[command(external_subcommand)]
+    Other(Vec<OsString>),
+}
+
+/// `lowrank train`.
+#[derive(Debug, Args)]
+pub struct TrainArguments {
+    /// The run file (TOML)
+    pub run: PathBuf,
+    /// Override a key: a dotted name, and a TOML value or a bare word
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Go on from the newest complete checkpoint, or start if there is none
+    #[arg(long, conflicts_with = "overwrite")]
+    pub resume: bool,
+    /// Throw away what the output folder holds
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How a base model and its adapters are given.
+#[derive(Debug, Args)]
+pub struct ModelArguments {
+    /// A model folder in Hugging Face layout
+    #[arg(long)]
+    pub model: String,
+    /// An adapter folder: PATH, or NAME=PATH@WEIGHT; may be given several times
+    #[arg(long = "adapter", value_name = "ADAPTER")]
+    pub adapters: Vec<AdapterSource>,
+    /// Refuse an adapter that was trained on a base with other values, instead of warning
+    #[arg(long)]
+    pub strict_base: bool,
+}
+
+/// What to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Task {
+    /// The loss of the supervised tokens
+    Loss,
+    /// The accuracy of multiple choice, and the loss of the right completion
+    Choices,
+    /// Not yet supported
+    Classification,
+    /// Not yet supported
+    Generate,
+}
+
+/// `lowrank eval`.
+#[derive(Debug, Args)]
+pub struct EvalArguments {
+    #[command(flatten)]
+    pub model: ModelArguments,
+    /// Rows (JSON lines): a path or a glob; may be given several times
+    #[arg(long, required = true)]
+    pub data: Vec<String>,
+    /// What to measure [default: by the kind of the rows]
+    #[arg(long)]
+    pub task: Option<Task>,
+    /// Only the first rows
+    #[arg(long)]
+    pub limit: Option<NonZeroUsize>,
+    /// Rows that run side by side
+    #[arg(long, default_value = "8")]
+    pub batch_size: NonZeroUsize,
+    /// Longer rows lose their right end
+    #[arg(long, default_value = "512")]
+    pub max_length: NonZeroUsize,
+    /// How the weights are held: as-stored, f32 or f64
+    #[arg(long, default_value = "as-stored")]
+    pub dtype: String,
+    /// Write one JSON line a row: index, scores, prediction, answer, correct
+    #[arg(long, value_name = "F.jsonl")]
+    pub predictions: Option<PathBuf>,
+    /// Write the logits of every row, `logits.<row>` [tokens, vocab] in f32
+    #[arg(long, value_name = "F.safetensors")]
+    pub logits: Option<PathBuf>,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lowrank merge`.
+#[derive(Debug, Args)]
+pub struct MergeArguments {
+    #[command(flatten)]
+    pub model: ModelArguments,
+    /// The folder to write
+    #[arg(long)]
+    pub out: PathBuf,
+    /// How the weights are written: as-stored, f32, f64, bf16 or f16
+    #[arg(long, default_value = "as-stored")]
+    pub dtype: String,
+    /// Load what was written and compare its logits with the adapted model's
+    #[arg(long)]
+    pub verify: bool,
+    /// Replace the folder if it exists
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lowrank inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArguments {
+    /// An adapter or model folder
+    pub path: PathBuf,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,103 @@
+//! How a run shows itself: a bar on a terminal, plain lines otherwise. Everything goes to stderr.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use lowrank::training::{EvalLine, Progress, Started, StepLine};
+use std::io::IsTerminal;
+use std::path::Path;
+
+/// Shows a run on stderr.
+pub struct Shown {
+    bar: ProgressBar,
+    lines: Lines,
+    total: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lines {
+    /// Beside the bar of a terminal.
+    Beside,
+    /// A line every so many steps.
+    Alone,
+    /// Nothing but warnings.
+    Quiet,
+}
+
+impl Shown {
+    /// Decides by what stderr is, and by `--quiet`.
+    pub fn new(quiet: bool) -> Self {
+        let lines = match (quiet, std::io::stderr().is_terminal()) {
+            (true, _) => Lines::Quiet,
+            (false, true) => Lines::Beside,
+            (false, false) => Lines::Alone,
+        };
+        let bar = ProgressBar::new(0);
+        if lines != Lines::Beside {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        Self {
+            bar,
+            lines,
+            total: 0,
+        }
+    }
+
+    fn line(&self, text: &str) {
+        match self.lines {
+            Lines::Beside => self.bar.println(text),
+            Lines::Alone => eprintln!("{text}"),
+            Lines::Quiet => {}
+        }
+    }
+}
+
+impl Progress for Shown {
+    fn started(&mut self, start: &Started) {
+        self.total = start.total;
+        self.bar.set_length(start.total);
+        self.bar.set_position(start.done);
+        // The template is a constant, so it is sound; a plain bar would do as well.
+        if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg} eta {eta}") {
+            self.bar.set_style(style);
+        }
+        if let Some(path) = &start.resumed_from {
+            self.line(&format!("resuming from {}", path.display()));
+        }
+        self.line(&format!(
+            "{} steps over {} rows, {} trainable parameters",
+            start.total, start.rows, start.trainable_parameters
+        ));
+    }
+
+    fn step(&mut self, line: &StepLine) {
+        let loss = line.loss.map_or("-".into(), |loss| format!("{loss:.4}"));
+        self.bar.set_position(line.step);
+        self.bar.set_message(format!("loss {loss}"));
+        let every = (self.total / 20).max(1);
+        if self.lines == Lines::Alone && (line.step.is_multiple_of(every) || line.step == 1) {
+            eprintln!(
+                "step {}/{}  loss {loss}  lr {:.3e}  {:.0} tokens/s",
+                line.step, self.total, line.lr, line.tokens_per_second
+            );
+        }
+    }
+
+    fn evaluated(&mut self, line: &EvalLine) {
+        let loss = line
+            .eval_loss
+            .map_or("-".into(), |loss| format!("{loss:.4}"));
+        let accuracy = line.eval_accuracy;
+        let accuracy = accuracy.map_or(String::new(), |share| format!("  accuracy {share:.4}"));
+        self.line(&format!(
+            "step {}  evaluation loss {loss}{accuracy}",
+            line.step
+        ));
+    }
+
+    fn saved(&mut self, _step: u64, path: &Path) {
+        self.line(&format!("saved {}", path.display()));
+    }
+
+    fn warning(&mut self, message: &str) {
+        self.bar.suspend(|| eprintln!("warning: {message}"));
+    }
+}

@@ -1,0 +1,153 @@
+//! `lowrank eval`.
+
+use crate::arguments::{EvalArguments, Task};
+use crate::output::print;
+use anyhow::Result;
+use candle_core::{DType, Tensor};
+use lowrank::adapter::Selection;
+use lowrank::data::{ChoiceExample, Dataset, Example, Kind, Options, Reference};
+use lowrank::format::{atomic_write_file, write_safetensors};
+use lowrank::training::{self, Evaluation, Prediction, peak_rss_mb};
+use lowrank::{Base, Error, precision};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+#[derive(Serialize)]
+struct Report {
+    task: &'static str,
+    examples: u64,
+    tokens: u64,
+    supervised_tokens: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loss: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    perplexity: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accuracy: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accuracy_norm: Option<f64>,
+    metrics: Map<String, Value>,
+    truncated: usize,
+    seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_rss_mb: Option<f64>,
+}
+
+/// Measures a model.
+pub fn run(arguments: &EvalArguments) -> Result<ExitCode> {
+    let precision = precision(&arguments.dtype)?;
+    let started = Instant::now();
+    let (base, selection) = super::open(&arguments.model, precision)?;
+    let data = open_data(arguments, &base)?;
+    let task = choose_task(arguments, &data)?;
+    let evaluation = match task {
+        Task::Choices => choices(arguments, &base, &selection, &data)?,
+        _ => {
+            let model = base.model.as_ref();
+            training::loss(model, &selection, data.examples(), arguments.batch_size)
+                .map_err(Error::from)?
+        }
+    };
+    if let Some(path) = &arguments.logits {
+        write_logits(path, &base, &selection, data.examples())?;
+    }
+    let report = Report {
+        task: if task == Task::Choices {
+            "choices"
+        } else {
+            "loss"
+        },
+        examples: evaluation.examples,
+        tokens: evaluation.tokens,
+        supervised_tokens: evaluation.supervised_tokens,
+        loss: evaluation.loss,
+        perplexity: evaluation.loss.map(f64::exp),
+        accuracy: evaluation.accuracy,
+        accuracy_norm: evaluation.accuracy_norm,
+        metrics: Map::new(),
+        truncated: data.summary().truncated,
+        seconds: started.elapsed().as_secs_f64(),
+        peak_rss_mb: peak_rss_mb(),
+    };
+    print(&report, arguments.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn open_data(arguments: &EvalArguments, base: &Base) -> lowrank::Result<Dataset> {
+    let options = Options {
+        max_length: arguments.max_length,
+        end_token: base.info.eos_token_ids.first().copied(),
+        vocab: base.info.vocab_size,
+        limit: arguments.limit,
+    };
+    lowrank::open_data(&arguments.data, base, &options)
+}
+
+fn choose_task(arguments: &EvalArguments, data: &Dataset) -> lowrank::Result<Task> {
+    let by_kind = match data.kind() {
+        Some(Kind::Choices) => Task::Choices,
+        _ => Task::Loss,
+    };
+    match arguments.task {
+        None => Ok(by_kind),
+        Some(Task::Classification) => Err(Error::Usage(
+            "--task classification is not yet supported".into(),
+        )),
+        Some(Task::Generate) => Err(Error::Usage("--task generate is not yet supported".into())),
+        Some(Task::Choices) if by_kind != Task::Choices => Err(Error::Usage(
+            "--task choices needs rows with `choices`; these have none".into(),
+        )),
+        Some(_) if arguments.predictions.is_some() && arguments.task == Some(Task::Loss) => {
+            Err(Error::Usage("--predictions needs --task choices".into()))
+        }
+        Some(task) => Ok(task),
+    }
+}
+
+fn choices(
+    arguments: &EvalArguments,
+    base: &Base,
+    selection: &Selection,
+    data: &Dataset,
+) -> lowrank::Result<Evaluation> {
+    let rows = data.examples().iter().zip(data.references());
+    let rows = rows.filter_map(|(example, reference)| match reference {
+        Reference::Choices(question) => Some((example, question)),
+        _ => None,
+    });
+    let mut lines = String::new();
+    let mut each = |prediction: Prediction| {
+        if arguments.predictions.is_some() {
+            // A prediction is numbers and nothing else: it always has a JSON form.
+            lines.push_str(&serde_json::to_string(&prediction).unwrap_or_default());
+            lines.push('\n');
+        }
+        Ok(())
+    };
+    let rows: Vec<(&Example, &ChoiceExample)> = rows.collect();
+    let model = base.model.as_ref();
+    let found = training::choices(model, selection, rows, arguments.batch_size, &mut each)?;
+    if let Some(path) = &arguments.predictions {
+        atomic_write_file(path, lines.as_bytes())?;
+    }
+    Ok(found)
+}
+
+fn write_logits(
+    path: &Path,
+    base: &Base,
+    selection: &Selection,
+    examples: &[Example],
+) -> lowrank::Result<()> {
+    let mut named: Vec<(String, Tensor)> = Vec::new();
+    let ids = examples.iter().map(|example| example.ids.as_slice());
+    training::logits(base.model.as_ref(), selection, ids, &mut |row, logits| {
+        named.push((format!("logits.{row}"), logits.to_dtype(DType::F32)?));
+        Ok(())
+    })?;
+    let named = named.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    Ok(write_safetensors(path, named, &[])?)
+}

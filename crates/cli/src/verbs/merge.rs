@@ -1,0 +1,95 @@
+//! `lowrank merge`.
+
+use crate::arguments::MergeArguments;
+use crate::output::print;
+use anyhow::Result;
+use candle_core::DType;
+use lowrank::adapter::Selection;
+use lowrank::format::Existing;
+use lowrank::merge::{compare, probe_tokens};
+use lowrank::models::Precision;
+use lowrank::{Base, Error, merge_into};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// What two roundings of the same logits may differ by, in f32.
+const TOLERANCE: f64 = 2e-4;
+
+#[derive(Serialize)]
+struct Report {
+    out: PathBuf,
+    dtype: &'static str,
+    exact: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_abs_logit_diff: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kl: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens: Option<usize>,
+}
+
+/// Folds adapters into their base.
+pub fn run(arguments: &MergeArguments) -> Result<ExitCode> {
+    let dtype = output_dtype(&arguments.dtype)?;
+    if arguments.model.adapters.is_empty() {
+        return Err(Error::Usage("merge needs at least one --adapter".into()).into());
+    }
+    // Folding in f64 when asked to write f64; else in the base's own precision.
+    let precision = match dtype {
+        Some(DType::F64) => Precision::Cast(DType::F64),
+        Some(_) => Precision::Cast(DType::F32),
+        None => Precision::AsStored,
+    };
+    let (mut base, selection) = super::open(&arguments.model, precision)?;
+    let existing = if arguments.force {
+        Existing::Replace
+    } else {
+        Existing::Refuse
+    };
+    let written = merge_into(&mut base, &selection, dtype, &arguments.out, existing)?;
+    let mut report = Report {
+        out: written.folder,
+        dtype: written.dtype.as_str(),
+        exact: written.exact,
+        max_abs_logit_diff: None,
+        kl: None,
+        tokens: None,
+    };
+    let mut code = ExitCode::SUCCESS;
+    if arguments.verify {
+        let merged = Base::open(&report.out.to_string_lossy(), Precision::Cast(DType::F32))?;
+        let found = compare(
+            (base.model.as_ref(), &selection),
+            (merged.model.as_ref(), &Selection::none()),
+            &probe_tokens(base.info.vocab_size),
+        )
+        .map_err(Error::from)?;
+        report.max_abs_logit_diff = Some(found.max_abs_logit_diff);
+        report.kl = Some(found.kl);
+        report.tokens = Some(found.tokens);
+        let full = matches!(written.dtype, DType::F32 | DType::F64);
+        if written.exact && full && found.max_abs_logit_diff > TOLERANCE {
+            eprintln!(
+                "error: the merged model's logits differ by {:e}, more than the {TOLERANCE:e} that rounding explains",
+                found.max_abs_logit_diff
+            );
+            code = ExitCode::FAILURE;
+        }
+    }
+    print(&report, arguments.json)?;
+    Ok(code)
+}
+
+fn output_dtype(word: &str) -> lowrank::Result<Option<DType>> {
+    match word {
+        "as-stored" => Ok(None),
+        "f32" => Ok(Some(DType::F32)),
+        "f64" => Ok(Some(DType::F64)),
+        "bf16" => Ok(Some(DType::BF16)),
+        "f16" => Ok(Some(DType::F16)),
+        other => Err(Error::Usage(format!(
+            "unknown --dtype `{other}`, expected as-stored, f32, f64, bf16 or f16"
+        ))),
+    }
+}

@@ -1,0 +1,62 @@
+//! One module a verb.
+
+pub mod eval;
+pub mod inspect;
+pub mod merge;
+pub mod train;
+
+use crate::arguments::ModelArguments;
+use lowrank::adapter::Selection;
+use lowrank::models::Precision;
+use lowrank::{Base, Error, StrictBase, load_adapter};
+use std::ffi::OsString;
+use std::sync::Arc;
+
+const VERBS: [&str; 4] = ["eval", "inspect", "merge", "train"];
+const PLANNED: [&str; 6] = ["chat", "combine", "export", "families", "generate", "plan"];
+
+/// Why an unknown verb is refused.
+pub fn other(words: &[OsString]) -> anyhow::Error {
+    let word = words
+        .first()
+        .map(|word| word.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let what = if PLANNED.contains(&word.as_str()) {
+        format!("`{word}` is not yet supported")
+    } else {
+        let near = lowrank::adapter::nearest(&word, VERBS.into_iter().chain(PLANNED));
+        match near {
+            Some(near) => format!("unknown verb `{word}`, did you mean `{near}`?"),
+            None => format!(
+                "unknown verb `{word}`, expected one of: {}",
+                VERBS.join(", ")
+            ),
+        }
+    };
+    Error::Usage(what).into()
+}
+
+/// Opens the base and attaches its adapters; all of them are selected.
+pub fn open(
+    arguments: &ModelArguments,
+    precision: Precision,
+) -> lowrank::Result<(Base, Selection)> {
+    let mut base = Base::open(&arguments.model, precision)?;
+    let strict = if arguments.strict_base {
+        StrictBase::Yes
+    } else {
+        StrictBase::No
+    };
+    let mut selected: Vec<(Arc<str>, f64)> = Vec::new();
+    for (index, source) in arguments.adapters.iter().enumerate() {
+        // A single adapter keeps PEFT's name for it.
+        let name = match &source.name {
+            Some(name) => name.clone(),
+            None if index == 0 => "default".to_owned(),
+            None => format!("default{index}"),
+        };
+        load_adapter(&mut base, &name, &source.path, strict)?;
+        selected.push((name.into(), source.weight));
+    }
+    Ok((base, Selection::weighted(selected)))
+}

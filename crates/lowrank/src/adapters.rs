@@ -1,0 +1,163 @@
+//! Adapter folders and the models they are attached to.
+
+use crate::base::Base;
+use crate::{Error, Result};
+use lowrank_adapter::{AdapterConfig, Attached, Source, Start, attach};
+use lowrank_format::{AtomicFolder, CONFIG_FILE, Existing, Fingerprint, LowrankJson, PeftFolder};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// `PATH`, or `NAME=PATH@WEIGHT` with name and weight optional.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterSource {
+    /// What it is selected by; positions name the others.
+    pub name: Option<String>,
+    /// The folder.
+    pub path: PathBuf,
+    /// The factor of its update.
+    pub weight: f64,
+}
+
+impl FromStr for AdapterSource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, rest) = match text.split_once('=') {
+            // A path may contain the sign; a name may not contain a separator.
+            Some((name, rest)) if !name.contains('/') => (Some(name.to_owned()), rest),
+            _ => (None, text),
+        };
+        let (path, weight) = match rest.rsplit_once('@') {
+            Some((path, weight)) if !weight.contains('/') => {
+                let weight: f64 = weight
+                    .parse()
+                    .ok()
+                    .filter(|weight: &f64| weight.is_finite())
+                    .ok_or_else(|| format!("`{weight}` after `@` is not a weight"))?;
+                (path, weight)
+            }
+            _ => (rest, 1.0),
+        };
+        if path.is_empty() {
+            return Err(format!("`{text}` names no folder"));
+        }
+        Ok(Self {
+            name,
+            path: path.into(),
+            weight,
+        })
+    }
+}
+
+/// What another base than the adapter's own means when only its values differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StrictBase {
+    /// An error.
+    Yes,
+    /// A warning: merging an adapter into the same model in another precision is ordinary.
+    No,
+}
+
+/// Reads an adapter folder and attaches it under `name`.
+///
+/// # Errors
+/// If the folder is damaged, its family unknown, its configuration or tensors do not fit, or it was trained on a base
+/// of another shape.
+pub fn load_adapter(
+    base: &mut Base,
+    name: &str,
+    folder: &Path,
+    strict: StrictBase,
+) -> Result<Attached> {
+    let files = PeftFolder::read(folder)?;
+    let config_path = folder.join(CONFIG_FILE);
+    let in_config = |source| Error::In {
+        path: config_path.clone(),
+        source,
+    };
+    let family = lowrank_registry::by_peft_type(&files.peft_type).map_err(in_config)?;
+    let config =
+        AdapterConfig::parse(family, &files.config, Source::AdapterFolder).map_err(in_config)?;
+    if let Some(recorded) = &files.lowrank {
+        check_base(base, folder, recorded, strict)?;
+    }
+    let start = Start::Saved(files.tensors);
+    attach(base.model.as_mut(), name, &config, start).map_err(|source| Error::In {
+        path: folder.to_path_buf(),
+        source,
+    })
+}
+
+fn check_base(
+    base: &Base,
+    folder: &Path,
+    recorded: &LowrankJson,
+    strict: StrictBase,
+) -> Result<()> {
+    let found = base.fingerprint()?;
+    let other = |what: &str| Error::OtherBase {
+        path: folder.to_path_buf(),
+        what: format!("{what}: {}", base.folder().display()),
+    };
+    if found.shape != recorded.base_shape {
+        return Err(other(
+            "the adapter was trained on a base of other names and sizes than this one",
+        ));
+    }
+    if found.content != recorded.base_content {
+        let what = "the adapter was trained on a base with other values than this one";
+        if strict == StrictBase::Yes {
+            return Err(other(what));
+        }
+        tracing::warn!("{}", other(what));
+    }
+    Ok(())
+}
+
+/// Writes an adapter into `target`, whole or not at all.
+///
+/// # Errors
+/// If a tensor is not finite, or the folder cannot be written.
+pub fn save_adapter(
+    attached: &Attached,
+    base: &Fingerprint,
+    target: &Path,
+    existing: Existing,
+) -> Result<PathBuf> {
+    let folder = AtomicFolder::create(target, existing)?;
+    let tensors = attached.exported()?;
+    let tensors = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    let family = attached.config.family.name();
+    PeftFolder::write(
+        folder.path(),
+        &attached.config.to_peft(),
+        tensors,
+        &LowrankJson::new(family, base),
+    )?;
+    Ok(folder.commit()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adapter_sources_have_optional_names_and_weights() {
+        let check = |text: &str, name: Option<&str>, path: &str, weight: f64| {
+            let source = AdapterSource {
+                name: name.map(str::to_owned),
+                path: path.into(),
+                weight,
+            };
+            assert_eq!(text.parse(), Ok(source), "{text}");
+        };
+        check("runs/first/adapter", None, "runs/first/adapter", 1.0);
+        check("a=runs/x@0.25", Some("a"), "runs/x", 0.25);
+        check("runs/x@-2", None, "runs/x", -2.0);
+        check("runs/k=v/x", None, "runs/k=v/x", 1.0);
+        check("runs@home/x", None, "runs@home/x", 1.0);
+        let refused = |text: &str| text.parse::<AdapterSource>().unwrap_err();
+        assert_eq!(refused("x@heavy"), "`heavy` after `@` is not a weight");
+        assert_eq!(refused("a="), "`a=` names no folder");
+    }
+}
