@@ -283,6 +283,9 @@ fn steps(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut steps = Vec::new();
     for entry in entries {
         let entry = entry.map_err(Error::io("list", folder))?;
+        if !entry.path().is_dir() {
+            continue;
+        }
         let file_name = entry.file_name();
         let step = file_name
             .to_str()

@@ -27,15 +27,17 @@ pub fn clip(grads: &mut Grads, norm: f64, max: f64) -> Result<()> {
     Ok(())
 }
 
-/// The name of the first parameter, in order of declaration, whose gradient is not finite.
+/// The name of the last parameter, in order of declaration, whose gradient is not finite. Declarations follow the
+/// forward pass and gradients run against it, so that is where it began.
 ///
 /// # Errors
 /// If a gradient is neither f32 nor f64.
 pub fn find_non_finite(grads: &Grads) -> Result<Option<&str>> {
+    let mut last = None;
     for (param, grad) in grads.iter() {
         if !all_finite(grad)? {
-            return Ok(Some(param.name()));
+            last = Some(param.name());
         }
     }
-    Ok(None)
+    Ok(last)
 }

@@ -170,24 +170,22 @@ pub(crate) struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    /// Takes the table out of `root`; an absent one is empty.
-    pub fn section(root: &mut Table, origin: &'a Origin, section: &str) -> Result<Self> {
-        let table = match root.remove(section) {
-            None => Table::new(),
-            Some(Value::Table(table)) => table,
-            Some(other) => return Err(origin.expected(section, &other, "a table")),
-        };
-        Ok(Self {
+    /// The keys of the table that is called `section`.
+    pub fn new(table: Table, origin: &'a Origin, section: &str) -> Self {
+        Self {
             origin,
             section: section.to_owned(),
             table,
-        })
+        }
     }
 
-    /// The same table under an outer one's name.
-    pub fn within(self, outer: &str) -> Self {
-        let section = format!("{outer}.{}", self.section);
-        Self { section, ..self }
+    /// Takes a table out of the file; an absent one is empty.
+    pub fn section(root: &mut Table, origin: &'a Origin, section: &str) -> Result<Self> {
+        match root.remove(section) {
+            None => Ok(Self::new(Table::new(), origin, section)),
+            Some(Value::Table(table)) => Ok(Self::new(table, origin, section)),
+            Some(other) => Err(origin.expected(section, &other, "a table")),
+        }
     }
 
     /// Refuses keys that are not listed.

@@ -8,14 +8,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use toml::{Table, Value};
 
-/// Keys that a resumed run may change: where the run ends, what it writes and when it looks.
-const FREE: [&str; 6] = [
+/// Keys that a resumed run may change: where the run ends, what it writes, when it looks, and how much memory it takes.
+const FREE: [&str; 7] = [
     "output.dir",
     "train.steps",
     "train.epochs",
     "train.eval_every",
     "train.save_every",
     "train.keep_checkpoints",
+    "train.recompute",
 ];
 
 /// Every key with its value, paths absolute.

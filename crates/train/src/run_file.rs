@@ -410,16 +410,19 @@ fn betas(keys: &mut Keys<'_>) -> Result<Option<(f64, f64)>> {
 
 fn groups(keys: &mut Keys<'_>, origin: &Origin) -> Result<BTreeMap<String, Group>> {
     let mut groups = BTreeMap::new();
-    let mut tables = match keys.take("groups") {
+    let tables = match keys.take("groups") {
         None => Table::new(),
         Some(Value::Table(tables)) => tables,
         Some(other) => return Err(keys.wrong("groups", &other, "a table of groups")),
     };
-    let names: Vec<String> = tables.keys().cloned().collect();
-    for name in names {
-        let mut keys = Keys::section(&mut tables, origin, &name)?
-            .within("train.groups")
-            .only(&["learning_rate_factor", "weight_decay"])?;
+    for (name, value) in tables {
+        let dotted = format!("train.groups.{name}");
+        let table = match value {
+            Value::Table(table) => table,
+            other => return Err(origin.expected(&dotted, &other, "a table")),
+        };
+        let mut keys =
+            Keys::new(table, origin, &dotted).only(&["learning_rate_factor", "weight_decay"])?;
         let expected = "a finite number of at least 0";
         let factor = keys.number("learning_rate_factor", expected, |number| number >= 0.0)?;
         let weight_decay = keys.number("weight_decay", expected, |number| number >= 0.0)?;

@@ -65,6 +65,8 @@ pub struct Summed {
     pub tokens: u64,
     /// Predictions that count.
     pub supervised: u64,
+    /// Where a loss that is not finite comes from.
+    pub origin: Option<String>,
 }
 
 /// What a step did.
@@ -196,11 +198,11 @@ impl<'a, 'b> Trainer<'a, 'b> {
             return Ok(done);
         }
         let mut grads = summed.grads;
-        self.check_reached(&grads)?;
         done.grad_norm = global_norm(&grads)?;
-        if let Some(what) = not_finite(&done, &grads)? {
+        if let Some(what) = not_finite(&done, &grads, summed.origin)? {
             return self.give_up(step, what, done);
         }
+        self.check_reached(&grads)?;
         if let Some(controller) = &mut self.trainable.controller {
             controller.after_backward(step, &mut grads)?;
             if let Some(name) = find_non_finite(&grads)? {
@@ -229,7 +231,8 @@ impl<'a, 'b> Trainer<'a, 'b> {
         Ok(done)
     }
 
-    /// The gradient of a step's rows, whose mean is over the supervised tokens of all micro-batches together.
+    /// The gradient of a step's rows, whose mean is over the supervised tokens of all micro-batches together. A loss that
+    /// is not finite ends it early.
     ///
     /// # Errors
     /// If the model refuses a row.
@@ -248,6 +251,7 @@ impl<'a, 'b> Trainer<'a, 'b> {
             auxiliary: None,
             tokens: all_tokens as u64,
             supervised: supervised as u64,
+            origin: None,
         };
         if supervised == 0 {
             return Ok(summed);
@@ -272,6 +276,13 @@ impl<'a, 'b> Trainer<'a, 'b> {
             )?;
             loss += numbers(&swept.losses)?.iter().sum::<f64>();
             auxiliary += swept.auxiliary * share.auxiliary;
+            if !loss.is_finite() || !auxiliary.is_finite() {
+                // The step is lost: what was recorded of it must not reach a controller's statistics.
+                summed.loss = loss;
+                summed.auxiliary = Some(auxiliary);
+                summed.origin = Some(self.origin(batch)?);
+                return Ok(summed);
+            }
             summed.grads.merge(swept.grads)?;
             if let Some(controller) = &mut self.trainable.controller {
                 controller.observe(step, &swept.records)?;
@@ -318,6 +329,33 @@ impl<'a, 'b> Trainer<'a, 'b> {
         }
     }
 
+    /// Where the first number that is not finite appears when `batch` runs once more, without dropout.
+    fn origin(&self, batch: &Batch) -> Result<String> {
+        let Trainable {
+            model,
+            params,
+            selection,
+            ..
+        } = &*self.trainable;
+        for param in params {
+            if !ops::all_finite(&param.value())? {
+                return Ok(format!("`{}` holds such a value", param.name()));
+            }
+        }
+        let mut pass = Pass::evaluation(selection.clone());
+        let mut h = model.embed(batch, &mut pass)?;
+        if !ops::all_finite(&h)? {
+            return Ok("from the embedding on".to_owned());
+        }
+        for i in 0..model.blocks() {
+            h = model.block(i, &h, batch, None, &mut pass)?;
+            if !ops::all_finite(&h)? {
+                return Ok(format!("from block {i} of 0 to {} on", model.blocks() - 1));
+            }
+        }
+        Ok("all blocks are finite without dropout".to_owned())
+    }
+
     fn give_up(&self, step: Step, what: String, done: Done) -> Result<Done> {
         match self.keys.on_non_finite {
             OnNonFinite::Stop => Err(Error::NonFinite {
@@ -332,12 +370,13 @@ impl<'a, 'b> Trainer<'a, 'b> {
     }
 }
 
-fn not_finite(done: &Done, grads: &Grads) -> Result<Option<String>> {
+fn not_finite(done: &Done, grads: &Grads, origin: Option<String>) -> Result<Option<String>> {
+    let origin = origin.map_or(String::new(), |origin| format!(" ({origin})"));
     if !done.loss.is_finite() {
-        return Ok(Some(format!("the loss is {}", done.loss)));
+        return Ok(Some(format!("the loss is {}{origin}", done.loss)));
     }
     if let Some(auxiliary) = done.auxiliary.filter(|auxiliary| !auxiliary.is_finite()) {
-        return Ok(Some(format!("the auxiliary loss is {auxiliary}")));
+        return Ok(Some(format!("the auxiliary loss is {auxiliary}{origin}")));
     }
     let name = find_non_finite(grads)?;
     Ok(name.map(|name| format!("the gradient of `{name}` is not finite")))

@@ -128,7 +128,7 @@ fn follow(case: &Case, turned: bool) {
 
 #[test]
 fn adamw_does_what_torch_does() {
-    let golden: Golden = serde_json::from_str(include_str!("golden/adamw.json")).unwrap();
+    let golden: Golden = serde_json::from_str(include_str!("../golden/adamw.json")).unwrap();
     assert!(golden.versions["torch"].starts_with("2."));
     assert_eq!(golden.cases.len(), 5);
     for case in &golden.cases {

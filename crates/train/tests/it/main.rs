@@ -1,0 +1,10 @@
+//! The trainer on a small model of its own.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod evaluation;
+mod optimizer;
+mod run_files;
+mod runs;
+mod steps;
+mod support;

@@ -1,0 +1,477 @@
+//! What a run file may say, and what it is told when it may not.
+
+use lowrank_adapter::Memory;
+use lowrank_data::Length;
+use lowrank_train::{Curve, Error, Held, OnNonFinite, RunFile, Warmup};
+use proptest::prelude::*;
+use serde_json::json;
+use std::path::Path;
+
+const SMALL: &str =
+    "model.source = \"tiny\"\ndata.train = [\"train.jsonl\"]\noutput.dir = \"runs/first\"\n";
+
+fn parse(text: &str, sets: &[&str]) -> Result<RunFile, Error> {
+    let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
+    RunFile::parse(text, Path::new("my/run.toml"), &sets)
+}
+
+#[test]
+fn defaults_are_those_of_the_documentation() {
+    let run = parse(SMALL, &[]).unwrap();
+    assert_eq!(
+        (run.model.source.as_str(), run.model.dtype),
+        ("tiny", Held::AsStored)
+    );
+    assert_eq!(
+        (
+            run.adapter.family,
+            run.adapter.init_from,
+            run.adapter.keys.len()
+        ),
+        (None, None, 0)
+    );
+    let data = run.data;
+    assert_eq!(
+        (data.train, data.eval),
+        (vec!["train.jsonl".to_owned()], vec![])
+    );
+    assert_eq!((data.max_length.get(), data.shuffle), (512, true));
+    let train = run.train;
+    assert_eq!(train.length, Length::Epochs(1));
+    assert_eq!((train.batch_size.get(), train.accumulate.get()), (8, 1));
+    assert_eq!(
+        (train.adamw.betas, train.adamw.eps, train.adamw.weight_decay),
+        ((0.9, 0.999), 1e-8, 0.0)
+    );
+    assert_eq!(
+        (train.learning_rate, train.schedule, train.warmup),
+        (2e-4, Curve::Constant, Warmup::Steps(0))
+    );
+    assert_eq!((train.max_grad_norm, train.memory), (1.0, Memory::Keep));
+    assert_eq!(
+        (
+            train.eval_every,
+            train.save_every,
+            train.keep_checkpoints.get()
+        ),
+        (0, 0, 2)
+    );
+    assert_eq!(
+        (train.seed, train.on_non_finite, train.groups.len()),
+        (42, OnNonFinite::Stop, 0)
+    );
+    assert_eq!(run.output.dir, "runs/first");
+}
+
+const FULL: &str = r#"
+[model]
+source = "models/some"
+dtype = "f32"
+[adapter]
+family = "lora"
+init_from = "other"
+r = 16
+lora_alpha = 32.5
+use_rslora = true
+target_modules = ["q_proj", "v_proj"]
+rank_pattern = { "layers.0.q_proj" = 4 }
+[task]
+kind = "causal-lm"
+[data]
+train = ["a.jsonl", "b/*.jsonl"]
+eval = ["c.jsonl"]
+max_length = 64
+packing = false
+shuffle = false
+[train]
+steps = 300
+batch_size = 4
+accumulate = 2
+optimizer = "adamw"
+betas = [0.8, 0.95]
+eps = 1e-6
+weight_decay = 0.01
+learning_rate = 1
+schedule = "cosine"
+warmup_ratio = 0.1
+max_grad_norm = 0
+compute = "f32"
+recompute = true
+eval_every = 50
+save_every = 100
+keep_checkpoints = 3
+seed = 7
+on_non_finite = "skip"
+[train.groups.gate]
+learning_rate_factor = 10
+weight_decay = 0.5
+[output]
+dir = "out"
+"#;
+
+#[test]
+fn every_key_is_read() {
+    let run = parse(FULL, &[]).unwrap();
+    assert_eq!(run.model.dtype, Held::F32);
+    assert_eq!(
+        (
+            run.adapter.family.as_deref(),
+            run.adapter.init_from.as_deref()
+        ),
+        (Some("lora"), Some("other"))
+    );
+    assert_eq!(
+        serde_json::Value::Object(run.adapter.keys.clone()),
+        json!({
+            "r": 16,
+            "lora_alpha": 32.5,
+            "use_rslora": true,
+            "target_modules": ["q_proj", "v_proj"],
+            "rank_pattern": {"layers.0.q_proj": 4}
+        })
+    );
+    let train = &run.train;
+    assert_eq!(
+        (train.length, train.learning_rate, train.max_grad_norm),
+        (Length::Steps(300), 1.0, 0.0)
+    );
+    assert_eq!(
+        (train.adamw.betas, train.warmup),
+        ((0.8, 0.95), Warmup::Ratio(0.1))
+    );
+    assert_eq!(
+        (train.memory, train.on_non_finite),
+        (Memory::Recompute, OnNonFinite::Skip)
+    );
+    assert_eq!(train.groups["gate"].learning_rate_factor, 10.0);
+    assert_eq!(train.groups["gate"].weight_decay, Some(0.5));
+    assert!(!run.data.shuffle);
+}
+
+#[test]
+fn a_resolved_file_is_complete_absolute_and_reads_back_the_same() {
+    let here = std::env::current_dir().unwrap();
+    for text in [SMALL, FULL] {
+        let resolved = parse(text, &[]).unwrap().resolved();
+        let again = parse(&resolved, &[]).unwrap();
+        assert_eq!(again.resolved(), resolved);
+        let first = parse(text, &[]).unwrap();
+        assert_eq!(again.train, first.train);
+        assert_eq!(again.adapter.keys, first.adapter.keys);
+        assert_eq!(again.model, first.model);
+        let absolute = |path: &str| here.join(path).display().to_string();
+        assert_eq!(again.output.dir, absolute(&first.output.dir));
+        assert_eq!(
+            again.data.train,
+            first
+                .data
+                .train
+                .iter()
+                .map(|path| absolute(path))
+                .collect::<Vec<_>>()
+        );
+        for key in [
+            "shuffle = ",
+            "packing = false",
+            "eps = 0.00000",
+            "betas = [0.",
+            "keep_checkpoints = ",
+            "on_non_finite = ",
+        ] {
+            assert!(resolved.contains(key), "{key} in\n{resolved}");
+        }
+    }
+    let mut run = parse(SMALL, &[]).unwrap();
+    run.model.source = "src".into();
+    assert!(
+        run.resolved()
+            .contains(&format!("source = \"{}\"", here.join("src").display()))
+    );
+}
+
+#[test]
+fn sets_are_applied_in_order() {
+    let sets = [
+        "train.learning_rate=1e-3",
+        "train.seed = 5",
+        "train.seed=6",
+        "data.train=[\"x.jsonl\", 'y.jsonl']",
+        "output.dir=runs/second",
+        "model.dtype=f64",
+        "adapter.target_modules=all-linear",
+        "adapter.rank_pattern.q_proj=3",
+        "train.groups.gate.weight_decay=0",
+        "data.shuffle=false",
+    ];
+    let run = parse(SMALL, &sets).unwrap();
+    assert_eq!((run.train.learning_rate, run.train.seed), (1e-3, 6));
+    assert_eq!(run.data.train, ["x.jsonl", "y.jsonl"]);
+    assert_eq!(
+        (run.output.dir.as_str(), run.model.dtype),
+        ("runs/second", Held::F64)
+    );
+    assert_eq!(
+        serde_json::Value::Object(run.adapter.keys),
+        json!({"target_modules": "all-linear", "rank_pattern": {"q_proj": 3}})
+    );
+    assert_eq!(run.train.groups["gate"].weight_decay, Some(0.0));
+    assert!(!run.data.shuffle);
+}
+
+fn refused(text: &str, sets: &[&str], message: &str) {
+    let error = parse(text, sets).unwrap_err();
+    assert_eq!(error.to_string(), message);
+    assert!(error.is_usage());
+}
+
+#[test]
+fn what_is_wrong_in_the_file_is_named() {
+    const PATHS: &str = "expected a list of paths, for example [\"train.jsonl\"]";
+    for (lines, what) in [
+        (
+            "[tarin]\nsteps = 1",
+            "unknown key `tarin`, did you mean `train`?",
+        ),
+        (
+            "[train]\nbatchsize = 1",
+            "unknown key `train.batchsize`, did you mean `train.batch_size`?",
+        ),
+        ("[train]\nwibble = 1", "unknown key `train.wibble`"),
+        (
+            "[model]\nsource = \"x\"\nrevision = 3",
+            "unknown key `model.revision`",
+        ),
+        (
+            "[train.groups.gate]\nweight_decai = 1",
+            "unknown key `train.groups.gate.weight_decai`, did you mean `train.groups.gate.weight_decay`?",
+        ),
+        (
+            "[train.groups]\ngate = 2",
+            "`train.groups.gate` is 2, expected a table",
+        ),
+        ("train = 3", "`train` is 3, expected a table"),
+        (
+            "[train]\nbatch_size = 0",
+            "`train.batch_size` is 0, expected an integer from 1 to 65536",
+        ),
+        (
+            "[train]\nbatch_size = \"8\"",
+            "`train.batch_size` is \"8\", expected an integer from 1 to 65536",
+        ),
+        (
+            "[train]\naccumulate = -1",
+            "`train.accumulate` is -1, expected an integer from 1 to 65536",
+        ),
+        (
+            "[train]\nsteps = 0",
+            "`train.steps` is 0, expected an integer of at least 1",
+        ),
+        (
+            "[train]\nepochs = 1.5",
+            "`train.epochs` is 1.5, expected an integer of at least 1",
+        ),
+        (
+            "[train]\nsteps = 1\nepochs = 1",
+            "`train.steps` and `train.epochs` are both given, expected one of them",
+        ),
+        (
+            "[train]\nwarmup_steps = 1\nwarmup_ratio = 0.5",
+            "`train.warmup_steps` and `train.warmup_ratio` are both given, expected one of them",
+        ),
+        (
+            "[train]\nwarmup_ratio = 1.5",
+            "`train.warmup_ratio` is 1.5, expected a number from 0 to 1",
+        ),
+        (
+            "[train]\nlearning_rate = -1e-4",
+            "`train.learning_rate` is -0.0001, expected a finite number of at least 0",
+        ),
+        (
+            "[train]\nlearning_rate = nan",
+            "`train.learning_rate` is nan, expected a finite number of at least 0",
+        ),
+        (
+            "[train]\nmax_grad_norm = inf",
+            "`train.max_grad_norm` is inf, expected a finite number of at least 0",
+        ),
+        (
+            "[train]\neps = 0",
+            "`train.eps` is 0, expected a finite number above 0",
+        ),
+        (
+            "[train]\nbetas = [0.9, 1.0]",
+            "`train.betas` is [0.9, 1.0], expected two numbers from 0 to below 1, for example [0.9, 0.999]",
+        ),
+        (
+            "[train]\nbetas = 0.9",
+            "`train.betas` is 0.9, expected two numbers from 0 to below 1, for example [0.9, 0.999]",
+        ),
+        (
+            "[train]\nschedule = \"cosin\"",
+            "`train.schedule` is \"cosin\", expected \"constant\" or \"linear\" or \"cosine\"",
+        ),
+        (
+            "[train]\non_non_finite = true",
+            "`train.on_non_finite` is true, expected \"stop\" or \"skip\"",
+        ),
+        (
+            "[train]\nrecompute = 1",
+            "`train.recompute` is 1, expected true or false",
+        ),
+        (
+            "[train]\nkeep_checkpoints = 0",
+            "`train.keep_checkpoints` is 0, expected an integer of at least 1",
+        ),
+        (
+            "[train]\nseed = 1979-05-27",
+            "`train.seed` is 1979-05-27, expected an integer of at least 0",
+        ),
+        (
+            "[train]\noptimizer = \"sgd\"",
+            "`train.optimizer = \"sgd\"` is not yet supported (only \"adamw\" is)",
+        ),
+        (
+            "[train]\noptimizer = \"adamv\"",
+            "`train.optimizer` is \"adamv\", expected \"adamw\"",
+        ),
+        (
+            "[train]\ncompute = \"bf16\"",
+            "`train.compute = \"bf16\"` is not yet supported (only \"f32\" is)",
+        ),
+        (
+            "[train]\nlora_plus_ratio = 16",
+            "`train.lora_plus_ratio = 16` is not yet supported (leave it out)",
+        ),
+        (
+            "[task]\nkind = \"classification\"",
+            "`task.kind = \"classification\"` is not yet supported (only \"causal-lm\" is)",
+        ),
+        (
+            "[task]\nnum_labels = 2",
+            "`task.num_labels` is not yet supported (leave it out)",
+        ),
+        (
+            "[adapter]\nr = nan",
+            "`adapter.r` is nan, expected finite numbers, and neither dates nor times",
+        ),
+        (
+            "[adapter]\nfamily = 7",
+            "`adapter.family` is 7, expected the name of a family, as a string",
+        ),
+    ] {
+        // A dotted key in front would define the table twice.
+        let small = SMALL.lines().filter(|line| {
+            let section = line.split('.').next().unwrap_or_default();
+            !lines.contains(&format!("[{section}]"))
+        });
+        let text = small.chain(lines.lines()).collect::<Vec<_>>().join("\n");
+        refused(&text, &[], &format!("my/run.toml: {what}"));
+    }
+    for (text, what) in [
+        ("", "`model.source` is missing, expected a model folder or the name of an embedded model, as a string".to_owned()),
+        ("model.source = \"x\"", format!("`data.train` is missing, {PATHS}")),
+        ("model.source = \"x\"\ndata.train = []", format!("`data.train` is [], {PATHS}")),
+        ("model.source = \"x\"\ndata.train = \"a.jsonl\"", format!("`data.train` is \"a.jsonl\", {PATHS}")),
+        ("model.source = \"x\"\ndata.train = [1]", format!("`data.train` is [1], {PATHS}")),
+        (
+            "model.source = \"x\"\ndata.train = [\"a\"]\ndata.eval = [\"hub:org/set/file\"]",
+            "`\"hub:org/set/file\"` in `data.eval` is not yet supported (only files are)".to_owned(),
+        ),
+        (
+            "model.source = \"x\"\ndata = { train = [\"a\"], packing = true }",
+            "`data.packing = true` is not yet supported (only false is)".to_owned(),
+        ),
+        (
+            "model.source = \"x\"\ndata = { train = [\"a\"], max_length = 1 }",
+            "`data.max_length` is 1, expected an integer from 2 to 4294967295".to_owned(),
+        ),
+        (
+            "model.source = \"x\"\ndata.train = [\"a\"]",
+            "`output.dir` is missing, expected a folder, as a string, for example \"runs/first\"".to_owned(),
+        ),
+        (
+            "model = { source = \"x\", dtype = \"nf4\" }",
+            "`model.dtype = \"nf4\"` is not yet supported (only \"as-stored\" or \"f32\" or \"f64\" is)".to_owned(),
+        ),
+    ] {
+        refused(text, &[], &format!("my/run.toml: {what}"));
+    }
+}
+
+#[test]
+fn syntax_errors_have_a_line_and_a_column() {
+    for (text, place) in [
+        ("[train]\nsteps = = 3\n", "my/run.toml:2:9: "),
+        ("[train\nsteps = 3\n", "my/run.toml:1:7: "),
+        ("a = 1\nö = 2\n", "my/run.toml:2:1: "),
+        ("[train]\nsteps = 1\nsteps = 2\n", "my/run.toml:3:1: "),
+    ] {
+        let message = parse(text, &[]).unwrap_err().to_string();
+        assert!(
+            message.starts_with(place) && message.len() > place.len() + 5,
+            "{message}"
+        );
+        assert!(!message.contains('\n'), "{message}");
+    }
+}
+
+#[test]
+fn what_is_wrong_in_a_set_is_named() {
+    for (set, what) in [
+        (
+            "train.steps",
+            "`train.steps` has no `=`, expected key=value, for example train.steps=100",
+        ),
+        (
+            "=3",
+            "`` is not a key, expected words joined by dots, for example train.steps",
+        ),
+        (
+            "train..steps=3",
+            "`train..steps` is not a key, expected words joined by dots, for example train.steps",
+        ),
+        (
+            "train.steps=many",
+            "`train.steps` is \"many\", expected an integer of at least 1",
+        ),
+        (
+            "train.stepz=3",
+            "unknown key `train.stepz`, did you mean `train.steps`?",
+        ),
+        (
+            "output.dir.x=3",
+            "`output.dir.x` cannot be set: `output.dir` is \"runs/first\", not a table",
+        ),
+        ("output=3", "`output` is 3, expected a table"),
+    ] {
+        refused(SMALL, &[set], &format!("--set: {what}"));
+    }
+    let message = parse(SMALL, &["data.train=[\"a"]).unwrap_err().to_string();
+    assert!(
+        message.starts_with("--set: the value of `data.train`, `[\"a`, is not TOML: "),
+        "{message}"
+    );
+    // The file is at fault for what no `--set` touched.
+    refused(
+        &format!("{SMALL}train.seed = -1"),
+        &["train.steps=3"],
+        "my/run.toml: `train.seed` is -1, expected an integer of at least 0",
+    );
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_written_is_read_or_refused(text in "(\\[?[a-z]{1,6}\\]?[.= \n\"\\[{]{0,3}[0-9a-z\"\\]}]{0,4}\n?){0,12}", set in ".{0,20}") {
+        let _ = parse(&text, &[]);
+        let _ = parse(SMALL, &[&set]);
+    }
+
+    #[test]
+    fn numbers_survive_being_resolved(rate in 0.0f64..1.0, eps in 1e-300f64..1.0, seed in 0i64..) {
+        let text = format!("{SMALL}train = {{ learning_rate = {rate:e}, eps = {eps:e}, seed = {seed} }}");
+        let run = parse(&text, &[]).unwrap();
+        let again = parse(&run.resolved(), &[]).unwrap();
+        prop_assert_eq!(run.train.learning_rate.to_bits(), rate.to_bits());
+        prop_assert_eq!(again.train, run.train);
+    }
+}
