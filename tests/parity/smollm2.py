@@ -1,6 +1,13 @@
-"""What transformers and PEFT compute on SmolLM2-135M-Instruct: too large for the repository, made when it is wanted.
+"""What transformers and PEFT compute on SmolLM2-135M-Instruct.
 
-Needs `cargo xtask fetch --only smollm2`. Writes `target/parity/smollm2/`:
+Needs `cargo xtask fetch --only smollm2` and `cargo xtask peer-env`; run it with `.peer/bin/python`. The whole is too large
+for the repository; `tests/parity/smollm2/` gets what a test needs to notice any difference:
+
+    rows.jsonl, batch.json  as below
+    expected.json           losses, the ten steps, versions, and which logits and which elements were kept
+    expected.safetensors    logits64.<row> and logits32.<row> [tokens, kept columns], and final.<key> [kept elements]
+
+Writes `target/parity/smollm2/`:
 
     rows.jsonl              ten {"input_ids", "labels"} rows of 2 to 200 tokens
     logits64.safetensors    logits.<row> [tokens, vocabulary] of a run in f64 throughout
@@ -12,6 +19,7 @@ Needs `cargo xtask fetch --only smollm2`. Writes `target/parity/smollm2/`:
 
 import copy
 import json
+import math
 import os
 import shutil
 import sys
@@ -19,14 +27,19 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True
 
+import peft
 import reference
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL = "models/SmolLM2-135M-Instruct"
 OUT = Path("target/parity/smollm2")
+KEPT = Path("tests/parity/smollm2")
+COLUMNS = 48
+ELEMENTS = 24
 LENGTHS = [2, 5, 9, 17, 33, 48, 64, 97, 128, 200]
 MAX_LENGTH = 64
 
@@ -76,9 +89,29 @@ def write_rows(path, rows):
     path.write_text("".join(json.dumps({"input_ids": ids, "labels": labels}) + "\n" for ids, labels in rows))
 
 
+def element(tensor, index):
+    """A number in [-0.5, 0.5) that any language computes alike."""
+    return ((index * 2654435761 + tensor * 2246822519 + 374761393) % 2**32 * 3266489917 % 2**32) / 2**32 - 0.5
+
+
+def fill(model):
+    """The initial adapter: tensors in the order of their names, elements in row-major order, of the size 1 / sqrt(columns)."""
+    with torch.no_grad():
+        for t, (name, parameter) in enumerate(sorted(reference.trained(model).items())):
+            factor = (2.0 if "lora_A" in name else 0.2) / parameter.shape[1] ** 0.5
+            values = [factor * element(t, i) for i in range(parameter.numel())]
+            parameter.copy_(torch.tensor(values, dtype=torch.float64).reshape(parameter.shape))
+
+
+def kept(size, count):
+    """`count` places of `size`, spread by a step that shares no factor with it."""
+    step = next(s for s in range(int(size * 0.618), size) if math.gcd(s, size) == 1)
+    return [(i * step + 1) % size for i in range(min(count, size))]
+
+
 def write_logits(rows):
     """Logits and losses of the base model."""
-    losses = {}
+    losses, sample = {}, {}
     for name, dtype in (("64", torch.float64), ("32", torch.float32)):
         model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype, attn_implementation="sdpa").eval()
         logits, total, tokens = {}, 0.0, 0
@@ -90,8 +123,12 @@ def write_logits(rows):
                 total += reference.loss_of(model, batch).item() * count
                 tokens += count
         reference.write_tensors(OUT / f"logits{name}.safetensors", logits)
+        columns = kept(model.config.vocab_size, COLUMNS)
+        sample |= {key.replace("logits", f"logits{name}"): value[:, columns] for key, value in logits.items()}
         losses[f"f{name}"] = total / tokens
-    reference.write_json(OUT / "expected.json", {"loss": losses, "supervised_tokens": tokens}, indent=1)
+    expected = {"loss": losses, "supervised_tokens": tokens}
+    reference.write_json(OUT / "expected.json", expected, indent=1)
+    return expected | {"columns": columns}, sample
 
 
 def write_case(rows):
@@ -102,19 +139,22 @@ def write_case(rows):
     reference.write_json(folder / "batch.json", batches)
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32, attn_implementation="sdpa")
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=12, target_modules="all-linear"))
-    reference.randomise(model, 300, spread=0.05)
+    fill(model)
     exact = copy.deepcopy(model).double()
     reference.save_adapter(model, folder / "adapter_init")
     steps = reference.recipe() | {"f32": reference.train(model, batches), "f64": reference.train(exact, batches)}
     reference.write_json(folder / "steps.json", steps, indent=1)
     reference.save_adapter(model, folder / "adapter_final")
     final, final64 = reference.trained(model), reference.trained(exact)
+    places = {key: kept(value.numel(), ELEMENTS) for key, value in final.items()}
+    sample = {f"final.{key}": value.flatten()[places[key]] for key, value in final.items()}
     for kind in ("lora_A", "lora_B"):
         keys = [key for key in final if kind in key]
         distance = sum((final[k].double() - final64[k]).pow(2).sum() for k in keys).sqrt()
         size = sum(final64[k].pow(2).sum() for k in keys).sqrt()
         worst = max(((final[k].double() - final64[k]).norm() / final64[k].norm()).item() for k in keys)
         print(f"{kind}: f32 is {distance / size:.1e} from f64 over all, {worst:.1e} at most")
+    return steps, sample
 
 
 def main():
@@ -126,8 +166,15 @@ def main():
     end = reference.end_token(AutoModelForCausalLM.from_pretrained(MODEL).config)
     rows = evaluation_rows(tokenizer)
     write_rows(OUT / "rows.jsonl", rows)
-    write_logits(rows)
-    write_case(training_rows(tokenizer, end))
+    expected, sample = write_logits(rows)
+    steps, final = write_case(training_rows(tokenizer, end))
+    shutil.rmtree(KEPT, ignore_errors=True)
+    KEPT.mkdir(parents=True)
+    shutil.copy(OUT / "rows.jsonl", KEPT)
+    shutil.copy(OUT / "lora/batch.json", KEPT)
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__}
+    reference.write_json(KEPT / "expected.json", expected | {"steps": steps, "versions": versions}, indent=1)
+    reference.write_tensors(KEPT / "expected.safetensors", sample | final)
 
 
 if __name__ == "__main__":

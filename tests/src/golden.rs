@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use lowrank::adapter::{Batch, Tokens};
+use lowrank::data::Example;
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -26,6 +27,8 @@ pub struct Case {
     pub last: PathBuf,
     /// A batch a step.
     pub batches: Vec<Batch>,
+    /// The rows of those batches, without padding, in order.
+    pub examples: Vec<Example>,
     /// Logits, gradients and merged weights for the first batch.
     pub expected: BTreeMap<String, Tensor>,
     /// Losses and gradient norms.
@@ -67,8 +70,9 @@ pub struct Trace {
     pub grad_norm: Vec<f64>,
 }
 
-#[derive(Deserialize)]
-struct Rows {
+/// One entry of `batch.json`: rows padded on the right.
+#[derive(Debug, Deserialize)]
+pub struct Rows {
     input_ids: Vec<Vec<u32>>,
     labels: Vec<Vec<i32>>,
     lengths: Vec<usize>,
@@ -95,6 +99,7 @@ impl Case {
             init: folder.join("adapter_init"),
             last: folder.join("adapter_final"),
             batches: rows.iter().map(Rows::batch).collect::<Result<_>>()?,
+            examples: rows.iter().flat_map(Rows::examples).collect(),
             expected: expected.into_iter().collect(),
             steps: read_json(&folder.join("steps.json"))?,
         })
@@ -124,6 +129,18 @@ impl Case {
 }
 
 impl Rows {
+    /// The rows without padding.
+    #[must_use]
+    pub fn examples(&self) -> Vec<Example> {
+        let rows = self.input_ids.iter().zip(&self.labels).zip(&self.lengths);
+        let example = |((ids, labels), &used): ((&Vec<u32>, &Vec<i32>), &usize)| Example {
+            ids: ids[..used].to_vec(),
+            labels: labels[..used].to_vec(),
+            truncated: false,
+        };
+        rows.map(example).collect()
+    }
+
     fn batch(&self) -> Result<Batch> {
         let (rows, length) = (self.input_ids.len(), self.input_ids[0].len());
         let segments = self
