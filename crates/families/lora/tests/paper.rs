@@ -1,0 +1,248 @@
+//! Worked numbers: the layer as the paper writes it, scales, starts, and the count of parameters.
+#![expect(clippy::unwrap_used, reason = "helpers of a test may fail it")]
+
+use candle_core::{DType, Device, Tensor};
+use lowrank_adapter::{
+    AdapterConfig, Ask, Attached, Batch, KvCache, Linear, Merge, Model, Part, Pass, Result,
+    Selection, Source, Start, attach,
+};
+use lowrank_frozen::FrozenLinear;
+use lowrank_lora::{Lora, LoraConfig};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// Linear layers and nothing else.
+struct Layers(Vec<Linear>);
+
+impl Model for Layers {
+    fn model_type(&self) -> &str {
+        "llama"
+    }
+
+    fn parts(&mut self, visit: &mut dyn FnMut(Part<'_>)) {
+        self.0
+            .iter_mut()
+            .for_each(|layer| visit(Part::Linear(layer)));
+    }
+
+    fn embed(&self, _: &Batch, _: &mut Pass) -> Result<Tensor> {
+        Err(lowrank_adapter::Error::Other(
+            "there is no embedding".into(),
+        ))
+    }
+
+    fn blocks(&self) -> usize {
+        0
+    }
+
+    fn block(
+        &self,
+        _: usize,
+        h: &Tensor,
+        _: &Batch,
+        _: Option<&mut KvCache>,
+        _: &mut Pass,
+    ) -> Result<Tensor> {
+        Ok(h.clone())
+    }
+
+    fn head(&self, h: &Tensor, _: &Batch, _: &Ask, _: &mut Pass) -> Result<Tensor> {
+        Ok(h.clone())
+    }
+}
+
+fn layers(shapes: &[(&str, usize, usize)]) -> Layers {
+    let layer = |&(path, n_out, n_in): &(&str, usize, usize)| {
+        let weight = Tensor::ones((n_out, n_in), DType::F32, &Device::Cpu).unwrap();
+        Linear::new(path, FrozenLinear::new(weight, None).unwrap())
+    };
+    Layers(shapes.iter().map(layer).collect())
+}
+
+fn adapt(model: &mut Layers, keys: &Value, start: Start) -> Attached {
+    let config = AdapterConfig::parse(&Lora, keys.as_object().unwrap(), Source::RunFile).unwrap();
+    attach(model, "default", &config, start).unwrap()
+}
+
+fn value(attached: &Attached, name: &str) -> Vec<f64> {
+    let param = attached
+        .params
+        .iter()
+        .find(|param| param.name() == name)
+        .unwrap();
+    let value = param.value().to_dtype(DType::F64).unwrap();
+    value.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// W = [[1,2,3],[4,5,6]], b = [.5,-.5], A = [[1,0,-1]], B = [[2],[-1]], alpha 4, r 1, x = [1,2,3]: y = [-1.5, 39.5].
+#[test]
+fn a_layer_by_hand() {
+    let tensor = |rows: &[&[f64]]| {
+        let flat = rows.concat();
+        Tensor::from_vec(flat, (rows.len(), rows[0].len()), &Device::Cpu).unwrap()
+    };
+    let bias = Tensor::new(&[0.5, -0.5], &Device::Cpu).unwrap();
+    let base = FrozenLinear::new(tensor(&[&[1., 2., 3.], &[4., 5., 6.]]), Some(bias)).unwrap();
+    let mut model = Layers(vec![Linear::new("up", base)]);
+    let saved = BTreeMap::from([
+        ("up.lora_A.weight".to_owned(), tensor(&[&[1., 0., -1.]])),
+        ("up.lora_B.weight".to_owned(), tensor(&[&[2.], &[-1.]])),
+    ]);
+    adapt(
+        &mut model,
+        &json!({ "r": 1, "lora_alpha": 4, "target_modules": ["up"] }),
+        Start::Saved(saved),
+    );
+
+    let mut pass = Pass::evaluation(Selection::one("default"));
+    let x = tensor(&[&[1., 2., 3.]]);
+    let y = model.0[0].forward(&x, &mut pass).unwrap();
+    assert_eq!(y.to_vec2::<f64>().unwrap(), [[-1.5, 39.5]]);
+    let Merge::Exact(merged) = model.0[0].merge(&mut pass).unwrap() else {
+        panic!("LoRA merges exactly")
+    };
+    assert_eq!(
+        merged.weight.to_vec2::<f64>().unwrap(),
+        [[9., 2., -5.], [0., 5., 10.]]
+    );
+    let merged = FrozenLinear::new(merged.weight, merged.bias).unwrap();
+    assert_eq!(
+        merged.forward(&x).unwrap().to_vec2::<f64>().unwrap(),
+        [[-1.5, 39.5]]
+    );
+}
+
+#[test]
+fn scales_are_alpha_over_r_or_its_root() {
+    let scale = |keys: Value, path| {
+        let config: LoraConfig = serde_json::from_value(keys).unwrap();
+        config.rank_and_scale(path).unwrap()
+    };
+    assert_eq!(
+        scale(json!({ "r": 8, "lora_alpha": 16 }), "q_proj"),
+        (8, 2.0)
+    );
+    let (rank, stabilised) = scale(
+        json!({ "r": 8, "lora_alpha": 16, "use_rslora": true }),
+        "q_proj",
+    );
+    assert_eq!(rank, 8);
+    assert!(
+        (stabilised - 5.656_854_249_492_381).abs() < 1e-15,
+        "{stabilised}"
+    );
+    // A rank that changes alone changes the scale.
+    let keys = json!({ "r": 8, "lora_alpha": 16, "rank_pattern": { "q_proj": 2 } });
+    assert_eq!(scale(keys, "layers.0.q_proj"), (2, 8.0));
+}
+
+#[test]
+fn starts_have_their_distributions() {
+    let (n_out, n_in, r) = (96, 400, 40);
+    let start = |init: Value| {
+        let mut model = layers(&[("up", n_out, n_in)]);
+        let keys = json!({ "r": r, "target_modules": ["up"], "init_lora_weights": init });
+        let attached = adapt(&mut model, &keys, Start::Seed(5));
+        (
+            value(&attached, "up.lora_A.weight"),
+            value(&attached, "up.lora_B.weight"),
+        )
+    };
+    let moments = |values: &[f64]| {
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64;
+        (
+            mean,
+            variance.sqrt(),
+            values.iter().fold(0f64, |max, v| max.max(v.abs())),
+        )
+    };
+    let near = |found: f64, expected: f64, what| {
+        assert!(
+            (found - expected).abs() < 0.03 * expected,
+            "{what}: {found}, expected {expected}"
+        );
+    };
+    // Uniform in ±1/sqrt(columns) has standard deviation bound / sqrt(3).
+    let uniform = |values: &[f64], columns: usize, what| {
+        let bound = 1.0 / (columns as f64).sqrt();
+        let (mean, deviation, largest) = moments(values);
+        assert!(
+            mean.abs() < 0.03 * bound && largest <= bound,
+            "{what}: {mean} {largest}"
+        );
+        near(largest, bound, what);
+        near(deviation, bound / 3f64.sqrt(), what);
+    };
+    let (a, b) = start(json!(true));
+    uniform(&a, n_in, "A");
+    assert!(b.iter().all(|&b| b == 0.0));
+    let (a, b) = start(json!(false));
+    uniform(&a, n_in, "A");
+    uniform(&b, r, "B");
+    let (a, b) = start(json!("gaussian"));
+    let (mean, deviation, largest) = moments(&a);
+    near(deviation, 1.0 / r as f64, "gaussian A");
+    assert!(
+        mean.abs() < 0.03 / r as f64 && largest > 3.0 / r as f64,
+        "{mean} {largest}"
+    );
+    assert!(b.iter().all(|&b| b == 0.0));
+}
+
+/// r (n_in + n_out) a module: Llama-2-7B with q and v at r = 8 has 4,194,304.
+#[test]
+fn parameters_are_counted_as_the_paper_counts_them() {
+    let mut linears = Vec::new();
+    for layer in 0..32 {
+        for role in ["q_proj", "k_proj", "v_proj"] {
+            linears.push(Linear::new(
+                format!("model.layers.{layer}.{role}"),
+                FrozenLinear::absent(4096, 4096),
+            ));
+        }
+    }
+    // Absent `target_modules` means PEFT's table: q and v for LLaMA.
+    let attached = adapt(&mut Layers(linears), &json!({ "r": 8 }), Start::Seed(1));
+    assert_eq!(attached.trainable_parameters(), 4_194_304);
+}
+
+#[test]
+fn what_is_refused() {
+    let refuse = |keys: Value| {
+        let config = AdapterConfig::parse(&Lora, keys.as_object().unwrap(), Source::RunFile);
+        let mut model = layers(&[("model.layers.0.up", 6, 10)]);
+        let error = config
+            .and_then(|config| attach(&mut model, "default", &config, Start::Seed(1)).map(|_| ()));
+        error.unwrap_err().to_string()
+    };
+    let with = |key: &str, value: Value| {
+        let mut keys = json!({ "target_modules": ["up"] });
+        keys[key] = value;
+        refuse(keys)
+    };
+    assert_eq!(
+        with("r", json!(7)),
+        "model.layers.0.up: r = 7 is larger than the matrix [6, 10] allows; use at most 6"
+    );
+    assert_eq!(
+        with("r", json!(0)),
+        "`r = 0`: invalid value: integer `0`, expected a nonzero usize"
+    );
+    assert_eq!(
+        with("lora_alhpa", json!(4)),
+        "unknown key `lora_alhpa`, did you mean `lora_alpha`?"
+    );
+    assert_eq!(
+        with("use_dora", json!(true)),
+        "`use_dora = true` is not yet supported (only false is)"
+    );
+    assert_eq!(
+        with("init_lora_weights", json!("pissa")),
+        "`init_lora_weights = \"pissa\"`: \"pissa\" is not yet supported, expected true, false or \"gaussian\""
+    );
+    assert_eq!(
+        with("lora_dropout", json!(1.0)),
+        "`lora_dropout = 1.0`: expected a probability of at least 0 and less than 1"
+    );
+}
