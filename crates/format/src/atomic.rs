@@ -133,10 +133,10 @@ pub fn atomic_write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// As [`atomic_write_file`], with the bytes written by a function.
-pub(crate) fn atomic_write(
+pub(crate) fn atomic_write<E: From<Error>>(
     path: &Path,
-    write: impl FnOnce(&mut BufWriter<&File>) -> Result<()>,
-) -> Result<()> {
+    write: impl FnOnce(&mut BufWriter<&File>) -> Result<(), E>,
+) -> Result<(), E> {
     let (parent, name) = split(path)?;
     let prefix = format!(".{name}.");
     let mut builder = named(&prefix, ".tmp");
@@ -155,7 +155,7 @@ pub(crate) fn atomic_write(
     file.as_file().sync_all().map_err(Error::io("sync", path))?;
     file.persist(path)
         .map_err(|error| Error::io("write", path)(error.error))?;
-    sync(parent)
+    Ok(sync(parent)?)
 }
 
 /// Folders that had to be made for the staging folder; those still empty are removed with it.

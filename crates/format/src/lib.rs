@@ -50,4 +50,4 @@ pub use names::{infer_adapter_infix, strip_adapter_infix};
 pub use peft::{CONFIG_FILE, PREFIX, PeftFolder, TENSORS_FILE};
 pub use safetensors::Safetensors;
 pub use side_files::copy_side_files;
-pub use write::{PYTORCH, write_safetensors, write_sharded};
+pub use write::{PYTORCH, Planned, write_safetensors, write_safetensors_streaming, write_sharded};

@@ -5,7 +5,7 @@ use crate::bytes::with_bytes;
 use crate::dtype::Stored;
 use crate::header::{MAX_BYTES, METADATA};
 use crate::{Error, Result, python_json};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use serde_json::{Map, Value, json};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -28,16 +28,57 @@ pub fn write_safetensors<'a>(
     tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
     metadata: &[(&str, &str)],
 ) -> Result<()> {
-    let tensors = sorted(path, tensors)?;
-    let header = header(path, &tensors, metadata)?;
+    let tensors: Vec<_> = tensors.into_iter().collect();
+    let planned: Vec<_> = tensors
+        .iter()
+        .map(|(name, tensor)| Planned {
+            name: (*name).to_owned(),
+            dtype: tensor.dtype(),
+            shape: tensor.dims().to_vec(),
+        })
+        .collect();
+    write_safetensors_streaming(path, &planned, metadata, |i| Ok(tensors[i].1.clone()))
+}
+
+/// A tensor that is made only when its turn to be written comes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// Its name in the file.
+    pub name: String,
+    /// Its dtype.
+    pub dtype: DType,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+/// As [`write_safetensors`], with one tensor in memory at a time: `make` gives that of an index of `planned`. It is
+/// called once for each, in the order of the file.
+///
+/// # Errors
+/// As [`write_safetensors`], whatever `make` refuses, and if it gives another dtype or shape than was planned.
+pub fn write_safetensors_streaming<E: From<Error>>(
+    path: &Path,
+    planned: &[Planned],
+    metadata: &[(&str, &str)],
+    mut make: impl FnMut(usize) -> Result<Tensor, E>,
+) -> Result<(), E> {
+    let sorted = sorted(path, planned)?;
+    let header = header(path, &sorted, metadata)?;
     atomic_write(path, |writer| {
         let failed = || Error::io("write", path);
         writer
             .write_all(&(header.len() as u64).to_le_bytes())
             .map_err(failed())?;
         writer.write_all(&header).map_err(failed())?;
-        for (_, tensor, _) in &tensors {
-            with_bytes(tensor, |bytes| writer.write_all(bytes))?.map_err(failed())?;
+        for (index, planned, _) in &sorted {
+            let tensor = make(*index)?;
+            if tensor.dims() != planned.shape || tensor.dtype() != planned.dtype {
+                return Err(E::from(Error::Name {
+                    name: planned.name.clone(),
+                    what: "is not of the dtype and shape that were planned",
+                }));
+            }
+            with_bytes(&tensor, |bytes| writer.write_all(bytes))?.map_err(failed())?;
         }
         Ok(())
     })
@@ -97,28 +138,26 @@ pub fn write_sharded<'a>(
     atomic_write_file(&path, format!("{}\n", python_json(&index)).as_bytes())
 }
 
-/// The tensors in the reference's order.
-fn sorted<'a>(
-    path: &Path,
-    tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
-) -> Result<Vec<(&'a str, &'a Tensor, Stored)>> {
-    let mut by_name: Vec<_> = tensors.into_iter().collect();
-    by_name.sort_by_key(|&(name, _)| name);
-    refuse_repeated(by_name.iter().map(|&(name, _)| name))?;
+/// The tensors in the reference's order, each with its index in `planned`.
+fn sorted<'a>(path: &Path, planned: &'a [Planned]) -> Result<Vec<(usize, &'a Planned, Stored)>> {
+    let mut by_name: Vec<_> = planned.iter().enumerate().collect();
+    by_name.sort_by_key(|(_, planned)| planned.name.as_str());
+    refuse_repeated(by_name.iter().map(|(_, planned)| planned.name.as_str()))?;
     let mut sorted = Vec::with_capacity(by_name.len());
-    for (name, tensor) in by_name {
+    for (index, planned) in by_name {
+        let name = &planned.name;
         if name == METADATA {
             return Err(Error::Name {
-                name: name.to_owned(),
+                name: name.clone(),
                 what: "has a name that safetensors files use for their own text",
             });
         }
-        let stored = Stored::of(tensor.dtype()).ok_or_else(|| Error::DType {
+        let stored = Stored::of(planned.dtype).ok_or_else(|| Error::DType {
             path: path.to_path_buf(),
-            name: name.to_owned(),
-            dtype: tensor.dtype().as_str().to_owned(),
+            name: name.clone(),
+            dtype: planned.dtype.as_str().to_owned(),
         })?;
-        sorted.push((name, tensor, stored));
+        sorted.push((index, planned, stored));
     }
     sorted.sort_by_key(|&(_, _, stored)| Reverse(stored));
     Ok(sorted)
@@ -141,7 +180,7 @@ fn refuse_repeated<'a>(sorted: impl Iterator<Item = &'a str>) -> Result<()> {
 /// The header's JSON, padded with spaces so that the data starts at a multiple of eight bytes.
 fn header(
     path: &Path,
-    tensors: &[(&str, &Tensor, Stored)],
+    sorted: &[(usize, &Planned, Stored)],
     metadata: &[(&str, &str)],
 ) -> Result<Vec<u8>> {
     let mut entries = Map::new();
@@ -150,11 +189,12 @@ fn header(
         entries.insert(METADATA.to_owned(), json!(sorted));
     }
     let mut begin = 0;
-    for (name, tensor, stored) in tensors {
-        let end = begin + tensor.elem_count() * tensor.dtype().size_in_bytes();
+    for (_, planned, stored) in sorted {
+        let elements: usize = planned.shape.iter().product();
+        let end = begin + elements * planned.dtype.size_in_bytes();
         let entry =
-            json!({"dtype": stored.name(), "shape": tensor.dims(), "data_offsets": [begin, end]});
-        entries.insert((*name).to_owned(), entry);
+            json!({"dtype": stored.name(), "shape": planned.shape, "data_offsets": [begin, end]});
+        entries.insert(planned.name.clone(), entry);
         begin = end;
     }
     let mut json = Value::Object(entries).to_string().into_bytes();

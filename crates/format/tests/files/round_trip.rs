@@ -2,7 +2,10 @@
 
 use crate::common::ramp;
 use candle_core::{DType, Device, Tensor};
-use lowrank_format::{PYTORCH, Safetensors, python_json, read_json_object, write_safetensors};
+use lowrank_format::{
+    Error, PYTORCH, Planned, Safetensors, python_json, read_json_object, write_safetensors,
+    write_safetensors_streaming,
+};
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 use std::collections::BTreeMap;
@@ -161,4 +164,46 @@ proptest! {
         prop_assert_eq!(read.len(), tensors.len());
         prop_assert_eq!(write(&read), written);
     }
+}
+
+#[test]
+fn a_stream_of_tensors_gives_the_same_bytes_and_stops_whole_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let tensors = [
+        ("logits.2", ramp(&[3, 5], DType::F32)),
+        ("logits.10", ramp(&[2, 5], DType::F32)),
+        ("half", ramp(&[4, 3], DType::F16)),
+    ];
+    let planned: Vec<Planned> = tensors
+        .iter()
+        .map(|(name, tensor)| Planned {
+            name: (*name).to_owned(),
+            dtype: tensor.dtype(),
+            shape: tensor.dims().to_vec(),
+        })
+        .collect();
+    let path = dir.path().join("stream.safetensors");
+    let mut asked = Vec::new();
+    write_safetensors_streaming(&path, &planned, PYTORCH, |i| {
+        asked.push(i);
+        Ok::<_, Error>(tensors[i].1.clone())
+    })
+    .unwrap();
+    assert_eq!(asked, [1, 0, 2]);
+    let whole = tensors
+        .iter()
+        .map(|(name, tensor)| ((*name).to_owned(), tensor.clone()));
+    let whole = write(&whole.collect());
+    assert_eq!(std::fs::read(&path).unwrap(), whole);
+
+    let refused = write_safetensors_streaming(&path, &planned, PYTORCH, |_| {
+        Ok::<_, Error>(tensors[2].1.clone())
+    });
+    assert_eq!(
+        refused.unwrap_err().to_string(),
+        "tensor `logits.10` is not of the dtype and shape that were planned"
+    );
+    let left: Vec<_> = dir.path().read_dir().unwrap().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert_eq!(std::fs::read(&path).unwrap(), whole);
 }
