@@ -26,10 +26,12 @@ pub enum Error {
     },
     /// A merged weight is not finite.
     #[error(
-        "{name}: the merged weight has values that are not finite; the adapter or its scale is broken"
+        "{name}: the merged weight has values that are not finite in {dtype}; choose a wider dtype, or another scale of the adapter"
     )]
     NonFinite {
         /// The tensor.
         name: String,
+        /// The dtype that it was to be written in.
+        dtype: &'static str,
     },
 }

@@ -99,13 +99,19 @@ impl Folding<'_> {
     }
 
     fn push(&mut self, name: String, tensor: Tensor) -> Result<()> {
-        if !ops::all_finite(&tensor)? {
-            return Err(Error::NonFinite { name });
-        }
         let tensor = match self.dtype {
             Some(dtype) => tensor.to_dtype(dtype)?,
             None => tensor,
         };
+        // After the cast: f16 ends at 65504.
+        let widened = match tensor.dtype() {
+            DType::F64 => tensor.clone(),
+            _ => tensor.to_dtype(DType::F32)?,
+        };
+        if !ops::all_finite(&widened)? {
+            let dtype = tensor.dtype().as_str();
+            return Err(Error::NonFinite { name, dtype });
+        }
         self.folded.tensors.push((name, tensor));
         Ok(())
     }
