@@ -2,11 +2,7 @@
 //!
 //! Exit status: 0 ok, 2 the command line or the run file is wrong, 1 everything else. Data goes to stdout, logs and
 //! errors to stderr.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "printing is what a binary is for"
-)]
+#![expect(clippy::print_stderr, reason = "errors and progress go there")]
 
 mod arguments;
 mod output;
@@ -15,6 +11,7 @@ mod verbs;
 
 use arguments::{Arguments, Verb};
 use clap::Parser;
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -51,6 +48,7 @@ fn start_logging(verbose: u8, quiet: bool) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .with_target(false)
         .init();

@@ -1,28 +1,44 @@
 //! Printing results: one JSON object, or lines for people.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::Value;
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Write as _};
 
-/// Prints `value` as one JSON object, or as `name: value` lines without lists and objects.
-pub fn print(value: &impl Serialize, json: bool) -> Result<()> {
+/// Prints `value` as one JSON object, or as `name  value` lines without lists and objects and with `more` below them.
+pub fn print(value: &impl Serialize, json: bool, more: &str) -> Result<()> {
     let value = serde_json::to_value(value)?;
     if json {
-        println!("{value}");
-        return Ok(());
+        return write_out(&format!("{value}\n"));
     }
+    let mut text = String::new();
     if let Value::Object(keys) = &value {
         let width = keys.keys().map(String::len).max().unwrap_or(0);
         for (key, value) in keys {
             match value {
                 Value::Null | Value::Array(_) | Value::Object(_) => {}
-                Value::String(text) => println!("{key:width$}  {text}"),
+                Value::String(word) => writeln!(text, "{key:width$}  {word}")?,
                 Value::Number(number) if number.is_f64() => {
-                    println!("{key:width$}  {:.6}", number.as_f64().unwrap_or_default());
+                    let number = number.as_f64().unwrap_or_default();
+                    writeln!(text, "{key:width$}  {number:.6}")?;
                 }
-                other => println!("{key:width$}  {other}"),
+                other => writeln!(text, "{key:width$}  {other}")?,
             }
         }
     }
-    Ok(())
+    text.push_str(more);
+    write_out(&text)
+}
+
+/// A reader that has seen enough closes the pipe; that is no error. `println!` would panic.
+fn write_out(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    let written = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
+    match written {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to stdout"),
+    }
 }

@@ -18,7 +18,7 @@ enum Lines {
     Beside,
     /// A line every so many steps.
     Alone,
-    /// Nothing but warnings.
+    /// Nothing.
     Quiet,
 }
 
@@ -98,6 +98,6 @@ impl Progress for Shown {
     }
 
     fn warning(&mut self, message: &str) {
-        self.bar.suspend(|| eprintln!("warning: {message}"));
+        self.line(&format!("warning: {message}"));
     }
 }

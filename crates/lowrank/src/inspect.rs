@@ -84,13 +84,16 @@ fn inspect_model(path: &Path) -> Result<Inspection> {
     let config = read_json_object(&path.join("config.json"))?;
     let mut tensors = Vec::new();
     for name in checkpoint.names() {
-        if let Some(info) = checkpoint.info(name) {
-            tensors.push(TensorSummary {
-                name: name.to_owned(),
-                dtype: info.dtype.as_str(),
-                shape: info.shape.clone(),
-            });
-        }
+        let Some(info) = checkpoint.info(name) else {
+            // Reading it says why it cannot be.
+            checkpoint.tensor(name)?;
+            continue;
+        };
+        tensors.push(TensorSummary {
+            name: name.to_owned(),
+            dtype: info.dtype.as_str(),
+            shape: info.shape,
+        });
     }
     let model_type = config.get("model_type").and_then(Value::as_str);
     Ok(Inspection {

@@ -53,6 +53,8 @@ pub fn train(
     progress: &mut dyn Progress,
 ) -> Result<Trained> {
     let mut run = run.clone();
+    let path = absolute(Path::new(&run.output.dir));
+    keep_inputs(&run, &path, origin)?;
     let plan = resolve(&mut run, origin)?;
     let precision = match run.model.dtype {
         Held::AsStored => Precision::AsStored,
@@ -84,7 +86,6 @@ pub fn train(
         }
     }
     let rows = Rows::new(&data, held_out.as_ref());
-    let path = absolute(Path::new(&run.output.dir));
     match plan {
         Plan::Full => {
             let folder = RunFolder::open(&path, mode)?;
@@ -106,10 +107,12 @@ pub fn train(
             let source = base.absolute().display().to_string();
             config.common.base_model_name_or_path = Some(source);
             let model = base.model.as_mut();
-            let mut attached = attach(model, NAME, &config, start).map_err(|source| Error::In {
-                path: origin.to_path_buf(),
-                source,
-            })?;
+            let init_from = run.adapter.init_from.as_ref().map(PathBuf::from);
+            let mut attached =
+                attach(model, NAME, &config, start).map_err(|source| match init_from {
+                    Some(path) => Error::In { path, source },
+                    None => in_adapter_table(origin, &source),
+                })?;
             let folder = RunFolder::open(&path, mode)?;
             let trainable_parameters = attached.trainable_parameters();
             let mut trainable = Trainable::adapter(base.model.as_ref(), &mut attached);
@@ -131,11 +134,33 @@ pub fn train(
     }
 }
 
+/// Something in the run file's `[adapter]` table.
+fn in_adapter_table(origin: &Path, error: &lowrank_adapter::Error) -> Error {
+    Error::Usage(format!("{}: [adapter]: {error}", origin.display()))
+}
+
+/// A run replaces what its folder holds: what it reads must lie elsewhere, or it could not be run again.
+fn keep_inputs(run: &RunFile, out: &Path, origin: &Path) -> Result<()> {
+    let inputs = [
+        ("model.source", Some(&run.model.source)),
+        ("adapter.init_from", run.adapter.init_from.as_ref()),
+    ];
+    for (key, input) in inputs {
+        if let Some(input) = input
+            && real(Path::new(input)).starts_with(real(out))
+        {
+            return Err(Error::Usage(format!(
+                "{}: `{key} = \"{input}\"` lies inside `output.dir`, which the run writes to; choose another folder",
+                origin.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Reads the `[adapter]` table, with `init_from`, and writes every default back into the run file.
 fn resolve(run: &mut RunFile, origin: &Path) -> Result<Plan> {
-    let wrong = |error: lowrank_adapter::Error| {
-        Error::Usage(format!("{}: [adapter]: {error}", origin.display()))
-    };
+    let wrong = |error: lowrank_adapter::Error| in_adapter_table(origin, &error);
     let start = run.adapter.init_from.as_ref().map(PathBuf::from);
     let mut keys = run.adapter.keys.clone();
     let named = run.adapter.family.clone();
@@ -152,8 +177,16 @@ fn resolve(run: &mut RunFile, origin: &Path) -> Result<Plan> {
         return Ok(Plan::Full);
     }
     let mut tensors = None;
-    let mut family =
-        lowrank_registry::by_name(named.as_deref().unwrap_or("lora")).map_err(wrong)?;
+    let word = named.as_deref().unwrap_or("lora");
+    let mut family = lowrank_registry::by_name(word).map_err(|error| {
+        // The registry lists adapters, and this is none.
+        match lowrank_adapter::nearest(word, [FULL]) {
+            Some(near) => wrong(lowrank_adapter::Error::Other(format!(
+                "unknown family `{word}`, did you mean `{near}`?"
+            ))),
+            None => wrong(error),
+        }
+    })?;
     if let Some(folder) = start {
         let files = PeftFolder::read(&folder)?;
         let in_config = |source| Error::In {
@@ -256,7 +289,8 @@ pub struct Written {
 /// Folds the selected adapters into the base and writes a model folder, whole or not at all.
 ///
 /// # Errors
-/// If an adapter cannot be folded, or the folder cannot be written.
+/// If an adapter cannot be folded, or the folder cannot be written. [`Existing::Replace`] replaces model folders only,
+/// and never one that the base was read from.
 pub fn merge_into(
     base: &mut Base,
     selection: &Selection,
@@ -264,14 +298,7 @@ pub fn merge_into(
     out: &Path,
     existing: Existing,
 ) -> Result<Written> {
-    let source = base.absolute();
-    if absolute(out).starts_with(&source) {
-        return Err(Error::Usage(format!(
-            "the output folder {} lies inside the base model's folder {}; choose another",
-            out.display(),
-            source.display()
-        )));
-    }
+    check_output(base.folder(), out, existing)?;
     let folder = AtomicFolder::create(out, existing)?;
     let folded = fold(base.model.as_mut(), selection, dtype)?;
     let tensors = folded
@@ -308,6 +335,46 @@ pub fn merge_into(
         dtype,
         exact: folded.exact,
     })
+}
+
+/// Nothing but a model folder may be replaced, and not the one that is being read.
+fn check_output(source: &Path, out: &Path, existing: Existing) -> Result<()> {
+    let refuse = |what: &str| {
+        let out = out.display();
+        Err(Error::Usage(format!(
+            "the output folder {out} {what}; choose another"
+        )))
+    };
+    let (inner, outer) = (real(source), real(out));
+    if outer.starts_with(&inner) {
+        return refuse(&format!(
+            "lies inside the base model's folder {}",
+            source.display()
+        ));
+    }
+    if inner.starts_with(&outer) {
+        return refuse(&format!(
+            "contains the base model's folder {}",
+            source.display()
+        ));
+    }
+    let holds = out
+        .read_dir()
+        .is_ok_and(|mut entries| entries.next().is_some());
+    if existing == Existing::Replace && holds && !out.join("config.json").exists() {
+        return refuse("is neither empty nor a model's, so it is not replaced");
+    }
+    Ok(())
+}
+
+/// The path without links and `..`, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    let path = absolute(path);
+    let found = path.ancestors().find_map(|ancestor| {
+        let real = ancestor.canonicalize().ok()?;
+        Some(real.join(path.strip_prefix(ancestor).ok()?))
+    });
+    found.unwrap_or(path)
 }
 
 fn absolute(path: &Path) -> PathBuf {

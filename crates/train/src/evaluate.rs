@@ -29,10 +29,11 @@ pub struct Evaluation {
 pub struct Prediction {
     /// The row, from 0.
     pub index: usize,
-    /// The sum of the log-probabilities of each choice's tokens, without the end token.
+    /// The sum of the log-probabilities of each choice's tokens, without the end token; negative infinity (null in
+    /// JSON) for a choice that was cut to nothing.
     pub scores: Vec<f64>,
-    /// The choice with the highest score, the first of several.
-    pub prediction: usize,
+    /// The choice with the highest score, the first of several; none if no score is finite.
+    pub prediction: Option<usize>,
     /// The right choice, if the row says so.
     pub answer: Option<usize>,
     /// Whether they are the same, if the row says so.
@@ -136,7 +137,11 @@ pub fn choices<'a>(
         let scores: Vec<f64> = losses
             .iter()
             .zip(&question.choices)
-            .map(|(losses, choice)| -losses[..choice.len()].iter().sum::<f64>())
+            .map(|(losses, choice)| match choice.len() {
+                // Nothing to be wrong about must not win.
+                0 => f64::NEG_INFINITY,
+                length => -losses[..length].iter().sum::<f64>(),
+            })
             .collect();
         let bytes = question.choice_bytes.iter();
         let normed = scores
@@ -144,10 +149,10 @@ pub fn choices<'a>(
             .zip(bytes)
             .map(|(score, &bytes)| score / bytes.max(1) as f64);
         let (prediction, prediction_norm) = (best(scores.iter().copied()), best(normed));
-        let correct = question.gold.map(|gold| gold == prediction);
+        let correct = question.gold.map(|gold| prediction == Some(gold));
         if let (Some(gold), Some(correct)) = (question.gold, correct) {
             right.hit(correct);
-            right_norm.hit(gold == prediction_norm);
+            right_norm.hit(prediction_norm == Some(gold));
         }
         each(Prediction {
             index,
@@ -164,31 +169,23 @@ pub fn choices<'a>(
     Ok(evaluation)
 }
 
-/// The logits of every row, `[tokens, vocab]`, row by row; what predicts the token after each.
+/// The logits of a row, `[tokens, vocab]`: at each token what predicts the next.
 ///
 /// # Errors
-/// Whatever the model or `each` refuses.
-pub fn logits<'a>(
-    model: &dyn Model,
-    selection: &Selection,
-    rows: impl IntoIterator<Item = &'a [u32]>,
-    each: &mut dyn FnMut(usize, Tensor) -> Result<()>,
-) -> Result<()> {
-    for (index, ids) in rows.into_iter().enumerate() {
-        let batch = Batch::sequence(ids, 0)?;
-        let ask = Ask::Logits((0u32..).take(ids.len()).collect());
-        let mut pass = Pass::evaluation(selection.clone());
-        each(index, run(model, &batch, &ask, None, &mut pass)?)?;
-    }
-    Ok(())
+/// If the row is empty, and whatever the model refuses.
+pub fn logits(model: &dyn Model, selection: &Selection, ids: &[u32]) -> Result<Tensor> {
+    let batch = Batch::sequence(ids, 0)?;
+    let ask = Ask::Logits((0u32..).take(ids.len()).collect());
+    let mut pass = Pass::evaluation(selection.clone());
+    Ok(run(model, &batch, &ask, None, &mut pass)?)
 }
 
-/// The highest of a few numbers, the first of several.
-fn best(scores: impl Iterator<Item = f64>) -> usize {
-    let (mut best, mut highest) = (0, f64::NEG_INFINITY);
+/// The highest of a few numbers, the first of several; none if none is a number.
+fn best(scores: impl Iterator<Item = f64>) -> Option<usize> {
+    let (mut best, mut highest) = (None, f64::NEG_INFINITY);
     for (index, score) in scores.enumerate() {
         if score > highest {
-            (best, highest) = (index, score);
+            (best, highest) = (Some(index), score);
         }
     }
     best

@@ -3,10 +3,10 @@
 use crate::arguments::{EvalArguments, Task};
 use crate::output::print;
 use anyhow::Result;
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 use lowrank::adapter::Selection;
 use lowrank::data::{ChoiceExample, Dataset, Example, Kind, Options, Reference};
-use lowrank::format::{atomic_write_file, write_safetensors};
+use lowrank::format::{Planned, atomic_write_file, write_safetensors_streaming};
 use lowrank::training::{self, Evaluation, Prediction, peak_rss_mb};
 use lowrank::{Base, Error, precision};
 use serde::Serialize;
@@ -39,6 +39,7 @@ struct Report {
 /// Measures a model.
 pub fn run(arguments: &EvalArguments) -> Result<ExitCode> {
     let precision = precision(&arguments.dtype)?;
+    check_outputs(arguments)?;
     let started = Instant::now();
     let (base, selection) = super::open(&arguments.model, precision)?;
     let data = open_data(arguments, &base)?;
@@ -72,7 +73,7 @@ pub fn run(arguments: &EvalArguments) -> Result<ExitCode> {
         seconds: started.elapsed().as_secs_f64(),
         peak_rss_mb: peak_rss_mb(),
     };
-    print(&report, arguments.json)?;
+    print(&report, arguments.json, "")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -91,20 +92,29 @@ fn choose_task(arguments: &EvalArguments, data: &Dataset) -> lowrank::Result<Tas
         Some(Kind::Choices) => Task::Choices,
         _ => Task::Loss,
     };
-    match arguments.task {
-        None => Ok(by_kind),
-        Some(Task::Classification) => Err(Error::Usage(
-            "--task classification is not yet supported".into(),
-        )),
-        Some(Task::Generate) => Err(Error::Usage("--task generate is not yet supported".into())),
-        Some(Task::Choices) if by_kind != Task::Choices => Err(Error::Usage(
-            "--task choices needs rows with `choices`; these have none".into(),
-        )),
-        Some(_) if arguments.predictions.is_some() && arguments.task == Some(Task::Loss) => {
-            Err(Error::Usage("--predictions needs --task choices".into()))
+    let task = match arguments.task {
+        None => by_kind,
+        Some(Task::Classification) => {
+            return Err(Error::Usage(
+                "--task classification is not yet supported".into(),
+            ));
         }
-        Some(task) => Ok(task),
+        Some(Task::Generate) => {
+            return Err(Error::Usage("--task generate is not yet supported".into()));
+        }
+        Some(Task::Choices) if by_kind != Task::Choices => {
+            return Err(Error::Usage(
+                "--task choices needs rows with `choices`; these have none".into(),
+            ));
+        }
+        Some(task) => task,
+    };
+    if task == Task::Loss && arguments.predictions.is_some() {
+        return Err(Error::Usage(
+            "--predictions needs rows with `choices`, and no --task loss".into(),
+        ));
     }
+    Ok(task)
 }
 
 fn choices(
@@ -136,18 +146,39 @@ fn choices(
     Ok(found)
 }
 
+/// One row at a time, in the order of the file: the logits of all rows may not fit into memory.
 fn write_logits(
     path: &Path,
     base: &Base,
     selection: &Selection,
     examples: &[Example],
 ) -> lowrank::Result<()> {
-    let mut named: Vec<(String, Tensor)> = Vec::new();
-    let ids = examples.iter().map(|example| example.ids.as_slice());
-    training::logits(base.model.as_ref(), selection, ids, &mut |row, logits| {
-        named.push((format!("logits.{row}"), logits.to_dtype(DType::F32)?));
-        Ok(())
-    })?;
-    let named = named.iter().map(|(name, tensor)| (name.as_str(), tensor));
-    Ok(write_safetensors(path, named, &[])?)
+    let planned = |(row, example): (usize, &Example)| Planned {
+        name: format!("logits.{row}"),
+        dtype: DType::F32,
+        shape: vec![example.ids.len(), base.info.vocab_size],
+    };
+    let planned: Vec<Planned> = examples.iter().enumerate().map(planned).collect();
+    write_safetensors_streaming(path, &planned, &[], |row| {
+        let logits = training::logits(base.model.as_ref(), selection, &examples[row].ids)?;
+        Ok(logits.to_dtype(DType::F32)?)
+    })
+}
+
+/// What is only found when all is computed would cost a user the time of an evaluation.
+fn check_outputs(arguments: &EvalArguments) -> lowrank::Result<()> {
+    for (flag, path) in [
+        ("--predictions", &arguments.predictions),
+        ("--logits", &arguments.logits),
+    ] {
+        let Some(path) = path else { continue };
+        let parent = path.parent().filter(|parent| *parent != Path::new(""));
+        if path.is_dir() || parent.is_some_and(|parent| !parent.is_dir()) {
+            return Err(Error::Usage(format!(
+                "{flag} {}: expected a file in a folder that exists",
+                path.display()
+            )));
+        }
+    }
+    Ok(())
 }

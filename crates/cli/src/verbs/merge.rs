@@ -62,7 +62,7 @@ pub fn run(arguments: &MergeArguments) -> Result<ExitCode> {
         let found = compare(
             (base.model.as_ref(), &selection),
             (merged.model.as_ref(), &Selection::none()),
-            &probe_tokens(base.info.vocab_size),
+            &probes(&base),
         )
         .map_err(Error::from)?;
         report.max_abs_logit_diff = Some(found.max_abs_logit_diff);
@@ -77,8 +77,17 @@ pub fn run(arguments: &MergeArguments) -> Result<ExitCode> {
             code = ExitCode::FAILURE;
         }
     }
-    print(&report, arguments.json)?;
+    print(&report, arguments.json, "")?;
     Ok(code)
+}
+
+/// What the two models are compared on, no longer than they can read.
+fn probes(base: &Base) -> Vec<Vec<u32>> {
+    let mut sequences = probe_tokens(base.info.vocab_size);
+    for ids in &mut sequences {
+        ids.truncate(base.info.max_position_embeddings);
+    }
+    sequences
 }
 
 fn output_dtype(word: &str) -> lowrank::Result<Option<DType>> {

@@ -55,7 +55,14 @@ pub fn open(
             None if index == 0 => "default".to_owned(),
             None => format!("default{index}"),
         };
-        load_adapter(&mut base, &name, &source.path, strict)?;
+        load_adapter(&mut base, &name, &source.path, strict).map_err(|error| match error {
+            // A name that cannot be used is the command line's.
+            Error::In {
+                source: error @ lowrank::adapter::Error::Adapter { .. },
+                ..
+            } => Error::Usage(format!("--adapter: {error}")),
+            other => other,
+        })?;
         selected.push((name.into(), source.weight));
     }
     Ok((base, Selection::weighted(selected)))

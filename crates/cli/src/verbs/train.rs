@@ -42,6 +42,6 @@ pub fn run(arguments: &TrainArguments, quiet: bool) -> Result<ExitCode> {
         last_step: trained.summary.last_step,
         last_evaluation: trained.summary.last_evaluation,
     };
-    print(&report, arguments.json)?;
+    print(&report, arguments.json, "")?;
     Ok(ExitCode::SUCCESS)
 }

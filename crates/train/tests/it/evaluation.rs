@@ -1,7 +1,7 @@
 //! Losses, choices and logits against the plain way to compute them.
 
 use crate::support::{StubConfig, Tiny, VOCAB, attached, examples, questions};
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 use lowrank_adapter::{Selection, detach};
 use lowrank_data::{ChoiceExample, Example, UNSUPERVISED};
 use lowrank_train::{Prediction, choices, logits, loss};
@@ -13,15 +13,10 @@ fn size(batch_size: usize) -> NonZeroUsize {
 
 /// log-probabilities of every next token, the plain way.
 fn log_probabilities(model: &Tiny, selection: &Selection, ids: &[u32]) -> Vec<Vec<f64>> {
-    let mut rows = Vec::new();
-    logits(model, selection, [ids], &mut |index, logits: Tensor| {
-        assert_eq!(index, 0);
-        assert!(!logits.track_op());
-        assert_eq!(logits.dims(), [ids.len(), VOCAB]);
-        rows = logits.to_dtype(DType::F64)?.to_vec2::<f64>()?;
-        Ok(())
-    })
-    .unwrap();
+    let logits = logits(model, selection, ids).unwrap();
+    assert!(!logits.track_op());
+    assert_eq!(logits.dims(), [ids.len(), VOCAB]);
+    let mut rows: Vec<Vec<f64>> = logits.to_dtype(DType::F64).unwrap().to_vec2().unwrap();
     for row in &mut rows {
         let sum: f64 = row.iter().map(|x| x.exp()).sum();
         row.iter_mut().for_each(|x| *x -= sum.ln());
@@ -157,7 +152,10 @@ fn choices_are_scored_as_whole_sequences_are() {
             for (index, (prediction, (best, scores))) in
                 predictions.iter().zip(&expected).enumerate()
             {
-                assert_eq!((prediction.index, prediction.prediction), (index, *best));
+                assert_eq!(
+                    (prediction.index, prediction.prediction),
+                    (index, Some(*best))
+                );
                 assert_eq!(prediction.answer, rows[index].1.gold);
                 assert_eq!(prediction.correct, Some(prediction.answer == Some(*best)));
                 for (got, expected) in prediction.scores.iter().zip(scores) {
@@ -187,7 +185,7 @@ fn ties_take_the_lowest_index_and_a_completion_may_differ_from_the_choices() {
     for (prediction, (example, _)) in predictions.iter().zip(&rows) {
         assert_eq!(
             (prediction.prediction, prediction.answer, prediction.correct),
-            (0, None, None)
+            (Some(0), None, None)
         );
         assert_eq!(prediction.scores.len(), 3);
         let (loss, tokens) = sequence_loss(&model, &selection, example);
@@ -210,17 +208,39 @@ fn ties_take_the_lowest_index_and_a_completion_may_differ_from_the_choices() {
 }
 
 #[test]
-fn a_row_that_was_cut_to_its_prompt_has_no_loss_and_ties() {
+fn a_choice_that_was_cut_to_nothing_has_no_score_and_does_not_win() {
     let (model, _) = attached(DType::F64, &StubConfig::default());
     let (mut example, mut question) = questions(1).remove(0);
     let length = question.prompt.len();
     example.ids.truncate(length);
     example.labels.truncate(length);
+    let (whole, gold) = (question.choices.clone(), 1);
+    question.gold = Some(gold);
     question.choices.iter_mut().for_each(Vec::clear);
-    let (evaluation, predictions) = ask(&model, &Selection::none(), &[(example, question)], 3);
+    let none = f64::NEG_INFINITY;
+    let rows = [(example.clone(), question.clone())];
+    let (evaluation, predictions) = ask(&model, &Selection::none(), &rows, 3);
     assert_eq!((evaluation.loss, evaluation.supervised_tokens), (None, 0));
     assert_eq!(
-        (predictions[0].prediction, &predictions[0].scores[..]),
-        (0, &[0.0, 0.0, 0.0][..])
+        (evaluation.accuracy, evaluation.accuracy_norm),
+        (Some(0.0), Some(0.0))
     );
+    assert_eq!(
+        (
+            predictions[0].prediction,
+            predictions[0].correct,
+            &predictions[0].scores[..]
+        ),
+        (None, Some(false), &[none, none, none][..])
+    );
+
+    question.choices[2].clone_from(&whole[2]);
+    let (evaluation, predictions) = ask(&model, &Selection::none(), &[(example, question)], 3);
+    assert_eq!(evaluation.accuracy, Some(0.0));
+    assert_eq!(
+        (predictions[0].prediction, predictions[0].correct),
+        (Some(2), Some(false))
+    );
+    assert_eq!(predictions[0].scores[..2], [none, none]);
+    assert!(predictions[0].scores[2] < 0.0 && predictions[0].scores[2].is_finite());
 }
