@@ -24,7 +24,12 @@ pub enum Start {
     /// Drawn as declared, keyed by this seed.
     Seed(u64),
     /// Read: every declared tensor must be there, and every tensor must be declared.
-    Saved(BTreeMap<String, Tensor>),
+    Saved {
+        /// By name, without `base_model.model.`.
+        tensors: BTreeMap<String, Tensor>,
+        /// Keys what files do not hold: scratch tensors, and what gates draw later.
+        seed: u64,
+    },
 }
 
 /// An adapter that lies in a model: its tensors, and what acts on them between steps.
@@ -223,7 +228,7 @@ pub fn attach(
     let dtype = sites[0].base.dtype();
     let (seed, saved) = match start {
         Start::Seed(seed) => (seed, None),
-        Start::Saved(tensors) => (0, Some(tensors)),
+        Start::Saved { tensors, seed } => (seed, Some(tensors)),
     };
     let mut cx = Attach {
         owner: name.into(),

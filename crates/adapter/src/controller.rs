@@ -64,6 +64,11 @@ pub trait Controller: fmt::Debug + Send {
         Ok(Vec::new())
     }
 
+    /// How many slots of all gates together may live now; `None` if the controller gates nothing.
+    fn budget(&self) -> Option<usize> {
+        None
+    }
+
     /// Everything that a resumed run needs (gates and scratch tensors are saved without it).
     ///
     /// # Errors

@@ -105,18 +105,15 @@ impl Run {
     }
 
     /// How many slots the controller says may live.
-    pub fn budget(&self) -> Verdict<u64> {
+    pub fn budget(&self) -> Verdict<usize> {
         let Some(controller) = &self.attached.controller else {
             return Err(crate::compare::Broken::new("gates without a controller"));
         };
-        let budget = controller.state()?.values.get("budget").cloned();
-        let number = budget.as_ref().and_then(serde_json::Value::as_u64);
-        require(number.is_some(), || {
-            format!(
-                "the controller's state has budget = {budget:?}, expected the number of slots that may live"
-            )
+        let budget = controller.budget();
+        require(budget.is_some(), || {
+            "the controller states no budget, expected the number of slots that may live".into()
         })?;
-        Ok(number.unwrap_or_default())
+        Ok(budget.unwrap_or_default())
     }
 }
 

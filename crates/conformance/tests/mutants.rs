@@ -314,20 +314,21 @@ impl Controller for Forgetful {
         Ok(revivals)
     }
 
+    fn budget(&self) -> Option<usize> {
+        let budget = self.inner.budget()?;
+        match self.lapse {
+            Lapse::MisstatesBudget => Some(budget + 1),
+            Lapse::StatesNoBudget => None,
+            _ => Some(budget),
+        }
+    }
+
     fn state(&self) -> Result<State> {
         let mut state = self.inner.state()?;
-        match self.lapse {
-            Lapse::MisstatesBudget => {
-                let budget = state.values["budget"].as_u64().unwrap_or_default();
-                state.values["budget"] = json!(budget + 1);
+        if matches!(self.lapse, Lapse::ForgetsTensors) {
+            for tensor in state.tensors.values_mut() {
+                *tensor = tensor.zeros_like()?;
             }
-            Lapse::StatesNoBudget => state.values["budget"] = Value::Null,
-            Lapse::ForgetsTensors => {
-                for tensor in state.tensors.values_mut() {
-                    *tensor = tensor.zeros_like()?;
-                }
-            }
-            _ => {}
         }
         Ok(state)
     }

@@ -81,7 +81,10 @@ pub fn load_adapter(
     if let Some(recorded) = &files.lowrank {
         check_base(base, folder, recorded, strict)?;
     }
-    let start = Start::Saved(files.tensors);
+    let start = Start::Saved {
+        tensors: files.tensors,
+        seed: 0,
+    };
     attach(base.model.as_mut(), name, &config, start).map_err(|source| Error::In {
         path: folder.to_path_buf(),
         source,

@@ -174,8 +174,12 @@ fn summarise_sites(
             .any(|path| is_in(name, path) && !is_base(name, path))
     };
     tensors.retain(|name, _| belongs(name));
-    let Attached { name, sites, .. } =
-        attach(&mut outline, "inspected", &config, Start::Saved(tensors))?;
+    let Attached { name, sites, .. } = attach(
+        &mut outline,
+        "inspected",
+        &config,
+        Start::Saved { tensors, seed: 0 },
+    )?;
     let mut summaries = Vec::new();
     for linear in &outline.linears {
         let low_rank = match linear.adapter(&name) {

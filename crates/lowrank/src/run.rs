@@ -208,7 +208,10 @@ fn resolve(run: &mut RunFile, origin: &Path) -> Result<Plan> {
     run.adapter.family = Some(family.name().to_owned());
     run.adapter.keys = written_keys(&config);
     let start = match tensors {
-        Some(tensors) => Start::Saved(tensors),
+        Some(tensors) => Start::Saved {
+            tensors,
+            seed: run.train.seed,
+        },
         None => Start::Seed(run.train.seed),
     };
     Ok(Plan::Adapter { config, start })

@@ -141,7 +141,15 @@ fn a_saved_adapter_must_fit() {
     let saved = attached(&mut toy, "one", keys.clone()).exported().unwrap();
     let saved: BTreeMap<String, Tensor> = saved.into_iter().collect();
     let mut load = |name: &str, saved: BTreeMap<String, Tensor>| {
-        attach(&mut toy, name, &config(keys.clone()), Start::Saved(saved))
+        attach(
+            &mut toy,
+            name,
+            &config(keys.clone()),
+            Start::Saved {
+                tensors: saved,
+                seed: 3,
+            },
+        )
     };
     let (a, b) = (format!("{Q0}.lora_A.weight"), format!("{Q0}.lora_B.weight"));
     let loaded = load("two", saved.clone()).unwrap();

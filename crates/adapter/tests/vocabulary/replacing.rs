@@ -203,7 +203,16 @@ fn a_bias_under_its_older_name_is_read() {
         .collect();
     assert!(old.contains_key(&format!("{Q0}.bias")));
     let mut toy = toy();
-    let loaded = attach(&mut toy, "one", &config(keys), Start::Saved(old)).unwrap();
+    let loaded = attach(
+        &mut toy,
+        "one",
+        &config(keys),
+        Start::Saved {
+            tensors: old,
+            seed: 3,
+        },
+    )
+    .unwrap();
     for ((name, value), (again_name, again)) in saved.iter().zip(&loaded.exported().unwrap()) {
         assert_eq!(name, again_name);
         let numbers = |value: &Tensor| value.flatten_all().unwrap().to_vec1::<f64>().unwrap();

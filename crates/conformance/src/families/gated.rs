@@ -336,6 +336,10 @@ impl Controller for Gardener {
         Ok(Vec::new())
     }
 
+    fn budget(&self) -> Option<usize> {
+        Some(self.budget)
+    }
+
     fn state(&self) -> Result<State> {
         let mut state = State {
             values: json!({"budget": self.budget, "asked": self.asked}),

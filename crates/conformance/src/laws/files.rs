@@ -44,7 +44,10 @@ pub(crate) fn save_load(case: &Case) -> Verdict {
         &mut second,
         OTHER,
         &attached.config,
-        Start::Saved(saved.clone()),
+        Start::Saved {
+            tensors: saved.clone(),
+            seed: 5,
+        },
     )?;
     same_bits(
         "logits after loading",
@@ -89,7 +92,12 @@ pub(crate) fn save_load(case: &Case) -> Verdict {
 /// Loading must fail with the tensor's name and leave the model as it was.
 fn refused(attached: &Attached, tensors: Tensors, what: &str, name: &str) -> Verdict {
     let mut toy = Toy::new(DType::F32, Head::Own)?;
-    let result = attach(&mut toy, OTHER, &attached.config, Start::Saved(tensors));
+    let result = attach(
+        &mut toy,
+        OTHER,
+        &attached.config,
+        Start::Saved { tensors, seed: 5 },
+    );
     let Err(error) = result else {
         return require(false, || format!("a tensor {what} was accepted: `{name}`"));
     };

@@ -150,7 +150,7 @@ fn short_run(case: &Case, memory: Memory) -> Verdict {
     for index in 1..=STEPS {
         let taken = run.step(index)?;
         let now = run.live()?;
-        let count = now.iter().flatten().filter(|&&live| live).count() as u64;
+        let count = now.iter().flatten().filter(|&&live| live).count();
         let budget = run.budget()?;
         require(count == budget, || {
             format!("{count} slots live after step {index}, the budget is {budget}")

@@ -91,7 +91,10 @@ fn a_layer_by_hand() {
     adapt(
         &mut model,
         &json!({ "r": 1, "lora_alpha": 4, "target_modules": ["up"] }),
-        Start::Saved(saved),
+        Start::Saved {
+            tensors: saved,
+            seed: 1,
+        },
     );
 
     let mut pass = Pass::evaluation(Selection::one("default"));
