@@ -2,6 +2,24 @@
 //!
 //! A family of adapters is one small crate that the rest of the workspace never names. It implements [`Family`] and
 //! [`Adapter`]; a tensor that it declares through [`Attach`] is thereby trained, counted, saved, loaded and pruned.
+//!
+//! Which modules a configuration targets, by PEFT's rules:
+//!
+//! ```
+//! use lowrank_adapter::target::{Matcher, Rules, Targets};
+//! let targets = Targets::List(vec!["q_proj".into(), "mlp.up_proj".into()]);
+//! let matcher = Matcher::new(Rules {
+//!     target_modules: &targets,
+//!     exclude_modules: Some(&Targets::Pattern(r".*\.3\..*".into())),
+//!     modules_to_save: &[],
+//!     layers_to_transform: None,
+//!     layers_pattern: None,
+//! })?;
+//! assert!(matcher.matches("model.layers.2.self_attn.q_proj")?);
+//! assert!(!matcher.matches("model.layers.3.self_attn.q_proj")?);
+//! assert!(!matcher.matches("model.layers.2.self_attn.kq_proj")?);
+//! # Ok::<(), lowrank_adapter::Error>(())
+//! ```
 
 mod adapter;
 mod attach;

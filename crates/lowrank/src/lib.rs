@@ -2,6 +2,23 @@
 //!
 //! This crate joins the others: it opens a base model, attaches adapters that it finds in files, runs a run file,
 //! evaluates and inspects. Programs that need one piece depend on that piece alone; they are re-exported here.
+//!
+//! ```no_run
+//! use lowrank::models::Precision;
+//! use lowrank::{Base, StrictBase, load_adapter};
+//!
+//! let mut base = Base::open("models/SmolLM2-135M-Instruct", Precision::AsStored)?;
+//! let folder = "runs/quick/adapter".as_ref();
+//! let adapter = load_adapter(&mut base, "default", folder, StrictBase::No)?;
+//! println!("{} parameters at {} sites", adapter.trainable_parameters(), adapter.sites.len());
+//! # Ok::<(), lowrank::Error>(())
+//! ```
+//!
+//! ```
+//! let source: lowrank::AdapterSource = "style=runs/style/adapter@0.5".parse()?;
+//! assert_eq!((source.name.as_deref(), source.weight), (Some("style"), 0.5));
+//! # Ok::<(), String>(())
+//! ```
 
 mod adapters;
 mod base;

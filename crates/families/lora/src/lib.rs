@@ -11,6 +11,15 @@
 //!
 //! The configuration and the files are those of PEFT 0.21.2. Keys of PEFT that are not built yet are listed in
 //! [`Lora`]'s `fixed` and refused at any other value.
+//!
+//! ```
+//! use lowrank_lora::LoraConfig;
+//! let keys = r#"{"r": 8, "lora_alpha": 16, "rank_pattern": {"q_proj": 2}}"#;
+//! let config: LoraConfig = serde_json::from_str(keys)?;
+//! assert_eq!(config.rank_and_scale("model.layers.0.self_attn.v_proj")?, (8, 2.0));
+//! assert_eq!(config.rank_and_scale("model.layers.0.self_attn.q_proj")?, (2, 8.0));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod config;
 mod layer;
