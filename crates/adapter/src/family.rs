@@ -27,7 +27,7 @@ pub trait Family: Send + Sync + 'static {
     }
 
     /// The targeted modules and their (n_out, n_in), as far as the names and shapes of a file's tensors tell. The
-    /// default knows the pair `lora_A.weight` [r, n_in], `lora_B.weight` [n_out, r].
+    /// default knows the pair `lora_A.weight` `[r, n_in]`, `lora_B.weight` `[n_out, r]`.
     fn sites(shapes: &BTreeMap<String, Vec<usize>>) -> BTreeMap<String, (usize, usize)> {
         let pair = |(name, a): (&String, &Vec<usize>)| {
             let path = name.strip_suffix(".lora_A.weight")?;

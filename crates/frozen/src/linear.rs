@@ -24,7 +24,7 @@ enum Storage {
 }
 
 impl FrozenLinear {
-    /// `weight` [n_out, n_in] in f32 or f64, `bias` [n_out]. Both are taken detached.
+    /// `weight` `[n_out, n_in]` in f32 or f64, `bias` `[n_out]`. Both are taken detached.
     ///
     /// # Errors
     /// If the shapes do not fit, or the dtype is another one.
@@ -83,7 +83,7 @@ impl FrozenLinear {
         }
     }
 
-    /// The weight [n_out, n_in] as a dense tensor, detached.
+    /// The weight `[n_out, n_in]` as a dense tensor, detached.
     ///
     /// # Errors
     /// If the weight is absent.
@@ -97,7 +97,7 @@ impl FrozenLinear {
         }
     }
 
-    /// The bias [n_out].
+    /// The bias `[n_out]`.
     #[must_use]
     pub const fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
@@ -126,7 +126,7 @@ impl FrozenLinear {
         self.shifted(y)
     }
 
-    /// y = x W^T + h B^T + bias: `x` (.., n_in), `h` (.., r), `b` [n_out, r] -> (.., n_out), in one operation.
+    /// y = x W^T + h B^T + bias: `x` (.., n_in), `h` (.., r), `b` `[n_out, r]` -> (.., n_out), in one operation.
     ///
     /// # Errors
     /// If the shapes or dtypes do not fit.
@@ -153,7 +153,7 @@ impl FrozenLinear {
         self.shifted(y)
     }
 
-    /// y = x W^T + scale * (x A^T) B^T + bias: `a` [r, n_in], `b` [n_out, r].
+    /// y = x W^T + scale * (x A^T) B^T + bias: `a` `[r, n_in]`, `b` `[n_out, r]`.
     ///
     /// # Errors
     /// If the shapes or dtypes do not fit.

@@ -92,7 +92,7 @@ impl Layer {
         Ok((Tensor::cat(&routed, D::Minus1)? * scale)?)
     }
 
-    /// (mean p - 1/2)^2 over the tokens that are not padding: `first` [rows, length, 1].
+    /// (mean p - 1/2)^2 over the tokens that are not padding: `first` `[rows, length, 1]`.
     fn add_balance(&self, first: &Tensor, pass: &mut Pass) -> Result<()> {
         let Some(tokens) = pass.tokens().filter(|_| pass.training()) else {
             return Ok(());

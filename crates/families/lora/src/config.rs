@@ -19,7 +19,7 @@ pub struct LoraConfig {
     pub use_rslora: bool,
     /// How A and B start.
     pub init_lora_weights: InitLoraWeights,
-    /// Accepted for PEFT's sake: the module's type decides, and every linear layer here stores [n_out, n_in].
+    /// Accepted for PEFT's sake: the module's type decides, and every linear layer here stores `[n_out, n_in]`.
     pub fan_in_fan_out: bool,
     /// Other ranks for some modules.
     pub rank_pattern: Pattern<NonZeroUsize>,
