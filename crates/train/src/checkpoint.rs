@@ -2,6 +2,7 @@
 
 use crate::error::{Change, Error, Result};
 use crate::optimizer::{Ages, Optimizer};
+use crate::run_folder::remove;
 use crate::trainer::Trainable;
 use candle_core::Tensor;
 use lowrank_adapter::{Param, State};
@@ -57,10 +58,9 @@ pub struct Checkpoint {
     record: Record,
 }
 
-/// Writes `step-<number>` into `folder`, then removes all but the newest `keep` of the checkpoints up to it.
+/// Writes `step-<number>` into `folder`.
 pub(crate) fn save(
     folder: &Path,
-    keep: NonZeroUsize,
     place: Place,
     trainable: &Trainable<'_>,
     optimizer: &Optimizer,
@@ -100,15 +100,17 @@ pub(crate) fn save(
     let text = serde_json::to_string_pretty(&record).map_err(std::io::Error::from);
     let written = text.and_then(|text| fs::write(&path, text + "\n"));
     written.map_err(Error::io("write", &path))?;
-    let path = staged.commit()?;
+    Ok(staged.commit()?)
+}
 
-    let older = steps(folder)?
-        .into_iter()
-        .filter(|(older, _)| *older < step);
-    for (_, path) in older.rev().skip(keep.get() - 1) {
-        fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+/// Removes all but the newest `keep` of the checkpoints up to `step`, the oldest first.
+pub(crate) fn prune(folder: &Path, keep: NonZeroUsize, step: u64) -> Result<()> {
+    let mut until = steps(folder)?;
+    until.retain(|(other, _)| *other <= step);
+    for (_, path) in until.iter().rev().skip(keep.get()).rev() {
+        remove(path)?;
     }
-    Ok(path)
+    Ok(())
 }
 
 /// The newest complete checkpoint in `folder`; `warn` hears of those that are not.

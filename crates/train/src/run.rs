@@ -176,6 +176,8 @@ impl Session<'_, '_, '_> {
         }
         let (optimizer, trainable) = self.trainer.restorable();
         checkpoint.restore(optimizer, trainable)?;
+        // The run may have been killed between writing this one and removing older ones.
+        self.prune(record.step)?;
         Ok(Some(checkpoint))
     }
 
@@ -263,13 +265,19 @@ impl Session<'_, '_, '_> {
             rows: self.rows.train.len() as u64,
             settings: resolved::settings(self.run),
         };
-        checkpoint::save(
+        let path = checkpoint::save(
             &self.folder.checkpoints(),
-            self.run.train.keep_checkpoints,
             place,
             self.trainer.trainable(),
             self.trainer.optimizer(),
-        )
+        )?;
+        self.prune(step)?;
+        Ok(path)
+    }
+
+    fn prune(&self, step: u64) -> Result<()> {
+        let keep = self.run.train.keep_checkpoints;
+        checkpoint::prune(&self.folder.checkpoints(), keep, step)
     }
 }
 

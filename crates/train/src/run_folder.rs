@@ -178,12 +178,24 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
         .collect()
 }
 
-fn remove(path: &Path) -> Result<()> {
+/// Removes what is there, if anything is. A folder loses its name first: a kill leaves no half of it under that name.
+pub(crate) fn remove(path: &Path) -> Result<()> {
     let removed = match path.symlink_metadata() {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(metadata) if metadata.is_dir() => {
+            let unnamed = unnamed(path);
+            fs::rename(path, &unnamed).and_then(|()| fs::remove_dir_all(&unnamed))
+        }
         Ok(_) => fs::remove_file(path),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     };
     removed.map_err(Error::io("remove", path))
+}
+
+/// What a folder is called while it is removed; itself if it is a leftover already.
+fn unnamed(path: &Path) -> PathBuf {
+    match path.file_name() {
+        Some(name) if !is_leftover(path) => path.with_file_name(format!(".{}.old", name.display())),
+        _ => path.to_path_buf(),
+    }
 }

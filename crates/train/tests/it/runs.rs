@@ -411,6 +411,23 @@ fn incomplete_and_foreign_checkpoints_are_passed_over() {
 }
 
 #[test]
+fn checkpoints_that_a_kill_kept_are_removed_on_resuming() {
+    let root = tempfile::tempdir().unwrap();
+    let (setting, dir) = (stirred(), root.path().join("run"));
+    let keys = format!("{STIRRED}steps = 6\nsave_every = 2\n");
+    let run = run_file(&dir, &format!("{keys}keep_checkpoints = 3"));
+    let (_, end) = setting.run(&dir, Mode::Fresh, &run, &mut ()).unwrap();
+    let checkpoints = dir.join("checkpoints");
+    // Killed after the last checkpoint was written and while the first was being removed, with one too many left.
+    fs::create_dir_all(checkpoints.join(".step-000000.old/half")).unwrap();
+    assert_eq!(names(&checkpoints).len(), 4);
+    let run = run_file(&dir, &format!("{keys}keep_checkpoints = 2"));
+    let (summary, again) = setting.run(&dir, Mode::Resume, &run, &mut ()).unwrap();
+    assert_eq!((summary.resumed_after, again), (Some(6), end));
+    assert_eq!(names(&checkpoints), ["step-000004", "step-000006"]);
+}
+
+#[test]
 fn changed_settings_are_refused_by_name_and_free_ones_are_not() {
     let root = tempfile::tempdir().unwrap();
     let (setting, dir) = (stirred(), root.path().join("run"));
