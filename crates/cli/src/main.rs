@@ -27,7 +27,8 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // Messages hold those of their sources already.
+            eprintln!("error: {error}");
             let usage = error
                 .downcast_ref::<lowrank::Error>()
                 .is_some_and(lowrank::Error::is_usage);

@@ -1,6 +1,6 @@
 //! Printing results: one JSON object, or lines for people.
 
-use anyhow::{Context, Result};
+use anyhow::{Result, anyhow};
 use serde::Serialize;
 use serde_json::Value;
 use std::fmt::Write as _;
@@ -39,6 +39,6 @@ fn write_out(text: &str) -> Result<()> {
         .and_then(|()| stdout.flush());
     match written {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("cannot write to stdout"),
+        written => written.map_err(|error| anyhow!("cannot write to stdout: {error}")),
     }
 }

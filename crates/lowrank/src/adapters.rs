@@ -70,14 +70,10 @@ pub fn load_adapter(
     strict: StrictBase,
 ) -> Result<Attached> {
     let files = PeftFolder::read(folder)?;
-    let config_path = folder.join(CONFIG_FILE);
-    let in_config = |source| Error::In {
-        path: config_path.clone(),
-        source,
-    };
-    let family = lowrank_registry::by_peft_type(&files.peft_type).map_err(in_config)?;
+    let in_config = Error::within(folder.join(CONFIG_FILE));
+    let family = lowrank_registry::by_peft_type(&files.peft_type).map_err(&in_config)?;
     let config =
-        AdapterConfig::parse(family, &files.config, Source::AdapterFolder).map_err(in_config)?;
+        AdapterConfig::parse(family, &files.config, Source::AdapterFolder).map_err(&in_config)?;
     if let Some(recorded) = &files.lowrank {
         check_base(base, folder, recorded, strict)?;
     }
@@ -85,10 +81,7 @@ pub fn load_adapter(
         tensors: files.tensors,
         seed: 0,
     };
-    attach(base.model.as_mut(), name, &config, start).map_err(|source| Error::In {
-        path: folder.to_path_buf(),
-        source,
-    })
+    attach(base.model.as_mut(), name, &config, start).map_err(Error::within(folder))
 }
 
 fn check_base(

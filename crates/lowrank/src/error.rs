@@ -29,7 +29,7 @@ pub enum Error {
     Merge(#[from] lowrank_merge::Error),
     /// The model could not be built.
     #[error(transparent)]
-    Model(#[from] lowrank_models::Error),
+    Model(Box<lowrank_models::Error>),
     /// A run could not be read, started or finished.
     #[error(transparent)]
     Train(#[from] lowrank_train::Error),
@@ -39,11 +39,24 @@ pub enum Error {
         /// The file or folder.
         path: PathBuf,
         /// What is wrong in it.
-        source: lowrank_adapter::Error,
+        source: Box<lowrank_adapter::Error>,
     },
     /// The command line or the run file asks for what cannot be.
     #[error("{0}")]
     Usage(String),
+    /// A row that the model cannot read.
+    #[error(
+        "a row of {files} has {longest} tokens, more than the model's limit of {limit} (`max_position_embeddings`); \
+         lower the maximal length to {limit} to cut such rows"
+    )]
+    TooLong {
+        /// The files as they were given.
+        files: String,
+        /// The tokens of the longest row.
+        longest: usize,
+        /// What the model reads.
+        limit: usize,
+    },
     /// An adapter that was trained on another base.
     #[error("{}: {what}", path.display())]
     OtherBase {
@@ -54,7 +67,22 @@ pub enum Error {
     },
 }
 
+impl From<lowrank_models::Error> for Error {
+    fn from(error: lowrank_models::Error) -> Self {
+        Self::Model(Box::new(error))
+    }
+}
+
 impl Error {
+    /// For `map_err`: names the file or folder.
+    pub(crate) fn within(path: impl Into<PathBuf>) -> impl Fn(lowrank_adapter::Error) -> Self {
+        let path = path.into();
+        move |source| Self::In {
+            path: path.clone(),
+            source: Box::new(source),
+        }
+    }
+
     /// True if the command line or the run file is wrong, rather than the world.
     #[must_use]
     pub fn is_usage(&self) -> bool {

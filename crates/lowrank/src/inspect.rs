@@ -111,13 +111,10 @@ fn inspect_model(path: &Path) -> Result<Inspection> {
 
 fn inspect_adapter(path: &Path) -> Result<Inspection> {
     let files = PeftFolder::read(path)?;
-    let in_config = |source| Error::In {
-        path: path.join(CONFIG_FILE),
-        source,
-    };
-    let family = lowrank_registry::by_peft_type(&files.peft_type).map_err(in_config)?;
+    let in_config = Error::within(path.join(CONFIG_FILE));
+    let family = lowrank_registry::by_peft_type(&files.peft_type).map_err(&in_config)?;
     let config =
-        AdapterConfig::parse(family, &files.config, Source::AdapterFolder).map_err(in_config)?;
+        AdapterConfig::parse(family, &files.config, Source::AdapterFolder).map_err(&in_config)?;
     let tensors: Vec<TensorSummary> = files
         .tensors
         .iter()
@@ -127,10 +124,7 @@ fn inspect_adapter(path: &Path) -> Result<Inspection> {
             shape: tensor.dims().to_vec(),
         })
         .collect();
-    let sites = summarise_sites(&config, files.tensors).map_err(|source| Error::In {
-        path: path.to_path_buf(),
-        source,
-    })?;
+    let sites = summarise_sites(&config, files.tensors).map_err(Error::within(path))?;
     Ok(Inspection {
         kind: "adapter",
         family: family.name().to_owned(),

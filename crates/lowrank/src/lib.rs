@@ -24,13 +24,16 @@ mod adapters;
 mod base;
 mod error;
 mod inspect;
+mod merged;
+mod paths;
 mod run;
 
 pub use adapters::{AdapterSource, StrictBase, load_adapter, save_adapter};
 pub use base::{Base, precision};
 pub use error::{Error, Result};
 pub use inspect::{Inspection, SiteSummary, TensorSummary, inspect};
-pub use run::{Trained, Written, merge_into, open_data, train};
+pub use merged::{Written, merge_into};
+pub use run::{Trained, open_data, train};
 
 pub use lowrank_adapter as adapter;
 pub use lowrank_data as data;

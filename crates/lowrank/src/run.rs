@@ -1,17 +1,14 @@
-//! Running a run file, and writing stand-alone models.
+//! Running a run file.
 
 use crate::base::Base;
-use crate::{Error, Result, save_adapter};
+use crate::paths::{absolute, real};
+use crate::{Error, Result, merge_into, save_adapter};
 use candle_core::DType;
 use lowrank_adapter::{AdapterConfig, Selection, Source, Start, attach, train_all};
-use lowrank_data::{Dataset, Options, Tokenizer};
-use lowrank_format::{
-    AtomicFolder, CONFIG_FILE, Existing, PeftFolder, atomic_write_file, copy_side_files,
-    python_json, write_sharded,
-};
-use lowrank_merge::fold;
+use lowrank_data::{Dataset, Options, Reference, Tokenizer};
+use lowrank_format::{CONFIG_FILE, Existing, PeftFolder};
 use lowrank_models::Precision;
-use lowrank_train::{Held, Mode, Progress, Rows, RunFile, RunFolder, Summary, Trainable};
+use lowrank_train::{Held, Mode, Progress, Rows, RunFile, RunFolder, Summary, Trainable, Trainer};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,9 +18,6 @@ const NAME: &str = "default";
 
 /// The family that trains every weight; it is no adapter.
 const FULL: &str = "full";
-
-/// Shards of written models hold at most this many bytes, as Hugging Face's do.
-const SHARD_BYTES: u64 = 5_000_000_000;
 
 /// What a run left behind.
 #[derive(Debug)]
@@ -36,10 +30,10 @@ pub struct Trained {
     pub trainable_parameters: usize,
 }
 
-/// What a run file trains.
-enum Plan {
-    Full,
-    Adapter { config: AdapterConfig, start: Start },
+/// The adapter that a run file trains.
+struct Planned {
+    config: AdapterConfig,
+    start: Start,
 }
 
 /// Runs a run file to the end and writes its result. `origin` is the file, for messages.
@@ -61,7 +55,8 @@ pub fn train(
         Held::F32 => Precision::Cast(DType::F32),
         Held::F64 => Precision::Cast(DType::F64),
     };
-    let mut base = Base::open(&run.model.source, precision)?;
+    let named = |error: Error| in_run_file(origin, error);
+    let mut base = Base::open(&run.model.source, precision).map_err(named)?;
     let options = Options {
         max_length: run.data.max_length,
         end_token: base.info.eos_token_ids.first().copied(),
@@ -87,11 +82,12 @@ pub fn train(
     }
     let rows = Rows::new(&data, held_out.as_ref());
     match plan {
-        Plan::Full => {
-            let folder = RunFolder::open(&path, mode)?;
+        None => {
             let params = train_all(base.model.as_mut(), NAME)?;
             let trainable_parameters = params.iter().map(lowrank_adapter::Param::elem_count).sum();
             let mut trainable = Trainable::whole(base.model.as_ref(), NAME, params);
+            check(&run, &mut trainable, rows).map_err(named)?;
+            let folder = RunFolder::open(&path, mode)?;
             let summary = lowrank_train::train(&folder, &run, &mut trainable, rows, progress)?;
             drop(trainable);
             let selection = Selection::one(NAME);
@@ -103,19 +99,20 @@ pub fn train(
                 trainable_parameters,
             })
         }
-        Plan::Adapter { mut config, start } => {
+        Some(Planned { mut config, start }) => {
             let source = base.absolute().display().to_string();
             config.common.base_model_name_or_path = Some(source);
             let model = base.model.as_mut();
             let init_from = run.adapter.init_from.as_ref().map(PathBuf::from);
             let mut attached =
                 attach(model, NAME, &config, start).map_err(|source| match init_from {
-                    Some(path) => Error::In { path, source },
+                    Some(folder) => Error::within(folder)(source),
                     None => in_adapter_table(origin, &source),
                 })?;
-            let folder = RunFolder::open(&path, mode)?;
             let trainable_parameters = attached.trainable_parameters();
             let mut trainable = Trainable::adapter(base.model.as_ref(), &mut attached);
+            check(&run, &mut trainable, rows).map_err(named)?;
+            let folder = RunFolder::open(&path, mode)?;
             let summary = lowrank_train::train(&folder, &run, &mut trainable, rows, progress)?;
             drop(trainable);
             let fingerprint = base.fingerprint()?;
@@ -131,6 +128,23 @@ pub fn train(
                 trainable_parameters,
             })
         }
+    }
+}
+
+/// What a trainer refuses, before there is a folder, and before what is in it is removed.
+fn check(run: &RunFile, trainable: &mut Trainable<'_>, rows: Rows<'_>) -> Result<()> {
+    let (train, shuffle) = (&run.train, run.data.shuffle);
+    drop(Trainer::new(
+        trainable, rows.train, rows.eval, train, shuffle,
+    )?);
+    Ok(())
+}
+
+/// Names the run file in an error about what it says.
+fn in_run_file(origin: &Path, error: Error) -> Error {
+    match error {
+        error if error.is_usage() => Error::Usage(format!("{}: {error}", origin.display())),
+        error => error,
     }
 }
 
@@ -158,8 +172,9 @@ fn keep_inputs(run: &RunFile, out: &Path, origin: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Reads the `[adapter]` table, with `init_from`, and writes every default back into the run file.
-fn resolve(run: &mut RunFile, origin: &Path) -> Result<Plan> {
+/// Reads the `[adapter]` table, with `init_from`, and writes every default back into the run file. None: all weights
+/// are trained.
+fn resolve(run: &mut RunFile, origin: &Path) -> Result<Option<Planned>> {
     let wrong = |error: lowrank_adapter::Error| in_adapter_table(origin, &error);
     let start = run.adapter.init_from.as_ref().map(PathBuf::from);
     let mut keys = run.adapter.keys.clone();
@@ -174,7 +189,7 @@ fn resolve(run: &mut RunFile, origin: &Path) -> Result<Plan> {
             let what = format!("`{key}` has no meaning for family \"{FULL}\"");
             return Err(wrong(lowrank_adapter::Error::Other(what)));
         }
-        return Ok(Plan::Full);
+        return Ok(None);
     }
     let mut tensors = None;
     let word = named.as_deref().unwrap_or("lora");
@@ -189,11 +204,8 @@ fn resolve(run: &mut RunFile, origin: &Path) -> Result<Plan> {
     })?;
     if let Some(folder) = start {
         let files = PeftFolder::read(&folder)?;
-        let in_config = |source| Error::In {
-            path: folder.join(CONFIG_FILE),
-            source,
-        };
-        let stored = lowrank_registry::by_peft_type(&files.peft_type).map_err(in_config)?;
+        let in_config = Error::within(folder.join(CONFIG_FILE));
+        let stored = lowrank_registry::by_peft_type(&files.peft_type).map_err(&in_config)?;
         if named.is_some() && stored.name() != family.name() {
             let (ours, theirs) = (family.name(), stored.name());
             let what = format!("family = \"{ours}\", but init_from holds a \"{theirs}\" adapter");
@@ -201,7 +213,7 @@ fn resolve(run: &mut RunFile, origin: &Path) -> Result<Plan> {
         }
         family = stored;
         let config = AdapterConfig::parse(family, &files.config, Source::AdapterFolder);
-        keys = agree(&config.map_err(in_config)?, &keys).map_err(wrong)?;
+        keys = agree(&config.map_err(&in_config)?, &keys).map_err(wrong)?;
         tensors = Some(files.tensors);
     }
     let config = AdapterConfig::parse(family, &keys, Source::RunFile).map_err(wrong)?;
@@ -214,7 +226,7 @@ fn resolve(run: &mut RunFile, origin: &Path) -> Result<Plan> {
         },
         None => Start::Seed(run.train.seed),
     };
-    Ok(Plan::Adapter { config, start })
+    Ok(Some(Planned { config, start }))
 }
 
 /// The keys of a stored configuration; what the run file gives beside them must say the same.
@@ -269,117 +281,32 @@ fn written_keys(config: &AdapterConfig) -> Map<String, Value> {
 /// Opens rows with the base's tokenizer; rows of token ids need none.
 ///
 /// # Errors
-/// If a row cannot be read; the message names file and line.
+/// If a row cannot be read (the message names file and line), or is longer than the model can.
 pub fn open_data(files: &[String], base: &Base, options: &Options) -> Result<Dataset> {
     let tokenizer: Option<Tokenizer> = match base.folder().join("tokenizer.json").exists() {
         true => Some(base.tokenizer()?),
         false => None,
     };
-    Ok(Dataset::open(files, tokenizer.as_ref(), options)?)
+    let data = Dataset::open(files, tokenizer.as_ref(), options)?;
+    let (longest, limit) = (longest(&data), base.info.max_position_embeddings);
+    if longest > limit {
+        return Err(Error::TooLong {
+            files: format!("`{}`", files.join("`, `")),
+            longest,
+            limit,
+        });
+    }
+    Ok(data)
 }
 
-/// A stand-alone model that was written.
-#[derive(Debug)]
-pub struct Written {
-    /// Its folder.
-    pub folder: PathBuf,
-    /// The dtype of its weights.
-    pub dtype: DType,
-    /// False if some layer is only near to its adapted one.
-    pub exact: bool,
-}
-
-/// Folds the selected adapters into the base and writes a model folder, whole or not at all.
-///
-/// # Errors
-/// If an adapter cannot be folded, or the folder cannot be written. [`Existing::Replace`] replaces model folders only,
-/// and never one that the base was read from.
-pub fn merge_into(
-    base: &mut Base,
-    selection: &Selection,
-    dtype: Option<DType>,
-    out: &Path,
-    existing: Existing,
-) -> Result<Written> {
-    check_output(base.folder(), out, existing)?;
-    let folder = AtomicFolder::create(out, existing)?;
-    let folded = fold(base.model.as_mut(), selection, dtype)?;
-    let tensors = folded
-        .tensors
-        .iter()
-        .map(|(name, tensor)| (name.as_str(), tensor));
-    write_sharded(folder.path(), tensors, SHARD_BYTES)?;
-    copy_side_files(base.folder(), folder.path())?;
-    let dtype = folded
-        .tensors
-        .first()
-        .map_or(DType::F32, |(_, tensor)| tensor.dtype());
-    let mut config = base.config.clone();
-    if folded.untied {
-        config.insert("tie_word_embeddings".into(), false.into());
-    }
-    let word = match dtype {
-        DType::F64 => "float64",
-        DType::BF16 => "bfloat16",
-        DType::F16 => "float16",
-        _ => "float32",
-    };
-    // transformers 5 writes `dtype` where 4 wrote `torch_dtype`.
-    let key = if config.contains_key("dtype") {
-        "dtype"
-    } else {
-        "torch_dtype"
-    };
-    config.insert(key.into(), word.into());
-    let text = python_json(&Value::Object(config));
-    atomic_write_file(&folder.path().join("config.json"), text.as_bytes())?;
-    Ok(Written {
-        folder: folder.commit()?,
-        dtype,
-        exact: folded.exact,
-    })
-}
-
-/// Nothing but a model folder may be replaced, and not the one that is being read.
-fn check_output(source: &Path, out: &Path, existing: Existing) -> Result<()> {
-    let refuse = |what: &str| {
-        let out = out.display();
-        Err(Error::Usage(format!(
-            "the output folder {out} {what}; choose another"
-        )))
-    };
-    let (inner, outer) = (real(source), real(out));
-    if outer.starts_with(&inner) {
-        return refuse(&format!(
-            "lies inside the base model's folder {}",
-            source.display()
-        ));
-    }
-    if inner.starts_with(&outer) {
-        return refuse(&format!(
-            "contains the base model's folder {}",
-            source.display()
-        ));
-    }
-    let holds = out
-        .read_dir()
-        .is_ok_and(|mut entries| entries.next().is_some());
-    if existing == Existing::Replace && holds && !out.join("config.json").exists() {
-        return refuse("is neither empty nor a model's, so it is not replaced");
-    }
-    Ok(())
-}
-
-/// The path without links and `..`, as far as it exists.
-fn real(path: &Path) -> PathBuf {
-    let path = absolute(path);
-    let found = path.ancestors().find_map(|ancestor| {
-        let real = ancestor.canonicalize().ok()?;
-        Some(real.join(path.strip_prefix(ancestor).ok()?))
+/// The most tokens that a row or one of its choices has.
+fn longest(data: &Dataset) -> usize {
+    let choices = data.references().iter().map(|reference| match reference {
+        Reference::Choices(question) => {
+            let longest = question.choices.iter().map(Vec::len).max();
+            question.prompt.len() + longest.unwrap_or(0)
+        }
+        _ => 0,
     });
-    found.unwrap_or(path)
-}
-
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
+    choices.max().unwrap_or(0).max(data.summary().longest)
 }

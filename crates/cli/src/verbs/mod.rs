@@ -6,7 +6,7 @@ pub mod merge;
 pub mod train;
 
 use crate::arguments::ModelArguments;
-use lowrank::adapter::Selection;
+use lowrank::adapter::{self, Selection};
 use lowrank::models::Precision;
 use lowrank::{Base, Error, StrictBase, load_adapter};
 use std::ffi::OsString;
@@ -57,10 +57,9 @@ pub fn open(
         };
         load_adapter(&mut base, &name, &source.path, strict).map_err(|error| match error {
             // A name that cannot be used is the command line's.
-            Error::In {
-                source: error @ lowrank::adapter::Error::Adapter { .. },
-                ..
-            } => Error::Usage(format!("--adapter: {error}")),
+            Error::In { source, .. } if matches!(*source, adapter::Error::Adapter { .. }) => {
+                Error::Usage(format!("--adapter: {source}"))
+            }
             other => other,
         })?;
         selected.push((name.into(), source.weight));

@@ -1,0 +1,108 @@
+//! Writing stand-alone models.
+
+use crate::base::Base;
+use crate::paths::real;
+use crate::{Error, Result};
+use candle_core::DType;
+use lowrank_adapter::Selection;
+use lowrank_format::{
+    AtomicFolder, Existing, atomic_write_file, copy_side_files, python_json, write_sharded,
+};
+use lowrank_merge::fold;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// Shards of written models hold at most this many bytes, as Hugging Face's do.
+const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// A stand-alone model that was written.
+#[derive(Debug)]
+pub struct Written {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// The dtype of its weights.
+    pub dtype: DType,
+    /// False if some layer is only near to its adapted one.
+    pub exact: bool,
+}
+
+/// Folds the selected adapters into the base and writes a model folder, whole or not at all.
+///
+/// # Errors
+/// If an adapter cannot be folded, or the folder cannot be written. [`Existing::Replace`] replaces model folders only,
+/// and never one that the base was read from.
+pub fn merge_into(
+    base: &mut Base,
+    selection: &Selection,
+    dtype: Option<DType>,
+    out: &Path,
+    existing: Existing,
+) -> Result<Written> {
+    check_output(base.folder(), out, existing)?;
+    let folder = AtomicFolder::create(out, existing)?;
+    let folded = fold(base.model.as_mut(), selection, dtype)?;
+    let tensors = folded
+        .tensors
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), tensor));
+    write_sharded(folder.path(), tensors, SHARD_BYTES)?;
+    copy_side_files(base.folder(), folder.path())?;
+    let dtype = folded
+        .tensors
+        .first()
+        .map_or(DType::F32, |(_, tensor)| tensor.dtype());
+    let mut config = base.config.clone();
+    if folded.untied {
+        config.insert("tie_word_embeddings".into(), false.into());
+    }
+    let word = match dtype {
+        DType::F64 => "float64",
+        DType::BF16 => "bfloat16",
+        DType::F16 => "float16",
+        _ => "float32",
+    };
+    // transformers 5 writes `dtype` where 4 wrote `torch_dtype`.
+    let key = if config.contains_key("dtype") {
+        "dtype"
+    } else {
+        "torch_dtype"
+    };
+    config.insert(key.into(), word.into());
+    let text = python_json(&Value::Object(config));
+    atomic_write_file(&folder.path().join("config.json"), text.as_bytes())?;
+    Ok(Written {
+        folder: folder.commit()?,
+        dtype,
+        exact: folded.exact,
+    })
+}
+
+/// Nothing but a model folder may be replaced, and not the one that is being read.
+fn check_output(source: &Path, out: &Path, existing: Existing) -> Result<()> {
+    let refuse = |what: &str| {
+        let out = out.display();
+        Err(Error::Usage(format!(
+            "the output folder {out} {what}; choose another"
+        )))
+    };
+    let (inner, outer) = (real(source), real(out));
+    if outer.starts_with(&inner) {
+        return refuse(&format!(
+            "lies inside the base model's folder {}",
+            source.display()
+        ));
+    }
+    if inner.starts_with(&outer) {
+        return refuse(&format!(
+            "contains the base model's folder {}",
+            source.display()
+        ));
+    }
+    let holds = out
+        .read_dir()
+        .is_ok_and(|mut entries| entries.next().is_some());
+    if existing == Existing::Replace && holds && !out.join("config.json").exists() {
+        return refuse("is neither empty nor a model's, so it is not replaced");
+    }
+    Ok(())
+}
