@@ -1,5 +1,7 @@
-//! What the tests that cross crates share: where the golden files are, and how they are read.
+//! What the tests that cross crates share: where the golden files are, how they are read, and how the binary is run.
 
+pub mod binary;
 pub mod golden;
 pub mod numbers;
+pub mod place;
 pub mod steps;

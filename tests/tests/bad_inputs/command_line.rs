@@ -1,0 +1,116 @@
+//! Verbs and flags.
+
+use lowrank_tests::place::Place;
+
+/// Refused with status 2, whatever lies in the folder.
+fn check(arguments: &[&str], expected: &str) {
+    let place = Place::with_model("plain");
+    place.copy("cases/lora/adapter_init", "adapter");
+    place.refuses(arguments, 2, &[expected]);
+}
+
+#[test]
+fn verbs() {
+    check(
+        &["generate", "--model", "model", "--prompt", "x"],
+        "error: `generate` is not yet supported",
+    );
+    check(&["plan", "run.toml"], "error: `plan` is not yet supported");
+    for verb in ["combine", "export", "families"] {
+        check(&[verb], &format!("error: `{verb}` is not yet supported"));
+    }
+    check(
+        &["evla"],
+        "error: unknown verb `evla`, did you mean `eval`?",
+    );
+    check(
+        &["frobnicate"],
+        "error: unknown verb `frobnicate`, expected one of: eval, inspect, merge, train",
+    );
+    check(&[], "Usage: lowrank");
+}
+
+#[test]
+fn flags() {
+    const EVAL: [&str; 5] = ["eval", "--model", "model", "--data", "rows.jsonl"];
+    let check_eval = |flags: &[&str], expected: &str| check(&[&EVAL[..], flags].concat(), expected);
+    check_eval(
+        &["--batch-szie", "3"],
+        "error: unexpected argument '--batch-szie' found",
+    );
+    check_eval(
+        &["--batch-size", "0"],
+        "error: invalid value '0' for '--batch-size",
+    );
+    check_eval(&["--limit", "0"], "error: invalid value '0' for '--limit");
+    check_eval(
+        &["--max-length", "many"],
+        "error: invalid value 'many' for '--max-length",
+    );
+    check_eval(
+        &["--dtype", "nf4"],
+        "error: dtype `nf4` is not yet supported; use as-stored, f32 or f64",
+    );
+    check_eval(
+        &["--dtype", "f31"],
+        "error: unknown dtype `f31`, expected as-stored, f32 or f64",
+    );
+    check_eval(
+        &["--task", "generate"],
+        "error: --task generate is not yet supported",
+    );
+    check_eval(
+        &["--task", "classification"],
+        "error: --task classification is not yet supported",
+    );
+    check_eval(
+        &["--task", "choices"],
+        "error: --task choices needs rows with `choices`; these have none",
+    );
+    check_eval(
+        &["--task", "choice"],
+        "error: invalid value 'choice' for '--task",
+    );
+    check_eval(
+        &["--predictions", "p.jsonl"],
+        "error: --predictions needs rows with `choices`, and no --task loss",
+    );
+    check_eval(
+        &["--logits", "none/l.safetensors"],
+        "error: --logits none/l.safetensors: expected a file in a folder that exists",
+    );
+    check_eval(
+        &["--predictions", "model"],
+        "error: --predictions model: expected a file in a folder that exists",
+    );
+    check(&["eval", "--data", "rows.jsonl"], "\n  --model <MODEL>\n");
+    check(&["eval", "--model", "model"], "\n  --data <DATA>\n");
+    check(
+        &["merge", "--model", "model", "--out", "out"],
+        "error: merge needs at least one --adapter",
+    );
+    check(
+        &["merge", "--model", "model", "--adapter", "adapter"],
+        "\n  --out <OUT>\n",
+    );
+    check(
+        &[
+            "merge",
+            "--model",
+            "model",
+            "--adapter",
+            "adapter",
+            "--out",
+            "out",
+            "--dtype",
+            "q4",
+        ],
+        "error: unknown --dtype `q4`, expected as-stored, f32, f64, bf16 or f16",
+    );
+    check(
+        &["train", "run.toml", "--resume", "--overwrite"],
+        "'--resume' cannot be used with '--overwrite'",
+    );
+    check(&["train"], "\n  <RUN>\n");
+    check(&["inspect"], "\n  <PATH>\n");
+}

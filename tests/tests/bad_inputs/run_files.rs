@@ -1,0 +1,398 @@
+//! Run files: syntax, keys, values, and what is planned.
+
+use lowrank_tests::place::Place;
+
+const RUN: &str = r#"[model]
+source = "model"
+[adapter]
+family = "lora"
+r = 3
+lora_alpha = 5
+target_modules = ["q_proj", "v_proj"]
+[data]
+train = ["rows.jsonl"]
+[train]
+steps = 2
+batch_size = 4
+[output]
+dir = "out"
+"#;
+
+/// Replaces a part of the run file, which is then refused with status 2.
+fn check(part: &str, by: &str, expected: &str) {
+    check_with(part, by, 2, expected);
+}
+
+fn check_with(part: &str, by: &str, code: i32, expected: &str) {
+    assert!(RUN.contains(part), "{part}");
+    let place = Place::with_model("plain");
+    place.write("run.toml", RUN.replace(part, by));
+    place.refuses(
+        &["train", "run.toml"],
+        code,
+        &[&format!("error: run.toml{expected}")],
+    );
+}
+
+/// Sets a key from the command line.
+fn check_set(set: &str, expected: &str) {
+    let place = Place::with_model("plain");
+    place.write("run.toml", RUN);
+    place.refuses(&["train", "run.toml", "--set", set], 2, &[expected]);
+}
+
+#[test]
+fn the_run_file_itself_is_sound() {
+    let place = Place::with_model("plain");
+    place.write("run.toml", RUN);
+    drop(place.run(&["train", "run.toml"]).ok());
+}
+
+#[test]
+fn syntax() {
+    check("r = 3", "r = = 3", ":5:5: ");
+    check("steps = 2", "steps = 2\nsteps = 3", ":12:1: duplicate key");
+    check("[model]\n", "[model\n", ":1:7: ");
+}
+
+#[test]
+fn unknown_keys() {
+    check(
+        "[model]",
+        "[modle]",
+        ": unknown key `modle`, did you mean `model`?",
+    );
+    check(
+        "lora_alpha",
+        "lora_alhpa",
+        ": [adapter]: unknown key `lora_alhpa`, did you mean `lora_alpha`?",
+    );
+    check(
+        "batch_size",
+        "bacth_size",
+        ": unknown key `train.bacth_size`, did you mean `train.batch_size`?",
+    );
+    check(
+        "source =",
+        "sauce = 1\nsource =",
+        ": unknown key `model.sauce`, did you mean `model.source`?",
+    );
+    check(
+        "dir =",
+        "temperature = 1\ndir =",
+        ": unknown key `output.temperature`",
+    );
+    check(
+        "[output]",
+        "[tuning]\nr = 1\n[output]",
+        ": unknown key `tuning`",
+    );
+    check_set(
+        "train.stepz=3",
+        "--set: unknown key `train.stepz`, did you mean `train.steps`?",
+    );
+    check_set(
+        "trian.steps=3",
+        "--set: unknown key `trian`, did you mean `train`?",
+    );
+    check_set("steps=3", "--set: unknown key `steps`");
+    check_set(
+        "train.steps",
+        "--set: `train.steps` has no `=`, expected key=value, for example train.steps=100",
+    );
+    check_set(
+        "train..steps=3",
+        "--set: `train..steps` is not a key, expected words joined by dots",
+    );
+    check_set(
+        "train.steps.more=3",
+        "--set: `train.steps.more` cannot be set: `train.steps` is 2, not a table",
+    );
+    check_set(
+        "data.train=[1",
+        "--set: the value of `data.train`, `[1`, is not TOML: ",
+    );
+}
+
+#[test]
+fn values() {
+    check(
+        "r = 3",
+        "r = \"three\"",
+        ": [adapter]: `r = \"three\"`: invalid type: string \"three\", expected a nonzero usize",
+    );
+    check("r = 3", "r = 0", ": [adapter]: `r = 0`: ");
+    check(
+        "lora_alpha = 5",
+        "lora_alpha = nan",
+        ": `adapter.lora_alpha` is nan, expected finite numbers, and neither dates nor times",
+    );
+    check(
+        "lora_alpha = 5",
+        "lora_dropout = 1.5",
+        ": [adapter]: `lora_dropout = 1.5`: ",
+    );
+    check(
+        "steps = 2",
+        "steps = \"two\"",
+        ": `train.steps` is \"two\", expected an integer of at least 1",
+    );
+    check(
+        "steps = 2",
+        "steps = -1",
+        ": `train.steps` is -1, expected an integer of at least 1",
+    );
+    check(
+        "steps = 2",
+        "steps = 2\nepochs = 1",
+        ": `train.steps` and `train.epochs` are both given, expected one of them",
+    );
+    check(
+        "batch_size = 4",
+        "batch_size = 0",
+        ": `train.batch_size` is 0, expected an integer from 1 to 65536",
+    );
+    check(
+        "steps = 2",
+        "learning_rate = -1e-4",
+        ": `train.learning_rate` is -0.0001, expected a finite number of at least 0",
+    );
+    check(
+        "steps = 2",
+        "warmup_steps = 1\nwarmup_ratio = 0.1",
+        ": `train.warmup_steps` and `train.warmup_ratio` are both given, expected one of them",
+    );
+    check(
+        "steps = 2",
+        "schedule = \"step\"",
+        ": `train.schedule` is \"step\", expected \"constant\" or \"linear\" or \"cosine\"",
+    );
+    check(
+        "train = [\"rows.jsonl\"]",
+        "train = \"rows.jsonl\"",
+        ": `data.train` is \"rows.jsonl\", expected a list of paths, for example [\"train.jsonl\"]",
+    );
+    check(
+        "train = [\"rows.jsonl\"]",
+        "train = []",
+        ": `data.train` is [], expected a list of paths",
+    );
+    check(
+        "source = \"model\"",
+        "",
+        ": `model.source` is missing, expected a model folder or the name of an embedded model, as a string",
+    );
+    check(
+        "train = [\"rows.jsonl\"]",
+        "",
+        ": `data.train` is missing, expected a list of paths",
+    );
+    check(
+        "dir = \"out\"",
+        "",
+        ": `output.dir` is missing, expected a folder, as a string, for example \"runs/first\"",
+    );
+    check(
+        "steps = 2",
+        "groups.lora_c.weight_decay = 0.1",
+        ": `train.groups.lora_c` names a group",
+    );
+    check_set(
+        "train.seed=-3",
+        "--set: `train.seed` is -3, expected an integer of at least 0",
+    );
+}
+
+#[test]
+fn what_is_planned_is_refused_as_such() {
+    check(
+        "source = \"model\"",
+        "source = \"model\"\ndtype = \"nf4\"",
+        ": `model.dtype = \"nf4\"` is not yet supported (only \"as-stored\" or \"f32\" or \"f64\" is)",
+    );
+    check(
+        "source = \"model\"",
+        "source = \"tiny\"",
+        ": the model `tiny` is not yet supported; give a folder in Hugging Face layout",
+    );
+    check(
+        "[data]",
+        "[data]\npacking = true",
+        ": `data.packing = true` is not yet supported (only false is)",
+    );
+    check(
+        "[data]",
+        "[task]\nkind = \"classification\"\n[data]",
+        ": `task.kind = \"classification\"` is not yet supported (only \"causal-lm\" is)",
+    );
+    check(
+        "[data]",
+        "[task]\nnum_labels = 2\n[data]",
+        ": `task.num_labels` is not yet supported (leave it out)",
+    );
+    check(
+        "rows.jsonl",
+        "hub:org/set/file",
+        ": `\"hub:org/set/file\"` in `data.train` is not yet supported (only files are)",
+    );
+    check(
+        "steps = 2",
+        "optimizer = \"sgd\"",
+        ": `train.optimizer = \"sgd\"` is not yet supported (only \"adamw\" is)",
+    );
+    check(
+        "steps = 2",
+        "compute = \"bf16\"",
+        ": `train.compute = \"bf16\"` is not yet supported (only \"f32\" is)",
+    );
+    check(
+        "steps = 2",
+        "lora_plus_ratio = 16",
+        ": `train.lora_plus_ratio = 16` is not yet supported (leave it out)",
+    );
+    check(
+        "family = \"lora\"",
+        "family = \"dora\"",
+        ": [adapter]: `family = dora` is not yet supported (only lora is)",
+    );
+    check(
+        "r = 3",
+        "use_dora = true",
+        ": [adapter]: `use_dora = true` is not yet supported (only false is)",
+    );
+    check(
+        "r = 3",
+        "init_lora_weights = \"pissa\"",
+        ": [adapter]: `init_lora_weights = \"pissa\"`: \"pissa\" is not yet supported",
+    );
+    check_set(
+        "adapter.family=reslora",
+        "[adapter]: `family = reslora` is not yet supported (only lora is)",
+    );
+}
+
+#[test]
+fn families_and_targets() {
+    check(
+        "\"lora\"",
+        "\"lorra\"",
+        ": [adapter]: unknown family `lorra`, did you mean `lora`?",
+    );
+    check(
+        "\"lora\"",
+        "\"ful\"",
+        ": [adapter]: unknown family `ful`, did you mean `full`?",
+    );
+    check(
+        "\"lora\"",
+        "\"prefix\"",
+        ": [adapter]: unknown family `prefix`, expected one of: ",
+    );
+    check(
+        "\"lora\"",
+        "\"full\"",
+        ": [adapter]: `r` has no meaning for family \"full\"",
+    );
+    check(
+        "r = 3",
+        "r = 17",
+        ": [adapter]: model.layers.0.self_attn.v_proj: r = 17 is larger than the matrix [16, 48] allows; use at most 16",
+    );
+    check(
+        "[\"q_proj\", \"v_proj\"]",
+        "[\"query\"]",
+        ": [adapter]: target_modules = [\"query\"] matches no module of the model; it has modules named \
+         down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj",
+    );
+    check(
+        "[\"q_proj\", \"v_proj\"]",
+        "\"q_proj\"",
+        ": [adapter]: target_modules = \"q_proj\" matches no module of the model",
+    );
+    check(
+        "[\"q_proj\", \"v_proj\"]",
+        "\"q_(\"",
+        ": [adapter]: `target_modules`: `q_(` is not a regular expression: ",
+    );
+    check(
+        "[\"q_proj\", \"v_proj\"]",
+        "[]",
+        ": [adapter]: `target_modules` is an empty list",
+    );
+    check(
+        "r = 3",
+        "modules_to_save = [\"score\"]",
+        ": [adapter]: modules_to_save = [\"score\"] matches no module of the model",
+    );
+}
+
+#[test]
+fn adapters_to_start_from() {
+    let check = |keys: &str, code, expected: &str| {
+        let place = Place::with_model("plain");
+        place.copy("cases/lora/adapter_init", "start");
+        let run = RUN.replace(
+            "family = \"lora\"\nr = 3\nlora_alpha = 5\ntarget_modules = [\"q_proj\", \"v_proj\"]",
+            keys,
+        );
+        place.write("run.toml", run);
+        place.refuses(&["train", "run.toml"], code, &[expected]);
+    };
+    let start = "init_from = \"start\"";
+    check(
+        &format!("{start}\nr = 8"),
+        2,
+        "run.toml: [adapter]: `r = 8`, but the adapter in init_from has 4; leave the key out or make them agree",
+    );
+    check(
+        &format!("{start}\nfamily = \"full\""),
+        2,
+        "run.toml: [adapter]: `init_from` has no meaning for family \"full\"",
+    );
+    check(
+        "init_from = \"none\"",
+        1,
+        "none does not exist; expected an adapter folder in PEFT's layout",
+    );
+    check(
+        "init_from = \"out/adapter\"",
+        2,
+        "run.toml: `adapter.init_from = \"out/adapter\"` lies inside `output.dir`, which the run writes to; choose another folder",
+    );
+    let place = Place::with_model("biased");
+    place.copy("cases/lora/adapter_init", "start");
+    place.write(
+        "run.toml",
+        RUN.replace(
+            "family = \"lora\"\nr = 3\nlora_alpha = 5\n",
+            "init_from = \"start\"\n",
+        )
+        .replace("target_modules = [\"q_proj\", \"v_proj\"]\n", ""),
+    );
+    place.refuses(
+        &["train", "run.toml"],
+        1,
+        &["error: start: model.layers.0.self_attn.q_proj: tensor `model.layers.0.self_attn.q_proj.lora_A.weight` has shape [4, 48], expected [4, 42] from the configuration and the base model"],
+    );
+}
+
+#[test]
+fn a_run_file_that_cannot_be_read() {
+    let place = Place::new();
+    place.refuses(
+        &["train", "none.toml"],
+        2,
+        &["error: cannot read none.toml: No such file or directory"],
+    );
+    place.write("binary.toml", b"\xff\xfe");
+    place.refuses(
+        &["train", "binary.toml"],
+        2,
+        &["error: cannot read binary.toml: stream did not contain valid UTF-8"],
+    );
+    place.refuses(
+        &["train", "."],
+        2,
+        &["error: cannot read .: Is a directory"],
+    );
+}
