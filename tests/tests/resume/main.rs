@@ -1,0 +1,13 @@
+//! The binary, killed with SIGKILL at random moments: a resumed run gives the bytes and the losses of one that nothing
+//! interrupted, and a killed merge gives the whole model or nothing.
+#![cfg(unix)]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what cannot be run or read fails the test"
+)]
+
+mod folders;
+mod kill;
+mod merge;
+mod scene;
+mod train;
