@@ -114,6 +114,9 @@ pub enum Error {
         /// What is selected.
         selection: String,
     },
+    /// A layer gives an infinity or a NaN, and the pass [watches](crate::Pass::watching).
+    #[error("the output is not finite")]
+    NotFinite,
     /// Anything a model or a controller has to say.
     #[error("{0}")]
     Other(String),

@@ -156,7 +156,12 @@ impl Linear {
     /// # Errors
     /// Any error below, with the module's path.
     pub fn forward(&self, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        self.adapted(x, pass).map_err(|error| error.at(&self.path))
+        let checked = |pass: &mut Pass| {
+            let y = self.adapted(x, pass)?;
+            pass.check(&y)?;
+            Ok(y)
+        };
+        checked(pass).map_err(|error: Error| error.at(&self.path))
     }
 
     fn adapted(&self, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {

@@ -69,6 +69,7 @@ pub struct Pass {
     key: Key,
     tokens: Option<Arc<Tokens>>,
     masks: Masks,
+    watches: bool,
     pub(crate) carries: Carries,
     pub(crate) losses: Vec<(&'static str, Tensor)>,
     pub(crate) records: Records,
@@ -94,6 +95,7 @@ impl Pass {
             key,
             tokens: None,
             masks: Masks::new(),
+            watches: false,
             carries: Carries::new(),
             losses: Vec::new(),
             records: Records::new(),
@@ -105,6 +107,7 @@ impl Pass {
         Self {
             tokens: self.tokens.clone(),
             masks: self.masks.clone(),
+            watches: self.watches,
             ..Self::new(self.selection.clone(), self.mode, self.key)
         }
     }
@@ -114,6 +117,20 @@ impl Pass {
     pub fn with_masks(mut self, masks: Masks) -> Self {
         self.masks = masks;
         self
+    }
+
+    /// Stops, with [`Error::NotFinite`] and its path, at the first linear layer whose output is not finite.
+    #[must_use]
+    pub fn watching(mut self) -> Self {
+        self.watches = true;
+        self
+    }
+
+    pub(crate) fn check(&self, output: &Tensor) -> Result<()> {
+        if self.watches && !lowrank_ops::all_finite(output)? {
+            return Err(Error::NotFinite);
+        }
+        Ok(())
     }
 
     pub(crate) fn set_tokens(&mut self, tokens: &Arc<Tokens>) {

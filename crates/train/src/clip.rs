@@ -1,7 +1,7 @@
 //! The size of a step's gradients, and its limit.
 
 use crate::error::Result;
-use lowrank_ops::{Grads, all_finite, norm_squared};
+use lowrank_ops::{Grads, Param, all_finite, norm_squared};
 
 /// The L2 norm over all gradients together, summed in f64.
 ///
@@ -40,4 +40,19 @@ pub fn find_non_finite(grads: &Grads) -> Result<Option<&str>> {
         }
     }
     Ok(last)
+}
+
+/// The name of the first parameter whose value is not finite.
+///
+/// # Errors
+/// If a parameter is neither f32 nor f64.
+pub(crate) fn find_non_finite_param<'a>(
+    params: impl IntoIterator<Item = &'a Param>,
+) -> Result<Option<&'a str>> {
+    for param in params {
+        if !all_finite(&param.value())? {
+            return Ok(Some(param.name()));
+        }
+    }
+    Ok(None)
 }

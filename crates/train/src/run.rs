@@ -1,6 +1,7 @@
 //! A whole run: from its folder and its rows to the last checkpoint.
 
 use crate::checkpoint::{self, Checkpoint, Place};
+use crate::clip::find_non_finite_param;
 use crate::error::{Change, Error, Result};
 use crate::evaluate::{choices, loss};
 use crate::metrics::{EvalLine, Metrics, StepLine, peak_rss_mb};
@@ -258,7 +259,12 @@ impl Session<'_, '_, '_> {
         Ok(())
     }
 
+    /// A step whose update overflows is found before it is saved: from such a checkpoint no run could go on.
     fn save(&self, step: u64) -> Result<PathBuf> {
+        if let Some(name) = find_non_finite_param(self.trainer.optimizer().params())? {
+            let what = format!("`{name}` is no longer finite");
+            return Err(Error::NonFinite { step, what });
+        }
         let place = Place {
             step,
             rows_taken: rows_taken(&self.plan, step),

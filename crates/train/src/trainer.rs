@@ -1,6 +1,6 @@
 //! One optimiser step.
 
-use crate::clip::{clip, find_non_finite, global_norm};
+use crate::clip::{clip, find_non_finite, find_non_finite_param, global_norm};
 use crate::error::{Error, Result};
 use crate::evaluate::{batch, numbers};
 use crate::optimizer::Optimizer;
@@ -8,8 +8,8 @@ use crate::run_file::{OnNonFinite, TrainKeys};
 use crate::schedule::Schedule;
 use candle_core::DType;
 use lowrank_adapter::{
-    Ask, Attached, Batch, Controller, Masks, Model, Param, Pass, Probe, Selection, Share, Step,
-    run, sweep,
+    self as adapter, Ask, Attached, Batch, Controller, Masks, Model, Param, Pass, Probe, Selection,
+    Share, Step, run, sweep,
 };
 use lowrank_data::{Example, Order, Plan, StepRows};
 use lowrank_ops::rng::{Key, Purpose};
@@ -65,7 +65,7 @@ pub struct Summed {
     pub tokens: u64,
     /// Predictions that count.
     pub supervised: u64,
-    /// Where a loss that is not finite comes from.
+    /// Where a loss that is not finite comes from; everything else is then that of some rows only.
     pub origin: Option<String>,
 }
 
@@ -199,7 +199,12 @@ impl<'a, 'b> Trainer<'a, 'b> {
         }
         let mut grads = summed.grads;
         done.grad_norm = global_norm(&grads)?;
+        let whole = summed.origin.is_none();
         if let Some(what) = not_finite(&done, &grads, summed.origin)? {
+            if !whole {
+                // Other rows were not looked at.
+                (done.loss, done.grad_norm) = (f64::NAN, f64::NAN);
+            }
             return self.give_up(step, what, done);
         }
         self.check_reached(&grads)?;
@@ -279,7 +284,7 @@ impl<'a, 'b> Trainer<'a, 'b> {
             if !loss.is_finite() || !auxiliary.is_finite() {
                 // The step is lost: what was recorded of it must not reach a controller's statistics.
                 summed.loss = loss;
-                summed.auxiliary = Some(auxiliary);
+                summed.auxiliary = (auxiliary != 0.0).then_some(auxiliary);
                 summed.origin = Some(self.origin(batch)?);
                 return Ok(summed);
             }
@@ -337,23 +342,19 @@ impl<'a, 'b> Trainer<'a, 'b> {
             selection,
             ..
         } = &*self.trainable;
-        for param in params {
-            if !ops::all_finite(&param.value())? {
-                return Ok(format!("`{}` holds such a value", param.name()));
+        if let Some(name) = find_non_finite_param(params)? {
+            return Ok(format!("`{name}` holds such a value"));
+        }
+        let mut pass = Pass::evaluation(selection.clone()).watching();
+        match run(*model, batch, &Ask::Losses, None, &mut pass) {
+            Ok(_) => Ok("without dropout every layer is finite".to_owned()),
+            Err(adapter::Error::At { path, source })
+                if matches!(*source, adapter::Error::NotFinite) =>
+            {
+                Ok(format!("from `{path}` on"))
             }
+            Err(error) => Err(error.into()),
         }
-        let mut pass = Pass::evaluation(selection.clone());
-        let mut h = model.embed(batch, &mut pass)?;
-        if !ops::all_finite(&h)? {
-            return Ok("from the embedding on".to_owned());
-        }
-        for i in 0..model.blocks() {
-            h = model.block(i, &h, batch, None, &mut pass)?;
-            if !ops::all_finite(&h)? {
-                return Ok(format!("from block {i} of 0 to {} on", model.blocks() - 1));
-            }
-        }
-        Ok("all blocks are finite without dropout".to_owned())
     }
 
     fn give_up(&self, step: Step, what: String, done: Done) -> Result<Done> {
@@ -392,8 +393,8 @@ struct HeldOut<'a> {
 }
 
 impl Probe for HeldOut<'_> {
-    fn losses(&mut self, masks: &[Masks]) -> lowrank_adapter::Result<Vec<f64>> {
-        let other = |what: &str| lowrank_adapter::Error::Other(what.to_owned());
+    fn losses(&mut self, masks: &[Masks]) -> adapter::Result<Vec<f64>> {
+        let other = |what: &str| adapter::Error::Other(what.to_owned());
         let len = std::num::NonZeroUsize::new(self.examples.len());
         let len = len.ok_or_else(|| {
             other("the method scores ranks on held-out rows, and `data.eval` names none")

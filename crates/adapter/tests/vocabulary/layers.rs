@@ -111,6 +111,28 @@ fn merged_forward(toy: &mut Toy, selection: Selection) -> Vec<Vec<f64>> {
 }
 
 #[test]
+fn a_watching_pass_stops_where_numbers_are_no_longer_finite() {
+    let mut toy = toy();
+    for (last, expected) in [
+        (-3.5, None),
+        (f64::NAN, Some("the output is not finite")),
+        (f64::NEG_INFINITY, Some("the output is not finite")),
+    ] {
+        let mut numbers = vec![0.5; 20];
+        numbers[19] = last;
+        let x = Tensor::from_vec(numbers, (2, 10), &candle_core::Device::Cpu).unwrap();
+        let forward = |toy: &mut Toy, mut pass: Pass| {
+            at(toy, Q0, |linear| linear.forward(&x, &mut pass).map(drop))
+        };
+        let pass = || Pass::evaluation(Selection::none());
+        forward(&mut toy, pass()).unwrap();
+        let message = forward(&mut toy, pass().watching()).map_err(|error| error.to_string());
+        let expected = expected.map_or(Ok(()), |what| Err(format!("{Q0}: {what}")));
+        assert_eq!(message, expected);
+    }
+}
+
+#[test]
 fn a_detached_adapter_leaves_the_others() {
     let (mut toy, [one, _two]) = two();
     detach(&mut toy, "two");

@@ -581,6 +581,24 @@ fn skipped_steps_are_logged_and_warned_of() {
 }
 
 #[test]
+fn what_is_not_finite_is_not_saved() {
+    let root = tempfile::tempdir().unwrap();
+    // The first rate is 0, the second makes every update overflow.
+    let keys = "steps = 2\nsave_every = 1\nwarmup_steps = 1\nlearning_rate = 1e39\n";
+    for skip in ["", "on_non_finite = \"skip\""] {
+        let dir = root.path().join(format!("run{}", skip.len()));
+        let run = run_file(&dir, &format!("{keys}{skip}"));
+        let message = Setting::new()
+            .run(&dir, Mode::Fresh, &run, &mut ())
+            .unwrap_err()
+            .to_string();
+        let expected = "step 2: `layers.0.up.stub_A.weight` is no longer finite; try a lower";
+        assert!(message.starts_with(expected), "{message}");
+        assert_eq!(names(&dir.join("checkpoints")), ["step-000001"]);
+    }
+}
+
+#[test]
 fn folders_are_not_lost_and_held_by_one_run() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("out");

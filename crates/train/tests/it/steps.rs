@@ -206,6 +206,8 @@ fn what_is_not_finite_stops_the_run_or_is_skipped() {
                     assert!(skip);
                     assert_eq!(done.update, Update::NotFinite);
                     assert_eq!(done.loss.is_nan(), nan_param);
+                    // A NaN is logged as null, and what a run does not have is not logged.
+                    assert_eq!((done.grad_norm.is_nan(), done.auxiliary), (nan_param, None));
                 }
                 Err(error) => {
                     assert!(!skip);
@@ -328,7 +330,7 @@ fn a_probe_masks_held_out_losses() {
 }
 
 #[test]
-fn a_loss_that_overflows_names_the_block() {
+fn a_loss_that_overflows_names_the_layer() {
     let (model, mut attached) = attached(DType::F32, &StubConfig::default());
     let params = attached.params.clone();
     let outer = params
@@ -346,7 +348,7 @@ fn a_loss_that_overflows_names_the_block() {
         .unwrap_err()
         .to_string();
     assert!(
-        message.starts_with("step 1: the loss is NaN (from block 1 of 0 to 1 on); try"),
+        message.starts_with("step 1: the loss is NaN (from `layers.1.down` on); try"),
         "{message}"
     );
 }
