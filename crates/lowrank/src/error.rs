@@ -14,10 +14,10 @@ pub enum Error {
     Candle(#[from] candle_core::Error),
     /// An adapter could not be attached or run.
     #[error(transparent)]
-    Adapter(#[from] lowrank_adapter::Error),
+    Adapter(Box<lowrank_adapter::Error>),
     /// Rows could not be read.
     #[error(transparent)]
-    Data(#[from] lowrank_data::Error),
+    Data(Box<lowrank_data::Error>),
     /// A file could not be read or written.
     #[error(transparent)]
     Format(#[from] lowrank_format::Error),
@@ -26,13 +26,13 @@ pub enum Error {
     Frozen(#[from] lowrank_frozen::Error),
     /// Adapters could not be folded.
     #[error(transparent)]
-    Merge(#[from] lowrank_merge::Error),
+    Merge(Box<lowrank_merge::Error>),
     /// The model could not be built.
     #[error(transparent)]
     Model(Box<lowrank_models::Error>),
     /// A run could not be read, started or finished.
     #[error(transparent)]
-    Train(#[from] lowrank_train::Error),
+    Train(Box<lowrank_train::Error>),
     /// Something in an adapter folder or a run file's `[adapter]` table, with the file.
     #[error("{}: {source}", path.display())]
     In {
@@ -67,9 +67,33 @@ pub enum Error {
     },
 }
 
+impl From<lowrank_adapter::Error> for Error {
+    fn from(error: lowrank_adapter::Error) -> Self {
+        Self::Adapter(Box::new(error))
+    }
+}
+
+impl From<lowrank_data::Error> for Error {
+    fn from(error: lowrank_data::Error) -> Self {
+        Self::Data(Box::new(error))
+    }
+}
+
+impl From<lowrank_merge::Error> for Error {
+    fn from(error: lowrank_merge::Error) -> Self {
+        Self::Merge(Box::new(error))
+    }
+}
+
 impl From<lowrank_models::Error> for Error {
     fn from(error: lowrank_models::Error) -> Self {
         Self::Model(Box::new(error))
+    }
+}
+
+impl From<lowrank_train::Error> for Error {
+    fn from(error: lowrank_train::Error) -> Self {
+        Self::Train(Box::new(error))
     }
 }
 

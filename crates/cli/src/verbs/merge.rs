@@ -58,7 +58,11 @@ pub fn run(arguments: &MergeArguments) -> Result<ExitCode> {
     };
     let mut code = ExitCode::SUCCESS;
     if arguments.verify {
-        let merged = Base::open(&report.out.to_string_lossy(), Precision::Cast(DType::F32))?;
+        let precision = match written.dtype {
+            DType::F64 => DType::F64,
+            _ => DType::F32,
+        };
+        let merged = Base::open(&report.out.to_string_lossy(), Precision::Cast(precision))?;
         let found = compare(
             (base.model.as_ref(), &selection),
             (merged.model.as_ref(), &Selection::none()),

@@ -24,7 +24,7 @@ pub fn other(words: &[OsString]) -> anyhow::Error {
     let what = if PLANNED.contains(&word.as_str()) {
         format!("`{word}` is not yet supported")
     } else {
-        let near = lowrank::adapter::nearest(&word, VERBS.into_iter().chain(PLANNED));
+        let near = adapter::nearest(&word, VERBS.into_iter().chain(PLANNED));
         match near {
             Some(near) => format!("unknown verb `{word}`, did you mean `{near}`?"),
             None => format!(
