@@ -1,10 +1,5 @@
 //! The reverse: PEFT loads what we wrote, with no missing or unexpected key, and computes the same. Needs the reference
 //! environment (`cargo xtask peer-env`) and takes a minute, so it runs under `RUN_SLOW_TESTS=1` only.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a golden file that cannot be read fails the test"
-)]
-
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
 use lowrank::adapter::{Ask, Memory, Pass, Selection, run};
