@@ -6,10 +6,10 @@ fn stdout(arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_lowrank"))
         .args(arguments)
         .output()
-        .unwrap();
+        .expect("the binary starts");
     assert!(output.status.success(), "{arguments:?}");
     assert!(output.stderr.is_empty(), "{arguments:?}");
-    String::from_utf8(output.stdout).unwrap()
+    String::from_utf8(output.stdout).expect("help is UTF-8")
 }
 
 #[test]

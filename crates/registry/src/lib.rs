@@ -3,7 +3,8 @@
 //! ```
 //! let lora = lowrank_registry::by_name("lora")?;
 //! assert_eq!(lora.peft_type(), "LORA");
-//! assert!(lowrank_registry::by_name("lorra").unwrap_err().to_string().contains("did you mean `lora`?"));
+//! let error = lowrank_registry::by_name("lorra").err().map(|error| error.to_string());
+//! assert_eq!(error.as_deref(), Some("unknown family `lorra`, did you mean `lora`?"));
 //! # Ok::<(), lowrank_adapter::Error>(())
 //! ```
 
