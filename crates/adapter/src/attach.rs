@@ -9,7 +9,7 @@ use crate::model::{Model, Part};
 use crate::pass::Chain;
 use crate::site::{Site, SiteId};
 use crate::spec::{Init, Spec};
-use crate::target::{Matcher, Rules, Targets, default_targets, is_saved};
+use crate::target::{Matcher, Targets, default_targets, is_saved};
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
 use lowrank_frozen::FrozenLinear;
@@ -411,7 +411,11 @@ fn check_name(model: &mut dyn Model, name: &str) -> Result<()> {
 /// Replaces "all-linear" and an absent `target_modules` by a list; this list is what is saved.
 fn resolve_targets(model: &mut dyn Model, config: &mut AdapterConfig) -> Result<Matcher> {
     let targets = match &config.common.target_modules {
-        Some(targets) if targets.is_all_linear() => Targets::List(all_linear(model)),
+        Some(targets) if targets.is_all_linear() => {
+            // PEFT refuses layers beside any string, this word among them.
+            config.common.matcher(targets)?;
+            Targets::List(all_linear(model))
+        }
         Some(targets) => targets.clone(),
         None => match default_targets(model.model_type()) {
             Some(names) => Targets::List(names.iter().map(|&name| name.to_owned()).collect()),
@@ -429,15 +433,8 @@ fn resolve_targets(model: &mut dyn Model, config: &mut AdapterConfig) -> Result<
     {
         return Err(Error::config("`target_modules` is an empty list"));
     }
-    let common = &mut config.common;
-    let matcher = Matcher::new(Rules {
-        target_modules: &targets,
-        exclude_modules: common.exclude_modules.as_ref(),
-        modules_to_save: common.modules_to_save.as_deref().unwrap_or_default(),
-        layers_to_transform: common.layers_to_transform.as_ref(),
-        layers_pattern: common.layers_pattern.as_ref(),
-    })?;
-    common.target_modules = Some(targets);
+    let matcher = config.common.matcher(&targets)?;
+    config.common.target_modules = Some(targets);
     Ok(matcher)
 }
 
@@ -518,6 +515,11 @@ fn declare_replacements(
     cx: &mut Attach<'_>,
 ) -> Result<BTreeMap<String, Param>> {
     let saved = config.common.modules_to_save();
+    if saved.iter().any(String::is_empty) {
+        return Err(Error::config(
+            "`modules_to_save` has an empty name, which would match every module",
+        ));
+    }
     let mode = config.common.bias_mode()?;
     let mut replaced = BTreeMap::new();
     let mut matched: BTreeSet<&str> = BTreeSet::new();
@@ -569,6 +571,40 @@ fn declare_replacements(
     }
 }
 
+/// PEFT stores the whole base weight of a targeted embedding or head beside the adapter. It must be this base's.
+fn check_stored_base(path: &str, base: &FrozenLinear, cx: &mut Attach<'_>) -> Result<()> {
+    let name = format!("{path}.base_layer.weight");
+    let Some(stored) = cx.saved.as_mut().and_then(|saved| saved.remove(&name)) else {
+        return Ok(());
+    };
+    let weight = base.weight()?;
+    if stored.shape() != weight.shape() {
+        return Err(Error::TensorShape {
+            name,
+            got: stored.dims().to_vec(),
+            expected: weight.dims().to_vec(),
+        });
+    }
+    let square = (stored.to_dtype(weight.dtype())? - &weight)?
+        .sqr()?
+        .sum_all()?;
+    if square.to_dtype(DType::F64)?.to_scalar::<f64>()? > 0.0 {
+        return Err(Error::Other(format!(
+            "tensor `{name}` of the adapter differs from this base model's weight: the adapter belongs to another base"
+        )));
+    }
+    Ok(())
+}
+
+/// With `bias = "all"` PEFT stores the biases of whole modules several times over; the plain name counts.
+fn forget_copies(path: &str, cx: &mut Attach<'_>) {
+    let Some(saved) = &mut cx.saved else { return };
+    saved.remove(&format!("{path}.original_module.bias"));
+    if let Some(copy) = saved.remove(&format!("{path}.modules_to_save.bias")) {
+        saved.entry(format!("{path}.bias")).or_insert(copy);
+    }
+}
+
 fn note_matches<'a>(path: &str, saved: &'a [String], matched: &mut BTreeSet<&'a str>) {
     matched.extend(
         saved
@@ -589,7 +625,16 @@ fn linear_replacements(
     let path = linear.path();
     let base: &FrozenLinear = linear.base();
     let is_target = targeted.contains(path);
-    let whole = is_saved(path, saved) && !is_target;
+    let whole = is_saved(path, saved);
+    if whole && is_target {
+        return Err(Error::config(format!(
+            "`modules_to_save = {saved:?}` covers `{path}`, which `target_modules` targets; a module is either adapted or trained whole"
+        )));
+    }
+    if is_target {
+        check_stored_base(path, base, cx)?;
+    }
+    forget_copies(path, cx);
     if whole {
         // A tied head trained this way is untied: its own copy is saved, and the embedding stays.
         let key = format!("{path}.weight");

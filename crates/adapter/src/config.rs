@@ -2,7 +2,7 @@
 
 use crate::error::nearest;
 use crate::family::AnyFamily;
-use crate::target::{OneOrMany, Targets};
+use crate::target::{Matcher, OneOrMany, Rules, Targets};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -81,6 +81,17 @@ impl Common {
                 "`bias = \"{other}\"`, expected \"none\", \"all\" or \"<family>_only\""
             ))),
         }
+    }
+
+    /// The rules for choosing modules, with these targets.
+    pub(crate) fn matcher(&self, targets: &Targets) -> Result<Matcher> {
+        Matcher::new(Rules {
+            target_modules: targets,
+            exclude_modules: self.exclude_modules.as_ref(),
+            modules_to_save: self.modules_to_save(),
+            layers_to_transform: self.layers_to_transform.as_ref(),
+            layers_pattern: self.layers_pattern.as_ref(),
+        })
     }
 
     /// The modules that train whole.
@@ -164,7 +175,13 @@ impl AdapterConfig {
         common.remove("peft_type");
         common.remove("peft_version");
         let common: Common = parse_each(&common)?;
-        common.bias_mode()?;
+        let only = format!("{}_only", family.name());
+        if common.bias_mode()? == BiasMode::Targeted && common.bias != only {
+            return Err(Error::config(format!(
+                "`bias = \"{}\"`, expected \"none\", \"all\" or \"{only}\"",
+                common.bias
+            )));
+        }
         Ok(Self {
             family,
             common,

@@ -130,7 +130,6 @@ fn an_absent_key_has_its_default_and_bias_its_modes() {
     for (bias, mode) in [
         ("none", BiasMode::None),
         ("all", BiasMode::All),
-        ("lora_only", BiasMode::Targeted),
         ("chained_only", BiasMode::Targeted),
     ] {
         let common = config(json!({"bias": bias})).common;

@@ -153,7 +153,7 @@ fn a_replaced_weight_needs_its_adapter_alone() {
         keys.as_object_mut().unwrap().extend(more);
         keys
     };
-    attached(&mut toy, "biased", keys(json!({"bias": "lora_only"})));
+    attached(&mut toy, "biased", keys(json!({"bias": "chained_only"})));
     attached(
         &mut toy,
         "headed",

@@ -8,6 +8,7 @@ mod full_training;
 mod gates;
 mod layers;
 mod replacing;
+mod stored;
 mod targets;
 
 use candle_core::{DType, Device, Tensor};
