@@ -51,6 +51,9 @@ pub(crate) struct Place {
     pub settings: BTreeMap<String, Value>,
 }
 
+/// The setting that holds a hash of the training rows.
+pub(crate) const CONTENT: &str = "the content of data.train";
+
 /// A complete checkpoint.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
@@ -180,6 +183,8 @@ impl Checkpoint {
         let mut changes: Vec<Change> = keys
             .into_iter()
             .filter(|key| was.get(*key) != settings.get(*key))
+            // Another number of rows says more than another hash of them.
+            .filter(|key| self.record.rows == rows || key.as_str() != CONTENT)
             .map(|key| Change {
                 key: key.clone(),
                 was: shown(was.get(key)),

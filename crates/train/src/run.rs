@@ -10,6 +10,7 @@ use crate::run_file::RunFile;
 use crate::run_folder::{Mode, RunFolder};
 use crate::trainer::{Done, Trainable, Trainer, Update};
 use lowrank_data::{ChoiceExample, Dataset, Example, Plan, Reference};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -151,7 +152,7 @@ impl Session<'_, '_, '_> {
         let Some(checkpoint) = checkpoint::newest(&self.folder.checkpoints(), warn)? else {
             return Ok(None);
         };
-        let settings = resolved::settings(self.run);
+        let settings = self.settings();
         checkpoint.check(&settings, self.rows.train.len() as u64)?;
         let record = checkpoint.record();
         let refuse = |what: &str, was: u64, now: u64| {
@@ -217,6 +218,14 @@ impl Session<'_, '_, '_> {
         Ok(())
     }
 
+    /// What a resumed run must share with the one that it continues.
+    fn settings(&self) -> BTreeMap<String, serde_json::Value> {
+        let mut settings = resolved::settings(self.run);
+        let content = content_of(self.rows.train);
+        settings.insert(checkpoint::CONTENT.into(), content.into());
+        settings
+    }
+
     fn evaluate(
         &self,
         step: u64,
@@ -269,7 +278,7 @@ impl Session<'_, '_, '_> {
             step,
             rows_taken: rows_taken(&self.plan, step),
             rows: self.rows.train.len() as u64,
-            settings: resolved::settings(self.run),
+            settings: self.settings(),
         };
         let path = checkpoint::save(
             &self.folder.checkpoints(),
@@ -285,6 +294,25 @@ impl Session<'_, '_, '_> {
         let keep = self.run.train.keep_checkpoints;
         checkpoint::prune(&self.folder.checkpoints(), keep, step)
     }
+}
+
+/// FNV-1a over the tokens and labels of every row: rows that changed would make another run.
+fn content_of(examples: &[Example]) -> String {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    let mut mix = |number: u32| {
+        for byte in number.to_le_bytes() {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    for example in examples {
+        mix(example.ids.len() as u32);
+        example.ids.iter().for_each(|&id| mix(id));
+        example
+            .labels
+            .iter()
+            .for_each(|&label| mix(label.cast_unsigned()));
+    }
+    format!("{hash:016x}")
 }
 
 fn rows_taken(plan: &Plan, step: u64) -> u64 {

@@ -466,6 +466,15 @@ fn changed_settings_are_refused_by_name_and_free_ones_are_not() {
         &fewer,
         "`the number of rows of data.train` was 7, now it is 5",
     );
+    let mut edited = stirred();
+    let last = edited.train[2].labels.last_mut().unwrap();
+    *last = (*last + 1) % 5;
+    let error = edited.run(&dir, Mode::Resume, &run, &mut ()).unwrap_err();
+    let message = error.to_string();
+    assert!(
+        message.contains(": `the content of data.train` was \""),
+        "{message}"
+    );
     let shorter = run_file(&dir, &keys.replace("steps = 4", "steps = 3"));
     refused(
         &shorter,
