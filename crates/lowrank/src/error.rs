@@ -1,6 +1,6 @@
 //! What can go wrong, from any crate below.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The result of every function in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -40,6 +40,16 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong in it.
         source: Box<lowrank_adapter::Error>,
+    },
+    /// A value of a run file leads to something that cannot be used.
+    #[error("{}: `{key}`: {source}", path.display())]
+    Key {
+        /// The run file.
+        path: PathBuf,
+        /// The key whose value it is.
+        key: &'static str,
+        /// What is wrong with what it names.
+        source: Box<Error>,
     },
     /// The command line or the run file asks for what cannot be.
     #[error("{0}")]
@@ -107,12 +117,23 @@ impl Error {
         }
     }
 
+    /// For `map_err`: names the run file and its key.
+    pub(crate) fn under(path: &Path, key: &'static str) -> impl Fn(Self) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Key {
+            path: path.clone(),
+            key,
+            source: Box::new(source),
+        }
+    }
+
     /// True if the command line or the run file is wrong, rather than the world.
     #[must_use]
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Usage(_) => true,
             Self::Train(error) => error.is_usage(),
+            Self::Key { source, .. } => source.is_usage(),
             _ => false,
         }
     }

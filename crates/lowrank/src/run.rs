@@ -56,17 +56,21 @@ pub fn train(
         Held::F64 => Precision::Cast(DType::F64),
     };
     let named = |error: Error| in_run_file(origin, error);
-    let mut base = Base::open(&run.model.source, precision).map_err(named)?;
+    let mut base =
+        Base::open(&run.model.source, precision).map_err(Error::under(origin, "model.source"))?;
     let options = Options {
         max_length: run.data.max_length,
         end_token: base.info.eos_token_ids.first().copied(),
         vocab: base.info.vocab_size,
         limit: None,
     };
-    let data = open_data(&run.data.train, &base, &options)?;
+    let data =
+        open_data(&run.data.train, &base, &options).map_err(Error::under(origin, "data.train"))?;
     let held_out = match run.data.eval.as_slice() {
         [] => None,
-        files => Some(open_data(files, &base, &options)?),
+        files => {
+            Some(open_data(files, &base, &options).map_err(Error::under(origin, "data.eval"))?)
+        }
     };
     for (what, data) in [
         ("data.train", Some(&data)),
@@ -87,7 +91,7 @@ pub fn train(
             let trainable_parameters = params.iter().map(lowrank_adapter::Param::elem_count).sum();
             let mut trainable = Trainable::whole(base.model.as_ref(), NAME, params);
             check(&run, &mut trainable, rows).map_err(named)?;
-            let folder = RunFolder::open(&path, mode)?;
+            let folder = open_folder(&path, mode, origin)?;
             let summary = lowrank_train::train(&folder, &run, &mut trainable, rows, progress)?;
             drop(trainable);
             let selection = Selection::one(NAME);
@@ -112,7 +116,7 @@ pub fn train(
             let trainable_parameters = attached.trainable_parameters();
             let mut trainable = Trainable::adapter(base.model.as_ref(), &mut attached);
             check(&run, &mut trainable, rows).map_err(named)?;
-            let folder = RunFolder::open(&path, mode)?;
+            let folder = open_folder(&path, mode, origin)?;
             let summary = lowrank_train::train(&folder, &run, &mut trainable, rows, progress)?;
             drop(trainable);
             let fingerprint = base.fingerprint()?;
@@ -138,6 +142,14 @@ fn check(run: &RunFile, trainable: &mut Trainable<'_>, rows: Rows<'_>) -> Result
         trainable, rows.train, rows.eval, train, shuffle,
     )?);
     Ok(())
+}
+
+/// A folder that is not empty is told as it is; anything else names the key.
+fn open_folder(path: &Path, mode: Mode, origin: &Path) -> Result<RunFolder> {
+    RunFolder::open(path, mode).map_err(|error| match Error::from(error) {
+        error if error.is_usage() => error,
+        error => Error::under(origin, "output.dir")(error),
+    })
 }
 
 /// Names the run file in an error about what it says.

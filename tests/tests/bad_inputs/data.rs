@@ -17,14 +17,14 @@ fn check_bytes(rows: &[u8], expected: &str) {
         "run.toml",
         "[model]\nsource = \"model\"\n[data]\ntrain = [\"rows.jsonl\"]\n[output]\ndir = \"out\"\n",
     );
-    let expected = format!("error: {expected}");
     place.refuses(
         &["eval", "--model", "model", "--data", "bad.jsonl"],
         1,
-        &[&expected],
+        &[&format!("error: {expected}")],
     );
     for key in ["train", "eval"] {
         let set = format!("data.{key}=[\"bad.jsonl\"]");
+        let expected = format!("error: run.toml: `data.{key}`: {expected}");
         place.refuses(&["train", "run.toml", "--set", &set], 1, &[&expected]);
     }
 }

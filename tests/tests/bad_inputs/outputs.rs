@@ -223,3 +223,50 @@ fn a_run_does_not_write_over_what_it_reads() {
         "adapter.init_from = \"adapter\"",
     );
 }
+
+#[test]
+fn an_evaluation_does_not_overwrite_what_it_reads() {
+    let place = place();
+    let choices = r#"{"prompt":"a","completion":"b","choices":["b","c"],"answer":0}"#;
+    place.add_tokenizer("model", 97);
+    place.write("choices.jsonl", format!("{choices}\n"));
+    let check = |more: &[&str], expected: &str| {
+        let arguments = ["eval", "--model", "model", "--data", "choices.jsonl"];
+        place.refuses(&[&arguments[..], more].concat(), 2, &[expected]);
+    };
+    let overwrite = "this would overwrite what the evaluation reads";
+    check(
+        &["--predictions", "model/../choices.jsonl"],
+        &format!("error: --predictions model/../choices.jsonl: {overwrite}"),
+    );
+    check(
+        &["--logits", "model/model-00001-of-00003.safetensors"],
+        &format!("error: --logits model/model-00001-of-00003.safetensors: {overwrite}"),
+    );
+    check(
+        &["--predictions", "both", "--logits", "./both"],
+        "error: --predictions and --logits are both ./both",
+    );
+}
+
+#[test]
+fn a_loss_that_is_not_finite_is_no_result() {
+    let place = place();
+    let adapter = "x=adapter@1e300";
+    place.refuses(
+        &[
+            "eval",
+            "--model",
+            "model",
+            "--data",
+            "rows.jsonl",
+            "--adapter",
+            adapter,
+        ],
+        1,
+        &[
+            "error: the loss is ",
+            "the model or an adapter (or its weight) makes numbers that are not finite",
+        ],
+    );
+}

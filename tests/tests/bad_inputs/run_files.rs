@@ -213,7 +213,7 @@ fn what_is_planned_is_refused_as_such() {
     check(
         "source = \"model\"",
         "source = \"tiny\"",
-        ": the model `tiny` is not yet supported; give a folder in Hugging Face layout",
+        ": `model.source`: the model `tiny` is not yet supported; give a folder in Hugging Face layout",
     );
     check(
         "[data]",

@@ -11,7 +11,7 @@ use lowrank::training::{self, Evaluation, Prediction, peak_rss_mb};
 use lowrank::{Base, Error, precision};
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -52,6 +52,11 @@ pub fn run(arguments: &EvalArguments) -> Result<ExitCode> {
                 .map_err(Error::from)?
         }
     };
+    if let Some(loss) = evaluation.loss.filter(|loss| !loss.is_finite()) {
+        anyhow::bail!(
+            "the loss is {loss}: the model or an adapter (or its weight) makes numbers that are not finite"
+        );
+    }
     if let Some(path) = &arguments.logits {
         write_logits(path, &base, &selection, data.examples())?;
     }
@@ -179,6 +184,44 @@ fn check_outputs(arguments: &EvalArguments) -> lowrank::Result<()> {
                 path.display()
             )));
         }
+        let model = Path::new(&arguments.model.model);
+        let inputs = arguments.data.iter().map(Path::new);
+        if inputs.into_iter().any(|input| same(input, path)) || within(path, model) {
+            return Err(Error::Usage(format!(
+                "{flag} {}: this would overwrite what the evaluation reads",
+                path.display()
+            )));
+        }
     }
-    Ok(())
+    match (&arguments.predictions, &arguments.logits) {
+        (Some(predictions), Some(logits)) if same(predictions, logits) => Err(Error::Usage(
+            format!("--predictions and --logits are both {}", logits.display()),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// True if both paths lead to the same place, which may not exist yet.
+fn same(a: &Path, b: &Path) -> bool {
+    resolved(a) == resolved(b)
+}
+
+fn within(path: &Path, folder: &Path) -> bool {
+    resolved(path).starts_with(resolved(folder))
+}
+
+fn resolved(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    if let Ok(found) = absolute.canonicalize() {
+        return found;
+    }
+    match (
+        absolute
+            .parent()
+            .and_then(|parent| parent.canonicalize().ok()),
+        absolute.file_name(),
+    ) {
+        (Some(parent), Some(name)) => parent.join(name),
+        _ => absolute,
+    }
 }
