@@ -34,7 +34,8 @@ pub trait Controller: fmt::Debug + Send {
         Ok(None)
     }
 
-    /// What the adapters recorded in one training pass; not called for a recomputation.
+    /// What the adapters recorded in one training pass; not called for a recomputation, nor for a step that is left
+    /// out because it is not finite. Follows the step's `penalty`, precedes its `after_backward`.
     ///
     /// # Errors
     /// Whatever an operation refuses.

@@ -53,7 +53,7 @@ impl Run {
         };
         let trained = self.attached.trained();
         let mut grads = Grads::default();
-        let mut losses = Vec::new();
+        let (mut losses, mut records) = (Vec::new(), Vec::new());
         for micro in 0..MICRO_BATCHES {
             let batch = batch(100 * index + u64::from(micro), &[&[5], &[3, 4]])?;
             let key = Key::new(SEED, Purpose::Dropout).step(index).micro(micro);
@@ -64,15 +64,16 @@ impl Run {
             let swept = sweep(&self.toy, &batch, &mut pass, &trained, share, self.memory)?;
             grads.merge(swept.grads)?;
             losses.push(swept.losses);
-            if let Some(controller) = &mut self.attached.controller {
-                controller.observe(step, &swept.records)?;
-            }
+            records.push(swept.records);
         }
         if let Some(controller) = &mut self.attached.controller {
             let key = Key::new(SEED, Purpose::Dropout).step(index);
             let pass = Pass::training_pass(Selection::one(NAME), key);
             if let Some(penalty) = controller.penalty(step, &pass)? {
                 grads.merge(backward(&penalty, &trained, &[])?.0)?;
+            }
+            for records in &records {
+                controller.observe(step, records)?;
             }
             controller.after_backward(step, &mut grads)?;
         }

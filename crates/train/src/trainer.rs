@@ -8,8 +8,8 @@ use crate::run_file::{OnNonFinite, TrainKeys};
 use crate::schedule::Schedule;
 use candle_core::DType;
 use lowrank_adapter::{
-    self as adapter, Ask, Attached, Batch, Controller, Masks, Model, Param, Pass, Probe, Selection,
-    Share, Step, run, sweep,
+    self as adapter, Ask, Attached, Batch, Controller, Masks, Model, Param, Pass, Probe, Records,
+    Selection, Share, Step, run, sweep,
 };
 use lowrank_data::{Example, Order, Plan, StepRows};
 use lowrank_ops::rng::{Key, Purpose};
@@ -65,6 +65,8 @@ pub struct Summed {
     pub tokens: u64,
     /// Predictions that count.
     pub supervised: u64,
+    /// What adapters recorded, by micro-batch; the controller has not seen it yet.
+    pub records: Vec<Records>,
     /// Where a loss that is not finite comes from; everything else is then that of some rows only.
     pub origin: Option<String>,
 }
@@ -209,6 +211,10 @@ impl<'a, 'b> Trainer<'a, 'b> {
         }
         self.check_reached(&grads)?;
         if let Some(controller) = &mut self.trainable.controller {
+            // Not before the check: what was recorded of a step that is left out must not reach the statistics.
+            for records in &summed.records {
+                controller.observe(step, records)?;
+            }
             controller.after_backward(step, &mut grads)?;
             if let Some(name) = find_non_finite(&grads)? {
                 let what =
@@ -241,7 +247,7 @@ impl<'a, 'b> Trainer<'a, 'b> {
     ///
     /// # Errors
     /// If the model refuses a row.
-    pub fn gradients(&mut self, rows: &StepRows) -> Result<Summed> {
+    pub fn gradients(&self, rows: &StepRows) -> Result<Summed> {
         let step = self.place(rows.step);
         let mut batches: Vec<Batch> = Vec::with_capacity(rows.micro_batches.len());
         for rows in &rows.micro_batches {
@@ -256,6 +262,7 @@ impl<'a, 'b> Trainer<'a, 'b> {
             auxiliary: None,
             tokens: all_tokens as u64,
             supervised: supervised as u64,
+            records: Vec::new(),
             origin: None,
         };
         if supervised == 0 {
@@ -282,16 +289,13 @@ impl<'a, 'b> Trainer<'a, 'b> {
             loss += numbers(&swept.losses)?.iter().sum::<f64>();
             auxiliary += swept.auxiliary * share.auxiliary;
             if !loss.is_finite() || !auxiliary.is_finite() {
-                // The step is lost: what was recorded of it must not reach a controller's statistics.
                 summed.loss = loss;
                 summed.auxiliary = (auxiliary != 0.0).then_some(auxiliary);
                 summed.origin = Some(self.origin(batch)?);
                 return Ok(summed);
             }
             summed.grads.merge(swept.grads)?;
-            if let Some(controller) = &mut self.trainable.controller {
-                controller.observe(step, &swept.records)?;
-            }
+            summed.records.push(swept.records);
         }
         summed.loss = loss / supervised as f64;
         let mut has_auxiliary = auxiliary != 0.0;

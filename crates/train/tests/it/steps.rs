@@ -21,7 +21,7 @@ fn summed(config: &StubConfig, train: &str, rows: &StepRows) -> (Summed, Vec<(St
     let (model, mut attached) = attached(DType::F64, config);
     let (run, examples) = (keys(train), examples(8));
     let mut trainable = Trainable::adapter(&model, &mut attached);
-    let mut trainer = Trainer::new(&mut trainable, &examples, &[], &run.train, true).unwrap();
+    let trainer = Trainer::new(&mut trainable, &examples, &[], &run.train, true).unwrap();
     let summed = trainer.gradients(rows).unwrap();
     let grads = summed
         .grads
@@ -82,7 +82,7 @@ fn the_gradient_of_everything_matches_differences() {
     let (run, examples) = (keys("batch_size = 4\naccumulate = 2"), examples(8));
     let params = attached.trained();
     let mut trainable = Trainable::adapter(&model, &mut attached);
-    let mut trainer = Trainer::new(&mut trainable, &examples, &[], &run.train, true).unwrap();
+    let trainer = Trainer::new(&mut trainable, &examples, &[], &run.train, true).unwrap();
     let rows = rows(3, &[&[0, 1, 2, 3], &[4, 5, 6]]);
     let grads = trainer.gradients(&rows).unwrap().grads;
     for param in &params {
@@ -351,6 +351,46 @@ fn a_loss_that_overflows_names_the_layer() {
         message.starts_with("step 1: the loss is NaN (from `layers.1.down` on); try"),
         "{message}"
     );
+}
+
+#[test]
+fn a_controller_sees_nothing_of_a_step_that_is_left_out() {
+    let (model, mut attached) = attached(DType::F32, &StubConfig::default());
+    let params = attached.params.clone();
+    let (run, examples) = (keys("on_non_finite = \"skip\""), examples(8));
+    let mut trainable = Trainable::adapter(&model, &mut attached);
+    let mut trainer = Trainer::new(&mut trainable, &examples, &[], &run.train, true).unwrap();
+    let state = |trainer: &Trainer<'_, '_>| {
+        let controller = trainer.trainable().controller.as_ref();
+        controller
+            .unwrap()
+            .state()
+            .unwrap()
+            .values
+            .as_f64()
+            .unwrap()
+    };
+    trainer.step(&rows(1, &[&[0, 1]])).unwrap();
+    let before = state(&trainer);
+    assert!(before > 0.0);
+    // So large that some rows overflow and some do not.
+    let start = params[0].snapshot().unwrap();
+    let (good, bad) = (0..400)
+        .find_map(|power| {
+            let factor = 1e10 * 1.2f64.powi(power);
+            params[0].set(&(&start * factor).unwrap()).unwrap();
+            let finite = |row: &usize| {
+                let summed = trainer.gradients(&rows(2, &[&[*row]])).unwrap();
+                summed.origin.is_none()
+            };
+            let (good, bad): (Vec<usize>, Vec<usize>) = (0..8).partition(finite);
+            Some((*good.first()?, *bad.first()?))
+        })
+        .unwrap();
+    let done = trainer.step(&rows(2, &[&[good], &[bad]])).unwrap();
+    assert_eq!(done.update, Update::NotFinite);
+    assert!(done.loss.is_nan() && done.grad_norm.is_nan());
+    assert_eq!(state(&trainer), before);
 }
 
 #[test]
