@@ -31,7 +31,9 @@ pub struct Record {
     version: u64,
     /// How many steps are done.
     pub step: u64,
-    /// How many rows they took, which is where the data goes on.
+    /// How many steps the run was to have.
+    pub total: u64,
+    /// How many rows the done ones took, which is where the data goes on.
     pub rows_taken: u64,
     /// How many rows the training data has.
     pub rows: u64,
@@ -46,6 +48,7 @@ pub struct Record {
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     pub step: u64,
+    pub total: u64,
     pub rows_taken: u64,
     pub rows: u64,
     pub settings: BTreeMap<String, Value>,
@@ -70,6 +73,7 @@ pub(crate) fn save(
 ) -> Result<PathBuf> {
     let Place {
         step,
+        total,
         rows_taken,
         rows,
         settings,
@@ -93,6 +97,7 @@ pub(crate) fn save(
     let record = Record {
         version: VERSION,
         step,
+        total,
         rows_taken,
         rows,
         settings,

@@ -8,6 +8,7 @@ use crate::metrics::{EvalLine, Metrics, StepLine, peak_rss_mb};
 use crate::resolved;
 use crate::run_file::RunFile;
 use crate::run_folder::{Mode, RunFolder};
+use crate::schedule::{Curve, Warmup};
 use crate::trainer::{Done, Trainable, Trainer, Update};
 use lowrank_data::{ChoiceExample, Dataset, Example, Plan, Reference};
 use std::collections::BTreeMap;
@@ -176,6 +177,16 @@ impl Session<'_, '_, '_> {
             let what = format!("the number of rows that {} steps take", record.step);
             return refuse(&what, record.rows_taken, taken);
         }
+        let keys = &self.run.train;
+        let fixed_rates =
+            keys.schedule == Curve::Constant && matches!(keys.warmup, Warmup::Steps(_));
+        if record.total != total && !fixed_rates {
+            progress.warning(&format!(
+                "{} steps were done at the learning rates of a run of {} steps, the others follow those of {total}: \
+                 a run of {total} steps from the start would differ",
+                record.step, record.total
+            ));
+        }
         let (optimizer, trainable) = self.trainer.restorable();
         checkpoint.restore(optimizer, trainable)?;
         // The run may have been killed between writing this one and removing older ones.
@@ -276,6 +287,7 @@ impl Session<'_, '_, '_> {
         }
         let place = Place {
             step,
+            total: self.plan.total_steps(),
             rows_taken: rows_taken(&self.plan, step),
             rows: self.rows.train.len() as u64,
             settings: self.settings(),

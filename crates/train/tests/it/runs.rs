@@ -489,9 +489,13 @@ fn changed_settings_are_refused_by_name_and_free_ones_are_not() {
         "save_every = 2",
         "save_every = 1\neval_every = 2\nrecompute = true",
     );
+    let mut log = Log::default();
     let (summary, end) = setting
-        .run(&moved, Mode::Resume, &run_file(&moved, &longer), &mut ())
+        .run(&moved, Mode::Resume, &run_file(&moved, &longer), &mut log)
         .unwrap();
+    let expected = "4 steps were done at the learning rates of a run of 4 steps, the others follow those of 6: a run of 6 \
+                    steps from the start would differ";
+    assert_eq!(log.warnings, [expected]);
     assert_eq!((summary.resumed_after, summary.steps), (Some(4), 6));
     let steps: Vec<_> = end
         .metrics
