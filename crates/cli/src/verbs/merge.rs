@@ -13,8 +13,8 @@ use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// What two roundings of the same logits may differ by, in f32.
-const TOLERANCE: f64 = 2e-4;
+/// What the logits of two f32 runs may differ by: each may be 2e-4 away from the exact ones.
+const TOLERANCE: f64 = 4e-4;
 
 #[derive(Serialize)]
 struct Report {
