@@ -41,6 +41,14 @@ pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
     Ok(x.broadcast_add(bias)?)
 }
 
+/// As [`crate::scale_columns()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn scale_columns(x: &Tensor, factors: &Tensor) -> Result<Tensor> {
+    Ok(x.broadcast_mul(factors)?)
+}
+
 /// As [`crate::rms_norm()`].
 ///
 /// # Errors

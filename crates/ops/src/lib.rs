@@ -17,6 +17,7 @@
 
 pub mod composed;
 pub mod gemm;
+pub mod linalg;
 pub mod rng;
 
 mod attention;
@@ -33,6 +34,7 @@ mod param;
 mod reduce;
 mod rotary;
 mod rows;
+mod scale;
 mod select;
 mod swiglu;
 
@@ -47,7 +49,8 @@ pub use linear::linear;
 pub use low_rank::{add_scaled, low_rank};
 pub use norm::rms_norm;
 pub use param::{Kind, Param, ParamInfo, Tracking};
-pub use reduce::{all_finite, norm_squared, sum_all};
+pub use reduce::{all_finite, norm_squared, row_norms_squared, sum_all};
 pub use rotary::{RotaryScaling, RotaryTable, rotary};
+pub use scale::scale_columns;
 pub use select::{embedding, gather_rows};
 pub use swiglu::swiglu;

@@ -1,7 +1,7 @@
 //! Sums over whole tensors, in f64 and always in the same order.
 
 use crate::float::with_float;
-use crate::rows::sum;
+use crate::rows::{dot, map_rows, rows, sum};
 use crate::{Float, Result, argument, data};
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 use rayon::prelude::*;
@@ -35,6 +35,20 @@ pub fn norm_squared(x: &Tensor) -> Result<f64> {
     let x = x.detach().contiguous()?;
     with_float!("norm_squared", x.dtype(), T => {
         Ok(total(&data::<T>(&x)?, square))
+    })
+}
+
+/// The sum of squares of every row of `x` `(.., n)`. Takes no part in a graph.
+///
+/// # Errors
+/// If the rows are empty, or the dtype is neither f32 nor f64.
+pub fn row_norms_squared(x: &Tensor) -> Result<Vec<f64>> {
+    let (count, n) = rows("row_norms_squared", "x", x)?;
+    let x = x.detach().contiguous()?;
+    with_float!("row_norms_squared", x.dtype(), T => {
+        let x = data::<T>(&x)?;
+        let x = &*x;
+        Ok(map_rows(count, n, |row| dot(&x[row * n..][..n], &x[row * n..][..n])))
     })
 }
 

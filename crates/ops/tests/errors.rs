@@ -57,6 +57,10 @@ fn rows() {
         "add_bias: the bias has shape [2], expected [3]",
     );
     refuses(
+        ops::scale_columns(&x, &random(&[2])),
+        "scale_columns: the vector of factors has shape [2], expected [3]",
+    );
+    refuses(
         ops::rms_norm(&x, &random(&[3, 1]), 1e-5),
         "rms_norm: the weight has shape [3, 1], expected [3]",
     );

@@ -74,6 +74,27 @@ fn add_bias() {
 }
 
 #[test]
+fn scale_columns() {
+    for shape in [&[3, 4, 5][..], &[7, 130], &[6]] {
+        let shapes: [&[usize]; 2] = [shape, &shape[shape.len() - 1..]];
+        let fused = |x: &[Tensor]| ops::scale_columns(&x[0], &x[1]);
+        check("scale_columns", &shapes, &fused, &|x| {
+            composed::scale_columns(&x[0], &x[1])
+        });
+    }
+}
+
+#[test]
+fn row_norms_squared() {
+    let x = Tensor::new(&[[3f32, -4., 0.], [1., 2., -2.]], &Device::Cpu).unwrap();
+    assert_eq!(ops::row_norms_squared(&x).unwrap(), [25.0, 9.0]);
+    assert_eq!(
+        ops::row_norms_squared(&x.t().unwrap()).unwrap(),
+        [10.0, 20.0, 4.0]
+    );
+}
+
+#[test]
 fn add_scaled() {
     let weight = Tensor::new(&[[1f32, -2., 3.]], &Device::Cpu).unwrap();
     let update = Tensor::new(&[[4f32, 0.5, -1.]], &Device::Cpu).unwrap();
