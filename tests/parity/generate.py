@@ -17,6 +17,8 @@ Everything is random and small; nothing is downloaded. `golden/` holds
                           merged.<module>.weight (and .bias) of every module that the adapter changes, and merged_logits
         steps.json        ten steps of torch's AdamW: the recipe, losses and gradient norms in f32 and f64
         adapter_final/    the adapter after the ten steps in f32, saved by PEFT
+        adapter_converted/
+                          for starts that PEFT subtracts from the base: adapter_init as PEFT converts it to plain LoRA
 
 `64` marks a run in f64 throughout; the rest is what PyTorch computes in f32 with one thread.
 """
@@ -141,7 +143,40 @@ CASES = {
         "biased",
         dict(r=6, lora_alpha=4, target_modules=["k_proj", "gate_proj"], init_lora_weights="gaussian"),
     ),
+    # Over layers with a bias, which DoRA does not scale.
+    "dora": ("biased", dict(r=4, lora_alpha=6, target_modules=["q_proj", "o_proj", "down_proj"], use_dora=True)),
+    "dora_rslora_patterns": (
+        "plain",
+        dict(
+            r=3,
+            lora_alpha=5,
+            use_dora=True,
+            use_rslora=True,
+            target_modules=["k_proj", "v_proj", "gate_proj"],
+            rank_pattern={"layers.1.self_attn.k_proj": 5, "v_proj": 6},
+            alpha_pattern={"v_proj": 7},
+        ),
+    ),
+    # Saved unconverted: the files mean something over the base as it was before PEFT changed it, decomposed again.
+    "pissa": (
+        "plain",
+        dict(
+            r=4,
+            lora_alpha=6,
+            target_modules=["q_proj", "v_proj", "down_proj"],
+            rank_pattern={"v_proj": 3},
+            alpha_pattern={"down_proj": 7},
+            init_lora_weights="pissa",
+        ),
+    ),
+    "olora": (
+        "biased",
+        dict(r=5, lora_alpha=4, target_modules=["k_proj", "up_proj"], use_rslora=True, init_lora_weights="olora"),
+    ),
 }
+
+# Starts that PEFT subtracts from the base.
+RESIDUAL = ("pissa", "olora")
 
 
 def make_model(name, seed):
@@ -181,6 +216,29 @@ def make_batches(vocabulary, seed):
     return [reference.pad([row() for _ in range(3)]) for _ in range(reference.STEPS)]
 
 
+def subtract_exactly(model, base, init):
+    """PEFT decomposes in f32, whatever the weights are. The run in f64 gets residuals that are decomposed in f64."""
+    for path, layer in model.base_model.model.named_modules():
+        if isinstance(layer, LoraLayer):
+            weight, r, scale = base.get_submodule(path).weight.detach().double(), layer.r["default"], layer.scaling["default"]
+            if init == "pissa":
+                u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+                start = (u[:, :r] * s[:r]) @ vh[:r]
+            else:
+                q, upper = torch.linalg.qr(weight)
+                start = scale * q[:, :r] @ upper[:r]
+            layer.get_base_layer().weight.data = weight - start
+
+
+def save_converted(model, initial, folder):
+    """The adapter as plain LoRA over the base as it was, by PEFT itself. It attaches `initial` for that, so to a copy."""
+    model = copy.deepcopy(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(initial))
+    (folder / "README.md").unlink()
+
+
 def make_case(name, seed):
     base, config = CASES[name]
     folder = Path("cases") / name
@@ -189,9 +247,17 @@ def make_case(name, seed):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **config))
-    reference.randomise(model, seed)
-    model.eval()
+    init = config.get("init_lora_weights")
+    with tempfile.TemporaryDirectory() as initial:
+        initial = Path(initial) / "initial"
+        model.save_pretrained(initial)
+        reference.randomise(model, seed, fresh=init not in RESIDUAL)
+        model.eval()
+        if init in RESIDUAL:
+            save_converted(model, initial, folder / "adapter_converted")
     exact = copy.deepcopy(model).double()
+    if init in RESIDUAL:
+        subtract_exactly(exact, AutoModelForCausalLM.from_pretrained(f"models/{base}"), init)
     reference.save_adapter(model, folder / "adapter_init")
     saved = set(load_file(folder / "adapter_init" / "adapter_model.safetensors"))
     assert saved == set(reference.trained(model)), saved ^ set(reference.trained(model))

@@ -1,9 +1,11 @@
 //! The golden files that `tests/parity/generate.py` wrote with the real PEFT.
 
 use anyhow::{Context, Result};
-use candle_core::{Device, Tensor};
-use lowrank::adapter::{Batch, Tokens};
+use candle_core::{DType, Device, Tensor};
+use lowrank::adapter::{Attached, Batch, ResidualBase, Tokens};
 use lowrank::data::Example;
+use lowrank::models::Precision;
+use lowrank::{Base, Reading, StrictBase, load_adapter};
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -25,6 +27,9 @@ pub struct Case {
     pub init: PathBuf,
     /// The adapter after ten steps.
     pub last: PathBuf,
+    /// `init` as PEFT converts it, after a start that it subtracts from the base. The other files are unconverted, to be
+    /// read over the original base.
+    pub converted: Option<PathBuf>,
     /// A batch a step.
     pub batches: Vec<Batch>,
     /// The rows of those batches, without padding, in order.
@@ -98,11 +103,26 @@ impl Case {
             model: self::folder().join(base),
             init: folder.join("adapter_init"),
             last: folder.join("adapter_final"),
+            converted: Some(folder.join("adapter_converted")).filter(|folder| folder.exists()),
             batches: rows.iter().map(Rows::batch).collect::<Result<_>>()?,
             examples: rows.iter().flat_map(Rows::examples).collect(),
             expected: expected.into_iter().collect(),
             steps: read_json(&folder.join("steps.json"))?,
         })
+    }
+
+    /// Opens the base in `dtype` and attaches the initial adapter.
+    ///
+    /// # Errors
+    /// If either cannot be read.
+    pub fn attach(&self, dtype: DType) -> Result<(Base, Attached)> {
+        let mut base = Base::open(&self.model.to_string_lossy(), Precision::Cast(dtype))?;
+        let reading = Reading {
+            strict: StrictBase::No,
+            residual_base: self.converted.as_ref().map(|_| ResidualBase::Original),
+        };
+        let attached = load_adapter(&mut base, "default", &self.init, reading)?;
+        Ok((base, attached))
     }
 
     /// The names of all cases, sorted.

@@ -105,7 +105,7 @@ pub fn ensure_final(
     let pairs = pair(ours, theirs)?;
     for part in ["lora_A", "lora_B", ""] {
         let chosen = pairs.iter().filter(|(name, ..)| match part {
-            "" => !name.contains("lora_"),
+            "" => !name.contains("lora_A") && !name.contains("lora_B"),
             part => name.contains(part),
         });
         let error = relative_over(chosen.map(|(_, a, b)| (*a, *b)))?;

@@ -4,8 +4,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
 use lowrank::adapter::{Ask, Memory, Pass, Selection, run};
 use lowrank::format::Existing;
-use lowrank::models::Precision;
-use lowrank::{Base, StrictBase, load_adapter, save_adapter};
+use lowrank::save_adapter;
 use lowrank_tests::golden::Case;
 use lowrank_tests::numbers::max_difference;
 use lowrank_tests::steps::{Division, ten_steps};
@@ -13,8 +12,7 @@ use std::path::Path;
 use std::process::Command;
 
 fn check(case: &Case, python: &Path, scripts: &Path) -> Result<()> {
-    let mut base = Base::open(&case.model.to_string_lossy(), Precision::Cast(DType::F32))?;
-    let mut attached = load_adapter(&mut base, "default", &case.init, StrictBase::No)?;
+    let (base, mut attached) = case.attach(DType::F32)?;
     let division = Division {
         batch_size: 3,
         accumulate: 1,

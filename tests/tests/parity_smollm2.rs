@@ -159,7 +159,7 @@ fn ten_steps_of_lora() {
                 theirs.insert(key.to_owned(), tensor.clone());
             }
         }
-        for (name, tensor) in attached.exported()? {
+        for (name, tensor) in attached.exported()?.tensors {
             let kept = theirs.get(&name).map_or(0, Tensor::elem_count);
             ours.insert(name, places(&tensor, kept)?);
         }

@@ -1,7 +1,7 @@
 //! Attaching an adapter to a model: choosing sites, declaring tensors, reading saved ones.
 
+use crate::attached::Attached;
 use crate::config::{AdapterConfig, BiasMode};
-use crate::controller::Controller;
 use crate::family::Attachment;
 use crate::gate::{GateId, RankGate};
 use crate::linear::{Linear, Weight};
@@ -32,55 +32,6 @@ pub enum Start {
     },
 }
 
-/// An adapter that lies in a model: its tensors, and what acts on them between steps.
-#[derive(Debug)]
-pub struct Attached {
-    /// The name it is selected by.
-    pub name: Arc<str>,
-    /// The configuration, with targets resolved.
-    pub config: AdapterConfig,
-    /// Every tensor, in order of declaration.
-    pub params: Vec<Param>,
-    /// The paths of the targeted modules, in site order.
-    pub sites: Vec<String>,
-    /// The masks over ranks, in order of declaration.
-    pub gates: Vec<RankGate>,
-    /// What acts between steps.
-    pub controller: Option<Box<dyn Controller>>,
-}
-
-impl Attached {
-    /// The tensors that the optimiser updates.
-    #[must_use]
-    pub fn trained(&self) -> Vec<Param> {
-        self.params
-            .iter()
-            .filter(|param| param.info().kind == Kind::Trained)
-            .cloned()
-            .collect()
-    }
-
-    /// The number of trained scalars.
-    #[must_use]
-    pub fn trainable_parameters(&self) -> usize {
-        self.trained().iter().map(Param::elem_count).sum()
-    }
-
-    /// What an adapter folder holds: names without `base_model.model.`, and copies of the values.
-    ///
-    /// # Errors
-    /// If a copy cannot be allocated.
-    pub fn exported(&self) -> Result<Vec<(String, Tensor)>> {
-        let exported = self
-            .params
-            .iter()
-            .filter(|param| param.info().kind != Kind::Scratch);
-        exported
-            .map(|param| Ok((param.name().to_owned(), param.snapshot()?)))
-            .collect()
-    }
-}
-
 /// What a family is given: the sites, and the means to declare tensors.
 #[derive(Debug)]
 pub struct Attach<'a> {
@@ -105,6 +56,19 @@ impl Attach<'_> {
     #[must_use]
     pub fn site(&self, site: SiteId) -> &Site {
         &self.sites[site.0]
+    }
+
+    /// True if trained and saved tensors are read, so that how they would start does not matter.
+    #[must_use]
+    pub const fn loads(&self) -> bool {
+        self.saved.is_some()
+    }
+
+    /// Keys what is drawn for the start of a site, beside what [`Init`] draws.
+    #[must_use]
+    pub fn key(&self, site: SiteId, what: &str) -> Key {
+        let path = &self.sites[site.0].path;
+        Key::new(self.seed, Purpose::Init).site(&format!("{path}.{what}"))
     }
 
     /// Declares a tensor of one site: that trains it, counts it, saves it, loads it and prunes it.
@@ -355,7 +319,8 @@ pub fn train_all(model: &mut dyn Model, name: &str) -> Result<Vec<Param>> {
                     linear.train_base(weight, bias)
                 }
                 part => weights_of(part).into_iter().try_for_each(|weight| {
-                    weight.train_base(declare(weight.name().to_owned(), weight.base())?);
+                    let base = weight.base()?;
+                    weight.train_base(declare(weight.name().to_owned(), &base)?);
                     Ok(())
                 }),
             }
@@ -539,7 +504,7 @@ fn declare_replacements(
                 let bias = weight.name().ends_with(".bias") && mode == BiasMode::All;
                 if is_saved(path, saved) || bias {
                     let name = weight.name().to_owned();
-                    replaced.insert(name.clone(), cx.declare_copy(name, weight.base())?);
+                    replaced.insert(name.clone(), cx.declare_copy(name, &weight.base()?)?);
                 }
             }
             Ok(())

@@ -7,6 +7,7 @@ use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::fmt;
+use std::str::FromStr;
 
 /// The version of PEFT whose files ours equal.
 pub const PEFT_VERSION: &str = "0.21.2";
@@ -131,6 +132,41 @@ pub enum Source {
     AdapterFolder,
 }
 
+/// What the given base is to an adapter that was trained on a changed one: on the base less the adapter's own start,
+/// its residual.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResidualBase {
+    /// The base before it was changed: the start is computed again and subtracted.
+    Original,
+    /// The residual that the adapter was trained on.
+    Residual,
+}
+
+impl ResidualBase {
+    /// Both, under the words of run files and flags.
+    pub const WORDS: [(&'static str, Self); 2] =
+        [("original", Self::Original), ("residual", Self::Residual)];
+
+    /// The word in run files and flags.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Original => "original",
+            Self::Residual => "residual",
+        }
+    }
+}
+
+impl FromStr for ResidualBase {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        let found = Self::WORDS.iter().find(|(known, _)| *known == word);
+        let found = found.map(|(_, base)| *base);
+        found.ok_or_else(|| format!("`{word}` is neither \"original\" nor \"residual\""))
+    }
+}
+
 impl AdapterConfig {
     /// Reads the keys of a run file's `[adapter]` table or of `adapter_config.json`, without `family`.
     ///
@@ -150,7 +186,8 @@ impl AdapterConfig {
             } else if defaults.contains_key(key) {
                 own.insert(key.clone(), value.clone());
             } else if let Some((_, only)) = fixed.iter().find(|(name, _)| name == key) {
-                if !(value == only || source == Source::AdapterFolder && is_void(value)) {
+                let of_no_use = is_void(value) || family.notes().contains(&key.as_str());
+                if !(value == only || source == Source::AdapterFolder && of_no_use) {
                     return Err(Error::NotYet {
                         key: key.clone(),
                         value: value.to_string(),
@@ -187,6 +224,16 @@ impl AdapterConfig {
             common,
             own: family.check(&own)?,
         })
+    }
+
+    /// The configuration under which a folder's tensors mean what they meant to who saved them; `base` is what the user
+    /// says about the base model.
+    ///
+    /// # Errors
+    /// If the tensors mean nothing without an answer, or cannot be used with this one.
+    pub fn read_as(self, base: Option<ResidualBase>) -> Result<Self> {
+        let own = self.family.read_as(&self.own, base)?;
+        Ok(Self { own, ..self })
     }
 
     /// Everything, as PEFT writes it: common keys, the family's own, and those that the reference has beside them.

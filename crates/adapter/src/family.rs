@@ -3,7 +3,8 @@
 use crate::Result;
 use crate::adapter::Adapter;
 use crate::attach::Attach;
-use crate::config::parse_each;
+use crate::attached::Export;
+use crate::config::{ResidualBase, parse_each};
 use crate::controller::Controller;
 use crate::site::SiteId;
 use serde::Serialize;
@@ -24,6 +25,30 @@ pub trait Family: Send + Sync + 'static {
     /// Keys that the reference's file has and we carry at this value only: another value is "not yet supported".
     fn fixed() -> Vec<(&'static str, Value)> {
         Vec::new()
+    }
+
+    /// Those of [`fixed`](Self::fixed) that only say how a file's tensors came about: accepted at any value in an adapter
+    /// folder, where they mean nothing any more.
+    fn notes() -> &'static [&'static str] {
+        &[]
+    }
+
+    /// The configuration under which a folder's tensors mean what they meant to who saved them. `base` is what the user
+    /// says about the base model, if anything; a family whose files do not depend on it leaves it alone.
+    ///
+    /// # Errors
+    /// If the tensors mean nothing without an answer, or cannot be used with this one.
+    fn read_as(config: Self::Config, _base: Option<ResidualBase>) -> Result<Self::Config> {
+        Ok(config)
+    }
+
+    /// Turns what was trained into what an adapter folder holds, where the two differ: into a form that the reference
+    /// reads, or without what a gate has switched off. Attaching the result must give the same outputs.
+    ///
+    /// # Errors
+    /// If there is no such form.
+    fn export(export: Export<Self::Config>) -> Result<Export<Self::Config>> {
+        Ok(export)
     }
 
     /// The targeted modules and their (n_out, n_in), as far as the names and shapes of a file's tensors tell. The
@@ -93,6 +118,25 @@ pub trait AnyFamily: Send + Sync {
     /// [`Family::fixed`].
     fn fixed(&self) -> Vec<(&'static str, Value)>;
 
+    /// [`Family::notes`].
+    fn notes(&self) -> &'static [&'static str];
+
+    /// [`Family::read_as`].
+    ///
+    /// # Errors
+    /// As there.
+    fn read_as(
+        &self,
+        own: &Map<String, Value>,
+        base: Option<ResidualBase>,
+    ) -> Result<Map<String, Value>>;
+
+    /// [`Family::export`].
+    ///
+    /// # Errors
+    /// As there.
+    fn export(&self, export: Export<Map<String, Value>>) -> Result<Export<Map<String, Value>>>;
+
     /// [`Family::sites`].
     fn sites(&self, shapes: &BTreeMap<String, Vec<usize>>) -> BTreeMap<String, (usize, usize)>;
 
@@ -122,22 +166,51 @@ impl<F: Family> AnyFamily for F {
         F::fixed()
     }
 
+    fn notes(&self) -> &'static [&'static str] {
+        F::notes()
+    }
+
+    fn read_as(
+        &self,
+        own: &Map<String, Value>,
+        base: Option<ResidualBase>,
+    ) -> Result<Map<String, Value>> {
+        written::<F>(&F::read_as(parse_each(own)?, base)?)
+    }
+
+    fn export(&self, export: Export<Map<String, Value>>) -> Result<Export<Map<String, Value>>> {
+        let export = F::export(Export {
+            config: parse_each(&export.config)?,
+            tensors: export.tensors,
+            scratch: export.scratch,
+        })?;
+        Ok(Export {
+            config: written::<F>(&export.config)?,
+            tensors: export.tensors,
+            scratch: export.scratch,
+        })
+    }
+
     fn sites(&self, shapes: &BTreeMap<String, Vec<usize>>) -> BTreeMap<String, (usize, usize)> {
         F::sites(shapes)
     }
 
     fn check(&self, own: &Map<String, Value>) -> Result<Map<String, Value>> {
-        let config: F::Config = parse_each(own)?;
-        match serde_json::to_value(&config) {
-            Ok(Value::Object(keys)) => Ok(keys),
-            other => Err(crate::Error::Other(format!(
-                "the configuration of {} became {other:?}",
-                F::NAME
-            ))),
-        }
+        written::<F>(&parse_each(own)?)
     }
 
     fn attach(&self, own: &Map<String, Value>, cx: &mut Attach<'_>) -> Result<Attachment> {
         Family::attach(self, &parse_each(own)?, cx)
+    }
+}
+
+/// A configuration as JSON.
+fn written<F: Family>(config: &F::Config) -> Result<Map<String, Value>> {
+    match serde_json::to_value(config) {
+        Ok(Value::Object(keys)) => Ok(keys),
+        other => Err(crate::Error::Other(format!(
+            "the configuration of {} became {other:?}",
+            F::NAME
+        ))),
     }
 }

@@ -23,6 +23,7 @@
 
 mod adapter;
 mod attach;
+mod attached;
 mod config;
 mod controller;
 mod error;
@@ -38,8 +39,9 @@ mod sweep;
 pub mod target;
 
 pub use adapter::{Adapter, LowRank, Merge, Merged};
-pub use attach::{Attach, Attached, Start, attach, detach, train_all};
-pub use config::{AdapterConfig, BiasMode, Common, PEFT_VERSION, Source};
+pub use attach::{Attach, Start, attach, detach, train_all};
+pub use attached::{Attached, Export, Exported};
+pub use config::{AdapterConfig, BiasMode, Common, PEFT_VERSION, ResidualBase, Source};
 pub use controller::{Controller, Probe, State, Step};
 pub use error::{Error, Result, nearest};
 pub use family::{AnyFamily, Attachment, Family};

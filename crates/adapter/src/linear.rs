@@ -2,25 +2,37 @@
 
 use crate::adapter::{Adapter, Merge, Merged};
 use crate::{Error, Pass, Result, Selection};
-use candle_core::Tensor;
-use lowrank_frozen::FrozenLinear;
+use candle_core::{DType, Tensor};
+use lowrank_frozen::{FrozenEmbedding, FrozenLinear};
 use lowrank_ops::{self as ops, Param};
 use std::sync::Arc;
 
-/// A dense weight of the model, and what adapters train in its place (`modules_to_save`, bias modes, full training).
+/// The weight of a norm or an embedding, and what adapters train in its place (`modules_to_save`, bias modes, full
+/// training).
 #[derive(Debug)]
 pub struct Weight {
     name: String,
-    base: Tensor,
+    base: Base,
     trained: Vec<Param>,
+}
+
+#[derive(Debug)]
+enum Base {
+    Dense(Tensor),
+    /// Rows of it are looked up in the form it is held in.
+    Table(FrozenEmbedding),
 }
 
 impl Weight {
     /// `name` is the key in the checkpoint, `model.norm.weight`.
     pub fn new(name: impl Into<String>, base: Tensor) -> Self {
+        Self::of(name.into(), Base::Dense(base.detach()))
+    }
+
+    fn of(name: String, base: Base) -> Self {
         Self {
-            name: name.into(),
-            base: base.detach(),
+            name,
+            base,
             trained: Vec::new(),
         }
     }
@@ -31,19 +43,40 @@ impl Weight {
         &self.name
     }
 
-    /// The base model's value.
+    /// The base model's value in [`Self::dtype`]; a copy if it is packed.
+    ///
+    /// # Errors
+    /// If it cannot be made dense.
+    pub fn base(&self) -> Result<Tensor> {
+        match &self.base {
+            Base::Dense(base) => Ok(base.clone()),
+            Base::Table(table) => Ok(table.weight()?),
+        }
+    }
+
+    /// The dtype that the base is computed with in.
     #[must_use]
-    pub fn base(&self) -> &Tensor {
-        &self.base
+    pub fn dtype(&self) -> DType {
+        match &self.base {
+            Base::Dense(base) => base.dtype(),
+            Base::Table(table) => table.dtype(),
+        }
     }
 
     /// What this pass uses: the replacement of the selected adapter, else the base.
     ///
     /// # Errors
-    /// If a replacement is selected together with other adapters.
+    /// If a replacement is selected together with other adapters, or the base cannot be made dense.
     pub fn get(&self, pass: &Pass) -> Result<Tensor> {
-        let replacement = replacement(&self.name, &self.trained, pass.selection())?;
-        Ok(replacement.map_or_else(|| self.base.clone(), |param| param.get(pass)))
+        match self.replacement(pass)? {
+            Some(value) => Ok(value),
+            None => self.base(),
+        }
+    }
+
+    fn replacement(&self, pass: &Pass) -> Result<Option<Tensor>> {
+        let found = replacement(&self.name, &self.trained, pass.selection())?;
+        Ok(found.map(|param| param.get(pass)))
     }
 
     /// True if an adapter of this selection trains another value in its place.
@@ -62,7 +95,7 @@ impl Weight {
 
     /// The base becomes an alias of the parameter, so that the weight is held once (full training).
     pub(crate) fn train_base(&mut self, param: Param) {
-        self.base = param.value();
+        self.base = Base::Dense(param.value());
         self.train(param);
     }
 
@@ -325,9 +358,17 @@ pub struct Embedding {
 impl Embedding {
     /// `table`: `[vocab, hidden]`; `path` is the module's.
     pub fn new(path: impl Into<String>, table: Tensor) -> Self {
-        let path = path.into();
+        Self::of(path.into(), Base::Dense(table.detach()))
+    }
+
+    /// As [`Self::new`], with a table that stays in the form it is held in.
+    pub fn frozen(path: impl Into<String>, table: FrozenEmbedding) -> Self {
+        Self::of(path.into(), Base::Table(table))
+    }
+
+    fn of(path: String, table: Base) -> Self {
         Self {
-            weight: Weight::new(format!("{path}.weight"), table),
+            weight: Weight::of(format!("{path}.weight"), table),
             path,
         }
     }
@@ -343,8 +384,12 @@ impl Embedding {
     /// # Errors
     /// If an id is not in the table.
     pub fn forward(&self, ids: &[u32], shape: (usize, usize), pass: &Pass) -> Result<Tensor> {
-        let table = self.weight.get(pass)?;
-        ops::embedding(&table, ids, shape).map_err(|error| Error::from(error).at(&self.path))
+        let rows = match (self.weight.replacement(pass)?, &self.weight.base) {
+            (None, Base::Table(table)) => table.forward(ids, shape).map_err(Error::from),
+            (None, Base::Dense(table)) => ops::embedding(table, ids, shape).map_err(Error::from),
+            (Some(table), _) => ops::embedding(&table, ids, shape).map_err(Error::from),
+        };
+        rows.map_err(|error| error.at(&self.path))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use lowrank::AdapterSource;
+use lowrank::adapter::ResidualBase;
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -39,7 +40,7 @@ pub enum Verb {
         after_help = "Example: lowrank merge --model models/base --adapter runs/first/adapter --out merged --verify"
     )]
     Merge(MergeArguments),
-    /// Say what an adapter or model folder is
+    /// Say what an adapter or a model is
     #[command(after_help = "Example: lowrank inspect runs/first/adapter --json")]
     Inspect(InspectArguments),
     /// A verb that is planned, or a misspelt one
@@ -69,7 +70,7 @@ pub struct TrainArguments {
 /// How a base model and its adapters are given.
 #[derive(Debug, Args)]
 pub struct ModelArguments {
-    /// A model folder in Hugging Face layout
+    /// A model folder in Hugging Face layout, or a GGUF file
     #[arg(long)]
     pub model: String,
     /// An adapter folder: PATH, or NAME=PATH@WEIGHT; may be given several times
@@ -78,6 +79,10 @@ pub struct ModelArguments {
     /// Refuse an adapter that was trained on a base with other values, instead of warning
     #[arg(long)]
     pub strict_base: bool,
+    /// What the model is to adapters that PEFT saved unconverted after PiSSA, OLoRA and the like: original (as it was
+    /// before) or residual (what the training left of it)
+    #[arg(long, value_name = "BASE")]
+    pub residual_base: Option<ResidualBase>,
 }
 
 /// What to measure.
@@ -113,7 +118,7 @@ pub struct EvalArguments {
     /// Longer rows lose their right end
     #[arg(long, default_value = "512")]
     pub max_length: NonZeroUsize,
-    /// How the weights are held: as-stored, f32 or f64
+    /// How the weights are held: as-stored, f32, bf16, f16 or f64
     #[arg(long, default_value = "as-stored")]
     pub dtype: String,
     /// Write one JSON line a row: index, scores, prediction, answer, correct
@@ -152,7 +157,7 @@ pub struct MergeArguments {
 /// `lowrank inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArguments {
-    /// An adapter or model folder
+    /// An adapter or model folder, or a GGUF file
     pub path: PathBuf,
     /// Print one JSON object on stdout
     #[arg(long)]

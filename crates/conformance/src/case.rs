@@ -48,7 +48,12 @@ impl Case {
 
     /// A model with an adapter that has left its start.
     pub fn trained(&self, dtype: DType) -> Verdict<(Toy, Attached)> {
-        let (toy, attached) = self.fresh(dtype)?;
+        self.trained_on(Toy::new(dtype, Head::Own)?)
+    }
+
+    /// This model with an adapter that has left its start.
+    pub fn trained_on(&self, mut toy: Toy) -> Verdict<(Toy, Attached)> {
+        let attached = self.attach(&mut toy, NAME, SEED)?;
         randomise(&attached.params, 1)?;
         Ok((toy, attached))
     }

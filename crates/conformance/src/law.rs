@@ -19,6 +19,10 @@ pub enum Law {
     /// With every trained tensor away from its start, each has a finite gradient that matches central differences;
     /// nothing else has one.
     Gradients,
+    /// Instead of [`Gradients`](Self::Gradients): part of the forward pass is a constant to the gradient on purpose, so
+    /// that some gradient differs from central differences; each is finite, and nothing else has one. What the gradients
+    /// are is for the family's own tests.
+    GradientsHoldConstants,
     /// Recomputing a block's activations gives the same bits as keeping them: gradients, losses and records.
     RecomputeEqualsKeep,
     /// The merged layer equals the adapted layer in evaluation mode, also for weighted selections.
@@ -86,6 +90,7 @@ impl Law {
             Self::NotAtBase => Self::StartsAsBase,
             Self::MergeIsApproximate | Self::MergeIsRefused => Self::MergeEqualsForward,
             Self::StartIsNotRandom => Self::OtherSeedDiffers,
+            Self::GradientsHoldConstants => Self::Gradients,
             usual => usual,
         }
     }
@@ -95,6 +100,7 @@ impl Law {
             Self::StartsAsBase => forward::starts_as_base(case),
             Self::NotAtBase => forward::not_at_base(case),
             Self::Gradients => gradient::matches_differences(case),
+            Self::GradientsHoldConstants => gradient::hold_constants(case),
             Self::RecomputeEqualsKeep => gradient::recompute_equals_keep(case),
             Self::MergeEqualsForward => merging::is_exact(case),
             Self::MergeIsApproximate => merging::is_approximate(case),

@@ -5,7 +5,7 @@ use lowrank_adapter::{
     Ask, Batch, Embedding, KvCache, Linear, Model, Norm, Part, Pass, Result, Tokens, UNSUPERVISED,
     causal_mask,
 };
-use lowrank_frozen::FrozenLinear;
+use lowrank_frozen::{FrozenEmbedding, FrozenLinear, Stored};
 use lowrank_ops as ops;
 use lowrank_ops::rng::{Key, Purpose};
 use lowrank_ops::{RotaryScaling, RotaryTable};
@@ -53,22 +53,42 @@ struct Block {
 }
 
 impl Toy {
-    /// A model whose weights are stored as `dtype`, f32 or f64.
+    /// A model whose matrices are held in `dtype`: f32, f64, f16 or bf16. Its vectors are f64 if they are, else f32.
     ///
     /// # Errors
-    /// If the dtype cannot be stored.
+    /// If the dtype cannot be held.
     pub fn new(dtype: DType, head: Head) -> Result<Self> {
+        Self::rounded(dtype, dtype, head)
+    }
+
+    /// [`Self::new`] of `dtype` with the numbers that matrices have once they were held in `first`.
+    ///
+    /// # Errors
+    /// If a dtype cannot be held.
+    pub fn rounded(first: DType, dtype: DType, head: Head) -> Result<Self> {
+        let computed = match dtype {
+            DType::F64 => DType::F64,
+            _ => DType::F32,
+        };
+        let matrix = |name: &str, shape: [usize; 2], fan_in: usize| -> Result<Stored> {
+            let numbers = drawn(name, &shape, fan_in, first)?;
+            Ok(Stored::new(numbers.to_dtype(dtype)?)?)
+        };
+        let vector = |name: &str, n: usize, fan_in: usize| -> Result<Tensor> {
+            drawn(name, &[n], fan_in, computed)
+        };
         let linear = |path: &str, n_out: usize, n_in: usize| -> Result<Linear> {
-            let weight = drawn(&format!("{path}.weight"), &[n_out, n_in], n_in, dtype)?;
-            Ok(Linear::new(path, FrozenLinear::new(weight, None)?))
+            let weight = matrix(&format!("{path}.weight"), [n_out, n_in], n_in)?;
+            Ok(Linear::new(path, FrozenLinear::stored(weight)))
         };
         let biased = |path: &str, n_out: usize, n_in: usize| -> Result<Linear> {
-            let weight = drawn(&format!("{path}.weight"), &[n_out, n_in], n_in, dtype)?;
-            let bias = drawn(&format!("{path}.bias"), &[n_out], n_in, dtype)?;
-            Ok(Linear::new(path, FrozenLinear::new(weight, Some(bias))?))
+            let weight = matrix(&format!("{path}.weight"), [n_out, n_in], n_in)?;
+            let bias = vector(&format!("{path}.bias"), n_out, n_in)?;
+            let base = FrozenLinear::stored(weight).with_bias(Some(bias));
+            Ok(Linear::new(path, base))
         };
         let norm = |path: &str| -> Result<Norm> {
-            let weight = (drawn(&format!("{path}.weight"), &[HIDDEN], HIDDEN, dtype)? + 1.0)?;
+            let weight = (vector(&format!("{path}.weight"), HIDDEN, HIDDEN)? + 1.0)?;
             Ok(Norm::rms(path, weight, EPS))
         };
         let block = |i: usize| -> Result<Block> {
@@ -84,17 +104,14 @@ impl Toy {
                 down: biased(&at("mlp.down_proj"), HIDDEN, INNER)?,
             })
         };
-        let table = drawn("model.embed_tokens.weight", &[VOCABULARY, HIDDEN], 1, dtype)?;
+        let table = matrix("model.embed_tokens.weight", [VOCABULARY, HIDDEN], 1)?;
+        let table = FrozenEmbedding::new(table);
         let head = match head {
             Head::Own => linear("lm_head", VOCABULARY, HIDDEN)?,
-            Head::Tied => Linear::tied(
-                "lm_head",
-                FrozenLinear::new(table.clone(), None)?,
-                "model.embed_tokens",
-            ),
+            Head::Tied => Linear::tied("lm_head", table.head(), "model.embed_tokens"),
         };
         Ok(Self {
-            embedding: Embedding::new("model.embed_tokens", table),
+            embedding: Embedding::frozen("model.embed_tokens", table),
             blocks: (0..BLOCKS).map(block).collect::<Result<_>>()?,
             norm: norm("model.norm")?,
             head,

@@ -379,6 +379,12 @@ fn faults_are_caught() {
         (DetachedB, Law::Gradients, "lora_B.weight` has no gradient"),
         (TurnedGradient, Law::Gradients, "differences say"),
         (NaNGradient, Law::Gradients, "not finite"),
+        (None, Law::GradientsHoldConstants, "agree with differences"),
+        (
+            DetachedB,
+            Law::GradientsHoldConstants,
+            "lora_B.weight` has no gradient",
+        ),
         (DrawsNewNoise, Law::RecomputeEqualsKeep, "the gradient of"),
         (ForgetsCarry, Law::RecomputeEqualsKeep, "the gradient of"),
         (

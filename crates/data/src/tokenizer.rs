@@ -40,15 +40,23 @@ impl Tokenizer {
     /// If the file cannot be read, is not a tokenizer, or splits text at random (BPE dropout).
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let refuse = |message: String| Error::Tokenizer {
-            path: path.to_owned(),
-            message,
-        };
         let bytes = fs::read(path).map_err(|source| Error::Read {
             path: path.to_owned(),
             source,
         })?;
-        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes))
+        Self::from_bytes(&bytes, path)
+    }
+
+    /// Reads what a tokenizer file would hold; `origin` is where it comes from, for messages.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_file`].
+    pub fn from_bytes(bytes: &[u8], origin: impl AsRef<Path>) -> Result<Self> {
+        let refuse = |message: String| Error::Tokenizer {
+            path: origin.as_ref().to_owned(),
+            message,
+        };
+        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(bytes))
             .map_err(|message| refuse(format!("not a tokenizer file: {message}")))?;
         if let ModelWrapper::BPE(model) = inner.get_model()
             && let Some(dropout) = model.dropout

@@ -28,16 +28,6 @@ pub enum Error {
         /// What was looked for.
         expected: &'static str,
     },
-    /// Weights in a form that is planned but not built.
-    #[error("{}: {what} not yet supported; expected {expected}", path.display())]
-    NotSupported {
-        /// The file.
-        path: PathBuf,
-        /// What it is, with its verb: "GGUF models are".
-        what: &'static str,
-        /// What to give instead.
-        expected: &'static str,
-    },
     /// Weights in Python's pickle format, which runs code when it is read.
     #[error("{}: pickled weights are refused, because reading them can run any code; convert them in Python: {convert}", path.display())]
     Pickle {
@@ -49,6 +39,14 @@ pub enum Error {
     /// A safetensors file whose header is truncated, contradicts itself or contradicts the file.
     #[error("{}: not a valid safetensors file: {what}", path.display())]
     Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A GGUF file whose header is truncated, contradicts itself or contradicts the file.
+    #[error("{}: not a valid GGUF file: {what}", path.display())]
+    Gguf {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.

@@ -1,4 +1,4 @@
-//! Files: safetensors, checkpoints in Hugging Face layout, PEFT adapter folders, and folders that appear whole or not at all.
+//! Files: safetensors, checkpoints in Hugging Face layout, GGUF, PEFT adapter folders, and folders that appear whole or not at all.
 //!
 //! This is the only crate that parses weights. A reader checks a file's header completely before any of it is used:
 //! whatever a file claims, reading it never panics and never allocates more than the file holds. A pickle is never opened.
@@ -29,6 +29,7 @@ mod checkpoint;
 mod dtype;
 mod error;
 mod fingerprint;
+mod gguf;
 mod header;
 mod json;
 mod lock;
@@ -44,6 +45,7 @@ pub use bytes::check_finite;
 pub use checkpoint::Checkpoint;
 pub use error::{Error, Result};
 pub use fingerprint::{Fingerprint, LowrankJson, fingerprint};
+pub use gguf::Gguf;
 pub use json::{python_json, read_json_object};
 pub use lock::FolderLock;
 pub use names::{infer_adapter_infix, strip_adapter_infix};

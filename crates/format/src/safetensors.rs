@@ -78,7 +78,7 @@ impl Safetensors {
         let entry = self.tensors.get(name)?;
         Some(TensorInfo {
             shape: entry.shape.clone(),
-            dtype: entry.dtype.loads_as()?,
+            encoding: entry.dtype.loads_as()?.into(),
         })
     }
 

@@ -18,13 +18,6 @@ pub(crate) fn require_folder(
     convert: &'static str,
 ) -> Result<()> {
     refuse_pickle(path, convert)?;
-    if has_suffix(path, &["gguf"]) {
-        return Err(Error::NotSupported {
-            path: path.to_path_buf(),
-            what: "GGUF models are",
-            expected,
-        });
-    }
     match path.metadata() {
         Ok(metadata) if metadata.is_dir() => Ok(()),
         Ok(_) => Err(Error::content(

@@ -1,57 +1,16 @@
 //! Damaged and lying files: an error or the right tensors, never a panic and never an allocation of the claimed size.
-#![expect(
-    unsafe_code,
-    reason = "an allocator that watches is the only witness of what was asked for"
-)]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod common;
+#[path = "common/watched.rs"]
+mod watched;
 
 use candle_core::{DType, Tensor};
 use common::{message, ramp};
 use lowrank_format::{PYTORCH, PeftFolder, Safetensors, write_safetensors};
 use proptest::prelude::*;
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// The system's allocator, with a record of the largest request.
-struct Watched;
-
-static LARGEST: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is passed on unchanged.
-unsafe impl GlobalAlloc for Watched {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller keeps the contract of `alloc_zeroed`.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        LARGEST.fetch_max(size, Ordering::Relaxed);
-        // SAFETY: the caller keeps the contract of `realloc`.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Watched = Watched;
-
-/// Every file of these tests is a few hundred bytes, and no test needs a block near this size.
-const MUCH: usize = 16 << 20;
 
 fn valid(dir: &Path) -> Vec<u8> {
     let path = dir.join("valid.safetensors");
@@ -91,8 +50,11 @@ fn check_survives(bytes: &[u8]) -> Result<(), TestCaseError> {
         let size = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
         prop_assert!(tensors.iter().map(size).sum::<usize>() <= bytes.len());
     }
-    let largest = LARGEST.load(Ordering::Relaxed);
-    prop_assert!(largest < MUCH, "a block of {} bytes was asked for", largest);
+    let largest = watched::largest();
+    prop_assert!(
+        largest < watched::MUCH,
+        "a block of {largest} bytes was asked for"
+    );
     Ok(())
 }
 
@@ -195,7 +157,7 @@ fn a_dtype_that_cannot_be_loaded_is_an_error_when_it_is_asked_for() {
         file.tensor("bool").unwrap().to_vec1::<u8>().unwrap(),
         [1, 0, 1]
     );
-    assert_eq!(file.info("bool").unwrap().dtype, DType::U8);
+    assert_eq!(file.info("bool").unwrap().encoding, DType::U8.into());
     assert_eq!(file.info("eight"), None);
     assert_eq!(
         message(file.tensor("eight"), dir.path()),

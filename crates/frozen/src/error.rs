@@ -45,6 +45,24 @@ pub enum Error {
         /// What to do.
         hint: &'static str,
     },
+    /// A weight cannot be held in this dtype.
+    #[error("FrozenLinear: dtype {dtype} is not supported, expected f32, f64, f16 or bf16")]
+    Frozen {
+        /// The dtype.
+        dtype: &'static str,
+    },
+    /// Quantised blocks do not make up the matrix that they should.
+    #[error(
+        "{bytes} bytes of {block} blocks are not a matrix of {} rows and {} columns", dims.0, dims.1
+    )]
+    Blocks {
+        /// The name of the blocks' type.
+        block: &'static str,
+        /// Rows and columns.
+        dims: (usize, usize),
+        /// How many bytes there are.
+        bytes: usize,
+    },
     /// Only the shape of a weight is known.
     #[error("the weight [{n_out}, {n_in}] was not loaded, only its shape is known")]
     Absent {
@@ -56,4 +74,13 @@ pub enum Error {
     /// A reader failed; the message names the file.
     #[error("{0}")]
     Read(String),
+}
+
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Candle(error) => error,
+            other => Self::wrap(other),
+        }
+    }
 }

@@ -11,10 +11,18 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod blocks;
+mod embedding;
 mod error;
 mod linear;
+mod packed;
+mod product;
+mod stored;
 mod weights;
 
+pub use blocks::BlockType;
+pub use embedding::FrozenEmbedding;
 pub use error::{Error, Result};
 pub use linear::FrozenLinear;
+pub use stored::{Encoding, Stored};
 pub use weights::{TensorInfo, Weights};

@@ -1,22 +1,22 @@
 //! The frozen linear layer: a product whose weight is not part of the graph.
 
-use crate::{Error, Result};
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Shape, Tensor};
-use lowrank_ops::gemm::{Matrix, matmul, matmul_add};
-use lowrank_ops::{self as ops, Float, argument, data};
-use std::marker::PhantomData;
+use crate::product::{Dense, Product, ProductPlus};
+use crate::stored::Form;
+use crate::{Encoding, Error, Result, Stored};
+use candle_core::{DType, Tensor};
+use lowrank_ops as ops;
 
 /// A linear layer that is never trained. Its operations own the weight, so candle sees one tracked argument and no
 /// gradient of the weight's size is ever computed. Clones share the weight.
 #[derive(Debug, Clone)]
 pub struct FrozenLinear {
-    storage: Storage,
+    weight: Weight,
     bias: Option<Tensor>,
 }
 
 #[derive(Debug, Clone)]
-enum Storage {
-    Dense(Tensor),
+enum Weight {
+    Stored(Stored),
     /// Only the shape is known.
     Absent {
         dims: (usize, usize),
@@ -24,33 +24,31 @@ enum Storage {
 }
 
 impl FrozenLinear {
-    /// `weight` `[n_out, n_in]` in f32 or f64, `bias` `[n_out]`. Both are taken detached.
+    /// `weight` `[n_out, n_in]` in f32, f64, f16 or bf16, `bias` `[n_out]`. Both are taken detached.
     ///
     /// # Errors
     /// If the shapes do not fit, or the dtype is another one.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
-        let (n_out, _) = weight.dims2()?;
+        let weight = Stored::new(weight)?;
+        let (n_out, _) = weight.dims();
         if let Some(bias) = &bias
             && bias.dims() != [n_out]
         {
-            return Err(ops::Error::Shape {
-                op: "FrozenLinear",
-                what: "the bias",
-                got: bias.dims().to_vec(),
-                expected: format!("[{n_out}]"),
-            }
-            .into());
-        }
-        if !matches!(weight.dtype(), DType::F32 | DType::F64) {
-            return Err(Error::Ops(ops::Error::DType {
-                op: "FrozenLinear",
-                dtype: weight.dtype().as_str(),
-            }));
+            return Err(refuse("the bias", bias, format!("[{n_out}]")));
         }
         Ok(Self {
-            storage: Storage::Dense(weight.detach().contiguous()?),
+            weight: Weight::Stored(weight),
             bias: bias.map(|bias| bias.detach()),
         })
+    }
+
+    /// A layer without bias whose weight `[n_out, n_in]` stays as it is held.
+    #[must_use]
+    pub const fn stored(weight: Stored) -> Self {
+        Self {
+            weight: Weight::Stored(weight),
+            bias: None,
+        }
     }
 
     /// A layer of which only the shape is known: adapters attach to it and can be counted and inspected, and every
@@ -58,7 +56,7 @@ impl FrozenLinear {
     #[must_use]
     pub const fn absent(n_out: usize, n_in: usize) -> Self {
         Self {
-            storage: Storage::Absent {
+            weight: Weight::Absent {
                 dims: (n_out, n_in),
             },
             bias: None,
@@ -68,33 +66,36 @@ impl FrozenLinear {
     /// (n_out, n_in).
     #[must_use]
     pub fn dims(&self) -> (usize, usize) {
-        match &self.storage {
-            Storage::Dense(weight) => (weight.dims()[0], weight.dims()[1]),
-            Storage::Absent { dims } => *dims,
+        match &self.weight {
+            Weight::Stored(weight) => weight.dims(),
+            Weight::Absent { dims } => *dims,
         }
     }
 
-    /// The dtype of inputs and outputs.
+    /// The dtype of inputs and outputs: f32 where the weight is packed.
     #[must_use]
     pub fn dtype(&self) -> DType {
-        match &self.storage {
-            Storage::Dense(weight) => weight.dtype(),
-            Storage::Absent { .. } => DType::F32,
+        match &self.weight {
+            Weight::Stored(weight) => weight.dtype(),
+            Weight::Absent { .. } => DType::F32,
         }
     }
 
-    /// The weight `[n_out, n_in]` as a dense tensor, detached.
+    /// How the weight is held; `None` if it is absent.
+    #[must_use]
+    pub fn encoding(&self) -> Option<Encoding> {
+        match &self.weight {
+            Weight::Stored(weight) => Some(weight.encoding()),
+            Weight::Absent { .. } => None,
+        }
+    }
+
+    /// The weight `[n_out, n_in]` as a dense tensor in [`Self::dtype`], detached; a copy if it is packed.
     ///
     /// # Errors
     /// If the weight is absent.
     pub fn weight(&self) -> Result<Tensor> {
-        match &self.storage {
-            Storage::Dense(weight) => Ok(weight.clone()),
-            Storage::Absent { dims } => Err(Error::Absent {
-                n_out: dims.0,
-                n_in: dims.1,
-            }),
-        }
+        self.form()?.to_dense()
     }
 
     /// The bias `[n_out]`.
@@ -107,7 +108,7 @@ impl FrozenLinear {
     #[must_use]
     pub fn with_bias(&self, bias: Option<Tensor>) -> Self {
         Self {
-            storage: self.storage.clone(),
+            weight: self.weight.clone(),
             bias,
         }
     }
@@ -118,10 +119,12 @@ impl FrozenLinear {
     /// If the last dimension or the dtype of `x` is not the weight's.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = self.input(x)?;
-        let weight = self.weight()?;
-        let y = match self.dtype() {
-            DType::F64 => x.apply_op1(Product::<f64>(weight, PhantomData))?,
-            _ => x.apply_op1(Product::<f32>(weight, PhantomData))?,
+        let y = match &self.form()?.0 {
+            Form::Dense(weight) if weight.dtype() == DType::F64 => {
+                x.apply_op1(Product(Dense::<f64>::new(weight)))?
+            }
+            Form::Dense(weight) => x.apply_op1(Product(Dense::<f32>::new(weight)))?,
+            Form::Packed(packed) => x.apply_op1(Product(packed.clone()))?,
         };
         self.shifted(y)
     }
@@ -145,10 +148,13 @@ impl FrozenLinear {
                 return Err(self.wrong_dtype(what, tensor));
             }
         }
-        let (h, b, weight) = (h.contiguous()?, b.contiguous()?, self.weight()?);
-        let y = match self.dtype() {
-            DType::F64 => x.apply_op3(&h, &b, ProductPlus::<f64>(weight, PhantomData))?,
-            _ => x.apply_op3(&h, &b, ProductPlus::<f32>(weight, PhantomData))?,
+        let (h, b) = (h.contiguous()?, b.contiguous()?);
+        let y = match &self.form()?.0 {
+            Form::Dense(weight) if weight.dtype() == DType::F64 => {
+                x.apply_op3(&h, &b, ProductPlus(Dense::<f64>::new(weight)))?
+            }
+            Form::Dense(weight) => x.apply_op3(&h, &b, ProductPlus(Dense::<f32>::new(weight)))?,
+            Form::Packed(packed) => x.apply_op3(&h, &b, ProductPlus(packed.clone()))?,
         };
         self.shifted(y)
     }
@@ -166,6 +172,16 @@ impl FrozenLinear {
     ) -> Result<Tensor> {
         let h = (ops::linear(x, a, None)? * scale)?;
         self.forward_plus(x, &h, b)
+    }
+
+    fn form(&self) -> Result<&Stored> {
+        match &self.weight {
+            Weight::Stored(weight) => Ok(weight),
+            Weight::Absent { dims } => Err(Error::Absent {
+                n_out: dims.0,
+                n_in: dims.1,
+            }),
+        }
     }
 
     fn input(&self, x: &Tensor) -> Result<Tensor> {
@@ -205,117 +221,4 @@ fn refuse(what: &'static str, tensor: &Tensor, expected: String) -> Error {
         got: tensor.dims().to_vec(),
         expected,
     })
-}
-
-/// x W^T with the gradient of x only.
-struct Product<T>(Tensor, PhantomData<T>);
-
-impl<T: Float> CustomOp1 for Product<T> {
-    fn name(&self) -> &'static str {
-        "frozen_linear"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let y = forward(&self.0, argument::<T>(x, layout)?)?;
-        Ok((T::storage(y), output_shape(&self.0, layout)))
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        input_gradient::<T>(&self.0, x, &grad.contiguous()?).map(Some)
-    }
-}
-
-/// x W^T + h B^T with the gradients of x, h and B.
-struct ProductPlus<T>(Tensor, PhantomData<T>);
-
-impl<T: Float> CustomOp3 for ProductPlus<T> {
-    fn name(&self) -> &'static str {
-        "frozen_linear_plus"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        h: &CpuStorage,
-        h_layout: &Layout,
-        b: &CpuStorage,
-        b_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (n_out, rank) = b_layout.shape().dims2()?;
-        let mut y = forward(&self.0, argument::<T>(x, x_layout)?)?;
-        let h = Matrix::new(argument::<T>(h, h_layout)?, y.len() / n_out, rank)?;
-        let b = Matrix::new(argument::<T>(b, b_layout)?, n_out, rank)?;
-        matmul_add(T::from_f64(1.0), h, b.transposed(), &mut y)?;
-        Ok((T::storage(y), output_shape(&self.0, x_layout)))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        h: &Tensor,
-        b: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (n_out, rank) = b.dims2()?;
-        let grad = grad.contiguous()?;
-        let x_grad = x
-            .track_op()
-            .then(|| input_gradient::<T>(&self.0, x, &grad))
-            .transpose()?;
-        let rows = grad.elem_count() / n_out;
-        let grad = data::<T>(&grad)?;
-        let grad = Matrix::new(&grad, rows, n_out)?;
-        let mut h_grad = None;
-        if h.track_op() {
-            let mut into = vec![T::ZERO; rows * rank];
-            matmul(grad, Matrix::new(&data::<T>(b)?, n_out, rank)?, &mut into)?;
-            h_grad = Some(Tensor::from_vec(into, h.shape(), h.device())?);
-        }
-        let mut b_grad = None;
-        if b.track_op() {
-            let mut into = vec![T::ZERO; n_out * rank];
-            let h = data::<T>(h)?;
-            matmul(grad.transposed(), Matrix::new(&h, rows, rank)?, &mut into)?;
-            b_grad = Some(Tensor::from_vec(into, b.shape(), b.device())?);
-        }
-        Ok((x_grad, h_grad, b_grad))
-    }
-}
-
-fn forward<T: Float>(weight: &Tensor, x: &[T]) -> candle_core::Result<Vec<T>> {
-    let (n_out, n_in) = weight.dims2()?;
-    let rows = x.len() / n_in;
-    let mut y = vec![T::ZERO; rows * n_out];
-    let weight = data::<T>(weight)?;
-    let weight = Matrix::new(&weight, n_out, n_in)?;
-    matmul(Matrix::new(x, rows, n_in)?, weight.transposed(), &mut y)?;
-    Ok(y)
-}
-
-/// dX = G W.
-fn input_gradient<T: Float>(
-    weight: &Tensor,
-    x: &Tensor,
-    grad: &Tensor,
-) -> candle_core::Result<Tensor> {
-    let (n_out, n_in) = weight.dims2()?;
-    let rows = grad.elem_count() / n_out;
-    let mut into = vec![T::ZERO; rows * n_in];
-    let (grad, weight) = (data::<T>(grad)?, data::<T>(weight)?);
-    matmul(
-        Matrix::new(&grad, rows, n_out)?,
-        Matrix::new(&weight, n_out, n_in)?,
-        &mut into,
-    )?;
-    Tensor::from_vec(into, x.shape(), x.device())
-}
-
-fn output_shape(weight: &Tensor, x: &Layout) -> Shape {
-    let mut dims = x.dims().to_vec();
-    if let Some(last) = dims.last_mut() {
-        *last = weight.dims()[0];
-    }
-    Shape::from(dims)
 }

@@ -2,7 +2,7 @@
 
 use crate::base::Base;
 use crate::{Error, Result};
-use lowrank_adapter::{AdapterConfig, Attached, Source, Start, attach};
+use lowrank_adapter::{AdapterConfig, Attached, ResidualBase, Source, Start, attach};
 use lowrank_format::{AtomicFolder, CONFIG_FILE, Existing, Fingerprint, LowrankJson, PeftFolder};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -58,6 +58,24 @@ pub enum StrictBase {
     No,
 }
 
+/// What is said about the base when an adapter is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// What a base of other values means.
+    pub strict: StrictBase,
+    /// What the base is to an adapter that PEFT saved unconverted after a start that it subtracts from the base.
+    pub residual_base: Option<ResidualBase>,
+}
+
+impl From<StrictBase> for Reading {
+    fn from(strict: StrictBase) -> Self {
+        Self {
+            strict,
+            residual_base: None,
+        }
+    }
+}
+
 /// Reads an adapter folder and attaches it under `name`.
 ///
 /// # Errors
@@ -67,15 +85,17 @@ pub fn load_adapter(
     base: &mut Base,
     name: &str,
     folder: &Path,
-    strict: StrictBase,
+    reading: impl Into<Reading>,
 ) -> Result<Attached> {
+    let reading = reading.into();
     let files = PeftFolder::read(folder)?;
     let in_config = Error::within(folder.join(CONFIG_FILE));
     let family = lowrank_registry::by_peft_type(&files.peft_type).map_err(&in_config)?;
-    let config =
-        AdapterConfig::parse(family, &files.config, Source::AdapterFolder).map_err(&in_config)?;
+    let config = AdapterConfig::parse(family, &files.config, Source::AdapterFolder)
+        .and_then(|config| config.read_as(reading.residual_base))
+        .map_err(&in_config)?;
     if let Some(recorded) = &files.lowrank {
-        check_base(base, folder, recorded, strict)?;
+        check_base(base, folder, recorded, reading.strict)?;
     }
     let start = Start::Saved {
         tensors: files.tensors,
@@ -93,7 +113,7 @@ fn check_base(
     let found = base.fingerprint()?;
     let other = |what: &str| Error::OtherBase {
         path: folder.to_path_buf(),
-        what: format!("{what}: {}", base.folder().display()),
+        what: format!("{what}: {}", base.path().display()),
     };
     if found.shape != recorded.base_shape {
         return Err(other(
@@ -121,12 +141,15 @@ pub fn save_adapter(
     existing: Existing,
 ) -> Result<PathBuf> {
     let folder = AtomicFolder::create(target, existing)?;
-    let tensors = attached.exported()?;
-    let tensors = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
-    let family = attached.config.family.name();
+    let exported = attached.exported()?;
+    let tensors = exported
+        .tensors
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), tensor));
+    let family = exported.config.family.name();
     PeftFolder::write(
         folder.path(),
-        &attached.config.to_peft(),
+        &exported.config.to_peft(),
         tensors,
         &LowrankJson::new(family, base),
     )?;

@@ -4,7 +4,10 @@ use crate::{Error, Result};
 use candle_core::DType;
 use lowrank_adapter::Model;
 use lowrank_data::Tokenizer;
-use lowrank_format::{Checkpoint, Fingerprint, fingerprint, read_json_object};
+use lowrank_format::{
+    Checkpoint, Fingerprint, Gguf, copy_side_files, fingerprint, read_json_object,
+};
+use lowrank_frozen::{Encoding, Weights};
 use lowrank_models::{ModelInfo, Precision};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -17,14 +20,37 @@ pub struct Base {
     pub info: ModelInfo,
     /// config.json as it stands.
     pub config: Map<String, Value>,
-    checkpoint: Checkpoint,
+    files: Files,
+}
+
+/// What a model was read from.
+enum Files {
+    Folder(Checkpoint),
+    Gguf(Gguf),
+}
+
+impl Files {
+    fn open(path: &Path) -> Result<Self> {
+        Ok(if is_gguf(path) {
+            Self::Gguf(Gguf::open(path)?)
+        } else {
+            Self::Folder(Checkpoint::open(path)?)
+        })
+    }
+
+    fn weights(&self) -> &dyn Weights {
+        match self {
+            Self::Folder(checkpoint) => checkpoint,
+            Self::Gguf(gguf) => gguf,
+        }
+    }
 }
 
 impl Base {
-    /// Opens a folder in Hugging Face layout. Other sources are planned and refused by name.
+    /// Opens a folder in Hugging Face layout, or a GGUF file. Other sources are planned and refused by name.
     ///
     /// # Errors
-    /// If there is no such folder, or a file in it is missing, damaged or not supported.
+    /// If there is no such folder or file, or something in it is missing, damaged or not supported.
     pub fn open(source: &str, precision: Precision) -> Result<Self> {
         let path = Path::new(source);
         if source == "tiny" && !path.exists() {
@@ -33,32 +59,81 @@ impl Base {
                     .into(),
             ));
         }
-        let checkpoint = Checkpoint::open(path)?;
-        let config_path = path.join("config.json");
-        let config = read_json_object(&config_path)?;
-        let origin = config_path.display().to_string();
+        let files = Files::open(path)?;
+        let (config, origin) = match &files {
+            Files::Folder(_) => {
+                let path = path.join("config.json");
+                (read_json_object(&path)?, path.display().to_string())
+            }
+            Files::Gguf(gguf) => (gguf.config().clone(), path.display().to_string()),
+        };
         let info = ModelInfo::from_json(&config, &origin)?;
-        let model = lowrank_models::load(&config, &origin, &checkpoint, precision)?;
+        let model = lowrank_models::load(&config, &origin, files.weights(), precision)?;
         Ok(Self {
             model,
             info,
             config,
-            checkpoint,
+            files,
         })
     }
 
-    /// The folder that the model was read from.
+    /// The folder or the GGUF file that the model was read from.
     #[must_use]
-    pub fn folder(&self) -> &Path {
-        self.checkpoint.folder()
+    pub fn path(&self) -> &Path {
+        match &self.files {
+            Files::Folder(checkpoint) => checkpoint.folder(),
+            Files::Gguf(gguf) => gguf.path(),
+        }
     }
 
     /// Its tokenizer.
     ///
     /// # Errors
-    /// If the folder has none that can be read.
+    /// If there is none that can be read.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
-        Ok(Tokenizer::from_folder(self.folder())?)
+        match &self.files {
+            Files::Folder(checkpoint) => Ok(Tokenizer::from_folder(checkpoint.folder())?),
+            Files::Gguf(gguf) => {
+                let text = gguf.tokenizer()?.to_string();
+                Ok(Tokenizer::from_bytes(text.as_bytes(), gguf.path())?)
+            }
+        }
+    }
+
+    /// Whether there is a tokenizer, readable or not; rows of token ids need none.
+    #[must_use]
+    pub fn has_tokenizer(&self) -> bool {
+        match &self.files {
+            Files::Folder(checkpoint) => checkpoint.folder().join("tokenizer.json").exists(),
+            Files::Gguf(gguf) => gguf.has_tokenizer(),
+        }
+    }
+
+    /// Writes configuration and tokenizer into a folder, as a Hugging Face model has them.
+    ///
+    /// # Errors
+    /// If a file cannot be copied or written.
+    pub fn write_side_files(&self, folder: &Path) -> Result<()> {
+        match &self.files {
+            Files::Folder(checkpoint) => drop(copy_side_files(checkpoint.folder(), folder)?),
+            Files::Gguf(gguf) => gguf.write_side_files(folder)?,
+        }
+        Ok(())
+    }
+
+    /// f16 or bf16, if that is what every tensor is stored in: what a model that is written as it was stored has.
+    #[must_use]
+    pub fn stored_half(&self) -> Option<DType> {
+        let weights = self.files.weights();
+        let mut found = None;
+        for name in weights.names() {
+            match weights.info(name)?.encoding {
+                Encoding::Plain(dtype @ (DType::F16 | DType::BF16))
+                    if *found.get_or_insert(dtype) == dtype => {}
+                _ => return None,
+            }
+        }
+        found
     }
 
     /// Hashes of names and shapes, and of every value. Reads the whole checkpoint.
@@ -66,14 +141,21 @@ impl Base {
     /// # Errors
     /// If a file cannot be read.
     pub fn fingerprint(&self) -> Result<Fingerprint> {
-        Ok(fingerprint(&self.checkpoint)?)
+        Ok(fingerprint(self.files.weights())?)
     }
 
-    /// The folder as an absolute path, for files that others will read.
+    /// [`Self::path`] as an absolute path, for files that others will read.
     #[must_use]
     pub fn absolute(&self) -> PathBuf {
-        std::path::absolute(self.folder()).unwrap_or_else(|_| self.folder().to_path_buf())
+        std::path::absolute(self.path()).unwrap_or_else(|_| self.path().to_path_buf())
     }
+}
+
+/// Whether a path names a GGUF file.
+pub(crate) fn is_gguf(path: &Path) -> bool {
+    path.extension()
+        .is_some_and(|suffix| suffix.eq_ignore_ascii_case("gguf"))
+        && !path.is_dir()
 }
 
 /// The precision that a `dtype` key or flag names.
@@ -85,11 +167,13 @@ pub fn precision(word: &str) -> Result<Precision> {
         "as-stored" => Ok(Precision::AsStored),
         "f32" => Ok(Precision::Cast(DType::F32)),
         "f64" => Ok(Precision::Cast(DType::F64)),
-        "bf16" | "f16" | "nf4" => Err(Error::Usage(format!(
-            "dtype `{word}` is not yet supported; use as-stored, f32 or f64"
+        "bf16" => Ok(Precision::Cast(DType::BF16)),
+        "f16" => Ok(Precision::Cast(DType::F16)),
+        "nf4" => Err(Error::Usage(format!(
+            "dtype `{word}` is not yet supported; use as-stored, f32, bf16, f16 or f64"
         ))),
         other => Err(Error::Usage(format!(
-            "unknown dtype `{other}`, expected as-stored, f32 or f64"
+            "unknown dtype `{other}`, expected as-stored, f32, bf16, f16 or f64"
         ))),
     }
 }

@@ -1,13 +1,15 @@
 //! What an adapter or a model is, without running it.
 
+use crate::base::is_gguf;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use lowrank_adapter::target::Targets;
 use lowrank_adapter::{
-    AdapterConfig, Ask, Attached, Batch, KvCache, Linear, Model, Part, Pass, Source, Start, attach,
+    AdapterConfig, Ask, Attached, Batch, KvCache, Linear, Model, Part, Pass, ResidualBase, Source,
+    Start, attach,
 };
-use lowrank_format::{CONFIG_FILE, Checkpoint, PeftFolder, read_json_object};
-use lowrank_frozen::{FrozenLinear, Weights as _};
+use lowrank_format::{CONFIG_FILE, Checkpoint, Gguf, PeftFolder, read_json_object};
+use lowrank_frozen::{FrozenLinear, Weights};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -61,37 +63,39 @@ pub struct SiteSummary {
 pub struct TensorSummary {
     /// The key in the file, for an adapter without `base_model.model.`.
     pub name: String,
-    /// As candle names it.
+    /// What its numbers are stored as: `f32`, `bf16`, `q4_1`.
     pub dtype: &'static str,
     /// The shape.
     pub shape: Vec<usize>,
 }
 
-/// Says what the folder at `path` is.
+/// Says what the folder or GGUF file at `path` is.
 ///
 /// # Errors
 /// If it is neither an adapter nor a model, or is damaged.
 pub fn inspect(path: &Path) -> Result<Inspection> {
-    if path.join(CONFIG_FILE).exists() || !path.join("config.json").exists() {
+    if is_gguf(path) {
+        let gguf = Gguf::open(path)?;
+        inspect_model(&gguf, gguf.config().clone())
+    } else if path.join(CONFIG_FILE).exists() || !path.join("config.json").exists() {
         inspect_adapter(path)
     } else {
-        inspect_model(path)
+        let checkpoint = Checkpoint::open(path)?;
+        inspect_model(&checkpoint, read_json_object(&path.join("config.json"))?)
     }
 }
 
-fn inspect_model(path: &Path) -> Result<Inspection> {
-    let checkpoint = Checkpoint::open(path)?;
-    let config = read_json_object(&path.join("config.json"))?;
+fn inspect_model(weights: &dyn Weights, config: Map<String, Value>) -> Result<Inspection> {
     let mut tensors = Vec::new();
-    for name in checkpoint.names() {
-        let Some(info) = checkpoint.info(name) else {
+    for name in weights.names() {
+        let Some(info) = weights.info(name) else {
             // Reading it says why it cannot be.
-            checkpoint.tensor(name)?;
+            weights.tensor(name)?;
             continue;
         };
         tensors.push(TensorSummary {
             name: name.to_owned(),
-            dtype: info.dtype.as_str(),
+            dtype: info.encoding.name(),
             shape: info.shape,
         });
     }
@@ -113,8 +117,10 @@ fn inspect_adapter(path: &Path) -> Result<Inspection> {
     let files = PeftFolder::read(path)?;
     let in_config = Error::within(path.join(CONFIG_FILE));
     let family = lowrank_registry::by_peft_type(&files.peft_type).map_err(&in_config)?;
-    let config =
-        AdapterConfig::parse(family, &files.config, Source::AdapterFolder).map_err(&in_config)?;
+    // Whatever the base was, the file's own tensors are what is described.
+    let config = AdapterConfig::parse(family, &files.config, Source::AdapterFolder)
+        .and_then(|config| config.read_as(Some(ResidualBase::Residual)))
+        .map_err(&in_config)?;
     let tensors: Vec<TensorSummary> = files
         .tensors
         .iter()

@@ -28,7 +28,7 @@ mod merged;
 mod paths;
 mod run;
 
-pub use adapters::{AdapterSource, StrictBase, load_adapter, save_adapter};
+pub use adapters::{AdapterSource, Reading, StrictBase, load_adapter, save_adapter};
 pub use base::{Base, precision};
 pub use error::{Error, Result};
 pub use inspect::{Inspection, SiteSummary, TensorSummary, inspect};

@@ -5,9 +5,7 @@ use crate::paths::real;
 use crate::{Error, Result};
 use candle_core::DType;
 use lowrank_adapter::Selection;
-use lowrank_format::{
-    AtomicFolder, Existing, atomic_write_file, copy_side_files, python_json, write_sharded,
-};
+use lowrank_format::{AtomicFolder, Existing, atomic_write_file, python_json, write_sharded};
 use lowrank_merge::fold;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -38,7 +36,7 @@ pub fn merge_into(
     out: &Path,
     existing: Existing,
 ) -> Result<Written> {
-    check_output(base.folder(), out, existing)?;
+    check_output(base.path(), out, existing)?;
     let folder = AtomicFolder::create(out, existing)?;
     let folded = fold(base.model.as_mut(), selection, dtype)?;
     let tensors = folded
@@ -46,7 +44,7 @@ pub fn merge_into(
         .iter()
         .map(|(name, tensor)| (name.as_str(), tensor));
     write_sharded(folder.path(), tensors, SHARD_BYTES)?;
-    copy_side_files(base.folder(), folder.path())?;
+    base.write_side_files(folder.path())?;
     let dtype = folded
         .tensors
         .first()
@@ -93,8 +91,9 @@ fn check_output(source: &Path, out: &Path, existing: Existing) -> Result<()> {
         ));
     }
     if inner.starts_with(&outer) {
+        let what = if source.is_dir() { "'s folder" } else { "" };
         return refuse(&format!(
-            "contains the base model's folder {}",
+            "contains the base model{what} {}",
             source.display()
         ));
     }

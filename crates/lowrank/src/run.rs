@@ -54,6 +54,8 @@ pub fn train(
         Held::AsStored => Precision::AsStored,
         Held::F32 => Precision::Cast(DType::F32),
         Held::F64 => Precision::Cast(DType::F64),
+        Held::F16 => Precision::Cast(DType::F16),
+        Held::Bf16 => Precision::Cast(DType::BF16),
     };
     let named = |error: Error| in_run_file(origin, error);
     let mut base =
@@ -224,8 +226,10 @@ fn resolve(run: &mut RunFile, origin: &Path) -> Result<Option<Planned>> {
             return Err(wrong(lowrank_adapter::Error::Other(what)));
         }
         family = stored;
-        let config = AdapterConfig::parse(family, &files.config, Source::AdapterFolder);
-        keys = agree(&config.map_err(&in_config)?, &keys).map_err(wrong)?;
+        let config = AdapterConfig::parse(family, &files.config, Source::AdapterFolder)
+            .and_then(|config| config.read_as(run.adapter.residual_base))
+            .map_err(&in_config)?;
+        keys = agree(&config, &keys).map_err(wrong)?;
         tensors = Some(files.tensors);
     }
     let config = AdapterConfig::parse(family, &keys, Source::RunFile).map_err(wrong)?;
@@ -295,7 +299,7 @@ fn written_keys(config: &AdapterConfig) -> Map<String, Value> {
 /// # Errors
 /// If a row cannot be read (the message names file and line), or is longer than the model can.
 pub fn open_data(files: &[String], base: &Base, options: &Options) -> Result<Dataset> {
-    let tokenizer: Option<Tokenizer> = match base.folder().join("tokenizer.json").exists() {
+    let tokenizer: Option<Tokenizer> = match base.has_tokenizer() {
         true => Some(base.tokenizer()?),
         false => None,
     };

@@ -75,7 +75,7 @@ pub enum Error {
         suggestion: Option<String>,
     },
     /// Weights cannot be held in this dtype.
-    #[error("dtype = \"{dtype}\" is not yet supported; use dtype = \"f32\"")]
+    #[error("weights cannot be held in {dtype}; use dtype = \"f32\"")]
     Precision {
         /// What was asked for.
         dtype: &'static str,

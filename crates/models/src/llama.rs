@@ -10,7 +10,7 @@ use lowrank_adapter::{
     Ask, Batch, Embedding, Error as AdapterError, KvCache, Linear, Model, Norm, Part, Pass,
     Result as AdapterResult, causal_mask,
 };
-use lowrank_frozen::{FrozenLinear, Weights};
+use lowrank_frozen::{FrozenEmbedding, FrozenLinear, Weights};
 use lowrank_ops::{self as ops, RotaryTable};
 
 const EMBEDDING: &str = "model.embed_tokens";
@@ -60,19 +60,19 @@ impl Llama {
         };
         let checkpoint = Checkpoint::new(weights, precision, tensors(&config), ignored)?;
         let rotary = RotaryTable::new(config.head_dim, config.rope_theta, &config.rope_scaling)?;
-        let table = checkpoint.read(&format!("{EMBEDDING}.weight"))?;
+        let table = FrozenEmbedding::new(checkpoint.matrix(&format!("{EMBEDDING}.weight"))?);
         let blocks = (0..config.num_hidden_layers)
             .map(|i| Block::new(&config, i, &checkpoint))
             .collect::<Result<_>>()?;
         let norm = norm(&checkpoint, NORM, config.rms_norm_eps)?;
         let head = if tied {
-            Linear::tied(HEAD, FrozenLinear::new(table.clone(), None)?, EMBEDDING)
+            Linear::tied(HEAD, table.head(), EMBEDDING)
         } else {
             linear(&checkpoint, HEAD.to_owned(), false)?
         };
         Ok(Self {
             rotary,
-            embedding: Embedding::new(EMBEDDING, table),
+            embedding: Embedding::frozen(EMBEDDING, table),
             blocks,
             norm,
             head,
@@ -87,7 +87,7 @@ impl Llama {
     }
 
     fn dtype(&self) -> DType {
-        self.embedding.weight.base().dtype()
+        self.embedding.weight.dtype()
     }
 
     /// `[rows, tokens, heads * head_dim]` -> `[rows, heads, tokens, head_dim]`.
@@ -253,17 +253,17 @@ impl Block {
 }
 
 fn linear(checkpoint: &Checkpoint<'_>, path: String, bias: bool) -> Result<Linear> {
-    let weight = checkpoint.read(&format!("{path}.weight"))?;
+    let weight = FrozenLinear::stored(checkpoint.matrix(&format!("{path}.weight"))?);
     let bias = bias
-        .then(|| checkpoint.read(&format!("{path}.bias")))
+        .then(|| checkpoint.vector(&format!("{path}.bias")))
         .transpose()?;
-    Ok(Linear::new(path, FrozenLinear::new(weight, bias)?))
+    Ok(Linear::new(path, weight.with_bias(bias)))
 }
 
 fn norm(checkpoint: &Checkpoint<'_>, path: &str, eps: f64) -> Result<Norm> {
     Ok(Norm::rms(
         path,
-        checkpoint.read(&format!("{path}.weight"))?,
+        checkpoint.vector(&format!("{path}.weight"))?,
         eps,
     ))
 }

@@ -5,7 +5,7 @@
 mod common;
 
 use candle_core::{DType, Device, Tensor};
-use common::{Memory, config, logits, object, plain, rich, rows, text, with};
+use common::{Memory, assert_near, config, logits, object, plain, rich, rows, text, with};
 use lowrank_adapter::{Ask, Batch, Model, Part, Pass, Selection, run};
 use lowrank_frozen::{Result as FrozenResult, TensorInfo, Weights};
 use lowrank_models::{Llama, Precision, load};
@@ -64,8 +64,13 @@ fn what_does_not_fit_is_refused_by_name() {
         (
             changed(&plain(), gate, zeros(&[34, 24], DType::BF16)),
             format!(
-                "memory: tensor `{gate}` is stored as bf16, which is not yet supported; use dtype = \"f32\""
+                "memory: tensor `{gate}` is stored as bf16, which is not yet supported; the tensors before it have \
+                 another dtype; use dtype = \"f32\""
             ),
+        ),
+        (
+            changed(&plain(), gate, zeros(&[34, 24], DType::I64)),
+            format!("memory: tensor `{gate}` is stored as i64, which is not yet supported; use dtype = \"f32\""),
         ),
         (
             changed(&plain(), gate, zeros(&[34, 24], DType::F32)),
@@ -123,8 +128,8 @@ fn weights_that_are_not_finite_are_refused() {
 #[test]
 fn precisions_that_are_not_built_are_refused() {
     assert_eq!(
-        refused(&plain(), &weights(&plain()), Precision::Cast(DType::BF16)),
-        "dtype = \"bf16\" is not yet supported; use dtype = \"f32\""
+        refused(&plain(), &weights(&plain()), Precision::Cast(DType::U8)),
+        "weights cannot be held in u8; use dtype = \"f32\""
     );
     let gate = "model.layers.0.mlp.gate_proj.weight";
     let weights = changed(&plain(), gate, zeros(&[34, 24], DType::U8));
@@ -148,6 +153,47 @@ fn a_cast_reads_every_storage() {
         let cast = Llama::new(config(&json), &stored, Precision::Cast(DType::F64)).unwrap();
         assert_eq!(logits(&cast, &text), logits(&exact, &text));
     }
+}
+
+#[test]
+fn halves_are_held_as_stored_and_computed_in_f32() {
+    let json = rich();
+    let text = text(9, 29, 5);
+    for dtype in [DType::F16, DType::BF16] {
+        let stored = weights(&json).cast(dtype);
+        let exact =
+            Llama::new(config(&json), &stored.cast(DType::F64), Precision::AsStored).unwrap();
+        let mut held = Llama::new(config(&json), &stored, Precision::AsStored).unwrap();
+        assert_near(&logits(&held, &text), &logits(&exact, &text), 1e-4);
+        held.parts(&mut |part| match part {
+            Part::Linear(linear) | Part::Head(linear) => {
+                assert_eq!(linear.base().encoding(), Some(dtype.into()));
+                assert_eq!(linear.base().dtype(), DType::F32);
+            }
+            Part::Embedding(embedding) => assert_eq!(embedding.weight.dtype(), DType::F32),
+            Part::Norm(norm) => assert_eq!(norm.weight.base().unwrap().dtype(), DType::F32),
+        });
+        // Asked for, the matrices are rounded and what is no matrix is not.
+        let mut matrices = weights(&json);
+        for tensor in matrices.0.values_mut().filter(|tensor| tensor.rank() == 2) {
+            *tensor = tensor
+                .to_dtype(dtype)
+                .unwrap()
+                .to_dtype(DType::F64)
+                .unwrap();
+        }
+        let exact = Llama::new(config(&json), &matrices, Precision::AsStored).unwrap();
+        let cast = Llama::new(config(&json), &weights(&json), Precision::Cast(dtype)).unwrap();
+        assert_near(&logits(&cast, &text), &logits(&exact, &text), 1e-4);
+    }
+    let mut large = weights(&json);
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let doubled = (large.0[name].ones_like().unwrap() * 1e5).unwrap();
+    large.0.insert(name.into(), doubled);
+    assert_eq!(
+        refused(&json, &large, Precision::Cast(DType::F16)),
+        format!("memory: tensor `{name}` holds a value that is not finite in f16")
+    );
 }
 
 #[test]
@@ -188,10 +234,11 @@ fn the_model_holds_what_was_read_and_no_copy() {
             seen += 1;
         };
         model.parts(&mut |part| match part {
-            Part::Embedding(embedding) => {
-                check(embedding.weight.name().into(), embedding.weight.base())
-            }
-            Part::Norm(norm) => check(norm.weight.name().into(), norm.weight.base()),
+            Part::Embedding(embedding) => check(
+                embedding.weight.name().into(),
+                &embedding.weight.base().unwrap(),
+            ),
+            Part::Norm(norm) => check(norm.weight.name().into(), &norm.weight.base().unwrap()),
             Part::Linear(linear) | Part::Head(linear) => {
                 let home = linear.tied_to().unwrap_or(linear.path()).to_owned();
                 check(format!("{home}.weight"), &linear.base().weight().unwrap());

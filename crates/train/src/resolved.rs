@@ -37,6 +37,8 @@ pub(crate) fn table(run: &RunFile) -> Table {
         Held::AsStored => "as-stored",
         Held::F32 => "f32",
         Held::F64 => "f64",
+        Held::F16 => "f16",
+        Held::Bf16 => "bf16",
     };
     section("model", vec![("source", source), ("dtype", dtype.into())]);
 
@@ -52,6 +54,11 @@ pub(crate) fn table(run: &RunFile) -> Table {
             .init_from
             .as_deref()
             .map(|dir| ("init_from", absolute(dir))),
+    );
+    adapter.extend(
+        run.adapter
+            .residual_base
+            .map(|base| ("residual_base", base.word().into())),
     );
     let keys = run.adapter.keys.iter();
     // TOML has no null: a key that is null is as good as absent.

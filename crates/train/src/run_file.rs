@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::keys::{Keys, Origin, as_number, refuse_unknown};
 use crate::optimizer::{AdamW, Group};
 use crate::schedule::{Curve, Warmup};
-use lowrank_adapter::Memory;
+use lowrank_adapter::{Memory, ResidualBase};
 use lowrank_data::Length;
 use serde_json::{Map, Number};
 use std::collections::BTreeMap;
@@ -41,12 +41,16 @@ pub struct ModelKeys {
 /// How frozen weights are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {
-    /// As the checkpoint stores them, where a dtype that cannot be computed in becomes f32.
+    /// As the checkpoint stores them.
     AsStored,
     /// Single precision.
     F32,
     /// Double precision.
     F64,
+    /// Half precision, computed with in single precision.
+    F16,
+    /// Half precision with the range of single precision, computed with in single precision.
+    Bf16,
 }
 
 /// What is trained.
@@ -56,6 +60,8 @@ pub struct AdapterKeys {
     pub family: Option<String>,
     /// Start from this adapter folder.
     pub init_from: Option<String>,
+    /// What the base is to `init_from`, if PEFT saved that unconverted.
+    pub residual_base: Option<ResidualBase>,
     /// Every other key as it was written: only the family knows them.
     pub keys: Map<String, serde_json::Value>,
 }
@@ -175,7 +181,8 @@ fn missing(origin: &Origin, key: &str, expected: &str) -> Error {
 }
 
 fn model(keys: Keys<'_>, origin: &Origin) -> Result<ModelKeys> {
-    const SOURCE: &str = "a model folder or the name of an embedded model, as a string";
+    const SOURCE: &str =
+        "a model folder, a GGUF file or the name of an embedded model, as a string";
     let mut keys = keys.only(&["source", "dtype"])?;
     let source = keys.string("source", SOURCE)?;
     let source = source.ok_or_else(|| missing(origin, "model.source", SOURCE))?;
@@ -188,9 +195,11 @@ fn model(keys: Keys<'_>, origin: &Origin) -> Result<ModelKeys> {
     let dtypes = [
         ("as-stored", Held::AsStored),
         ("f32", Held::F32),
+        ("bf16", Held::Bf16),
+        ("f16", Held::F16),
         ("f64", Held::F64),
     ];
-    let dtype = keys.word("dtype", &dtypes, &["bf16", "f16", "nf4"])?;
+    let dtype = keys.word("dtype", &dtypes, &["nf4"])?;
     Ok(ModelKeys {
         source,
         dtype: dtype.unwrap_or(Held::AsStored),
@@ -200,6 +209,12 @@ fn model(keys: Keys<'_>, origin: &Origin) -> Result<ModelKeys> {
 fn adapter(mut keys: Keys<'_>, origin: &Origin) -> Result<AdapterKeys> {
     let family = keys.string("family", "the name of a family, as a string")?;
     let init_from = keys.string("init_from", "an adapter folder, as a string")?;
+    let residual_base = keys.word("residual_base", &ResidualBase::WORDS, &[])?;
+    if residual_base.is_some() && init_from.is_none() {
+        let what =
+            "`adapter.residual_base` says how `adapter.init_from` is read, and that is missing";
+        return Err(origin.error("adapter.residual_base", what));
+    }
     let mut rest = Map::new();
     for (key, value) in keys.rest() {
         let name = format!("adapter.{key}");
@@ -211,6 +226,7 @@ fn adapter(mut keys: Keys<'_>, origin: &Origin) -> Result<AdapterKeys> {
     Ok(AdapterKeys {
         family,
         init_from,
+        residual_base,
         keys: rest,
     })
 }

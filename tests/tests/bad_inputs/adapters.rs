@@ -70,13 +70,27 @@ fn configurations() {
         &says("`r = 0`: invalid value: integer `0`, expected a nonzero usize"),
     );
     check(
-        set("use_dora", json!(true)),
-        &says("`use_dora = true` is not yet supported (only false is)"),
+        set("lora_bias", json!(true)),
+        &says("`lora_bias = true` is not yet supported (only false is)"),
     );
     check(
-        set("init_lora_weights", json!("pissa")),
+        set("use_dora", json!(true)),
+        "q_proj.lora_magnitude_vector` is missing from the adapter",
+    );
+    check(
+        set("init_lora_weights", json!("pisa")),
+        &says("`init_lora_weights = \"pisa\"`: expected true, false, \"gaussian\""),
+    );
+    check(
+        set("init_lora_weights", json!("olora")),
         &says(
-            "`init_lora_weights = \"pissa\"`: \"pissa\" is not yet supported, expected true, false or \"gaussian\"",
+            "`init_lora_weights = \"olora\"` was saved unconverted, and its tensors mean nothing",
+        ),
+    );
+    check(
+        set("init_lora_weights", json!("pissa_niter_4")),
+        &says(
+            "`init_lora_weights = \"pissa_niter_4\"` was saved unconverted, and changed its base",
         ),
     );
     check(
@@ -125,7 +139,7 @@ fn configurations() {
             set("r", json!(17))(place);
             set("target_modules", json!(["k_proj"]))(place);
         },
-        "adapter: model.layers.0.self_attn.k_proj: r = 17 is larger than the matrix [16, 48] allows; use at most 16",
+        "k_proj.lora_A.weight` has shape [4, 48], expected [17, 48] from the configuration and the base model",
     );
     check(
         |place| place.write(CONFIG, "{\"r\": 4,\n}"),

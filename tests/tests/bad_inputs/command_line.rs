@@ -49,11 +49,11 @@ fn flags() {
     );
     check_eval(
         &["--dtype", "nf4"],
-        "error: dtype `nf4` is not yet supported; use as-stored, f32 or f64",
+        "error: dtype `nf4` is not yet supported; use as-stored, f32, bf16, f16 or f64",
     );
     check_eval(
         &["--dtype", "f31"],
-        "error: unknown dtype `f31`, expected as-stored, f32 or f64",
+        "error: unknown dtype `f31`, expected as-stored, f32, bf16, f16 or f64",
     );
     check_eval(
         &["--task", "generate"],

@@ -214,6 +214,9 @@ fn what_is_no_model_folder() {
         let place = Place::with_model("biased");
         place.write("file.txt", "text");
         place.write("empty/readme.txt", "text");
+        place.write("text.gguf", "no GGUF at all");
+        let claims = [3u64 << 32 | 0x4655_4747, 7, 1 << 61].map(u64::to_le_bytes);
+        place.write("short.gguf", [&claims.concat()[..], b"key"].concat());
         place.refuses(
             &["eval", "--model", source, "--data", "rows.jsonl"],
             code,
@@ -243,7 +246,17 @@ fn what_is_no_model_folder() {
     check(
         "model.gguf",
         1,
-        "model.gguf: GGUF models are not yet supported; expected a folder in Hugging Face layout",
+        "cannot read model.gguf: No such file or directory",
+    );
+    check(
+        "text.gguf",
+        1,
+        "text.gguf: not a valid GGUF file: it does not begin with `GGUF`",
+    );
+    check(
+        "short.gguf",
+        1,
+        "short.gguf: not a valid GGUF file: it claims 2305843009213693952 metadata entries, and only 3 bytes follow: is it truncated?",
     );
     check(
         "tiny",

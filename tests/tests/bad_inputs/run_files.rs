@@ -180,7 +180,7 @@ fn values() {
     check(
         "source = \"model\"",
         "",
-        ": `model.source` is missing, expected a model folder or the name of an embedded model, as a string",
+        ": `model.source` is missing, expected a model folder, a GGUF file or the name of an embedded model, as a string",
     );
     check(
         "train = [\"rows.jsonl\"]",
@@ -208,7 +208,7 @@ fn what_is_planned_is_refused_as_such() {
     check(
         "source = \"model\"",
         "source = \"model\"\ndtype = \"nf4\"",
-        ": `model.dtype = \"nf4\"` is not yet supported (only \"as-stored\" or \"f32\" or \"f64\" is)",
+        ": `model.dtype = \"nf4\"` is not yet supported (only \"as-stored\" or \"f32\" or \"bf16\" or \"f16\" or \"f64\" is)",
     );
     check(
         "source = \"model\"",
@@ -257,13 +257,18 @@ fn what_is_planned_is_refused_as_such() {
     );
     check(
         "r = 3",
-        "use_dora = true",
-        ": [adapter]: `use_dora = true` is not yet supported (only false is)",
+        "lora_bias = true",
+        ": [adapter]: `lora_bias = true` is not yet supported (only false is)",
     );
     check(
         "r = 3",
-        "init_lora_weights = \"pissa\"",
-        ": [adapter]: `init_lora_weights = \"pissa\"`: \"pissa\" is not yet supported",
+        "init_lora_weights = \"corda\"",
+        ": [adapter]: model.layers.0.self_attn.q_proj: `init_lora_weights = \"corda\"` is not yet supported",
+    );
+    check(
+        "r = 3",
+        "residual_base = \"original\"",
+        ": `adapter.residual_base` says how `adapter.init_from` is read, and that is missing",
     );
     check_set(
         "adapter.family=reslora",

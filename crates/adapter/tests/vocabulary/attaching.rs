@@ -126,7 +126,11 @@ fn tensors_are_named_counted_and_exported_in_order_of_declaration() {
         2 * (3 * 10 + 6 * 3) + 1 + 10
     );
     let exported = attached.exported().unwrap();
-    let exported: Vec<&str> = exported.iter().map(|(name, _)| name.as_str()).collect();
+    let exported: Vec<&str> = exported
+        .tensors
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
     assert_eq!(exported, expected);
 }
 
@@ -139,7 +143,7 @@ fn a_saved_adapter_must_fit() {
     let keys = json!({"r": 3, "target_modules": [Q0]});
     let mut toy = toy();
     let saved = attached(&mut toy, "one", keys.clone()).exported().unwrap();
-    let saved: BTreeMap<String, Tensor> = saved.into_iter().collect();
+    let saved: BTreeMap<String, Tensor> = saved.tensors.into_iter().collect();
     let mut load = |name: &str, saved: BTreeMap<String, Tensor>| {
         attach(
             &mut toy,
@@ -153,7 +157,7 @@ fn a_saved_adapter_must_fit() {
     };
     let (a, b) = (format!("{Q0}.lora_A.weight"), format!("{Q0}.lora_B.weight"));
     let loaded = load("two", saved.clone()).unwrap();
-    let again: BTreeMap<String, Tensor> = loaded.exported().unwrap().into_iter().collect();
+    let again: BTreeMap<String, Tensor> = loaded.exported().unwrap().tensors.into_iter().collect();
     assert_eq!(
         again[&a].to_vec2::<f64>().unwrap(),
         saved[&a].to_vec2::<f64>().unwrap()

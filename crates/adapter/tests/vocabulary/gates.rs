@@ -36,7 +36,7 @@ fn gates_know_their_names_and_tensors() {
         ]
     );
     let exported = attached.exported().unwrap();
-    assert_eq!(exported.len(), 4, "a mask is not exported");
+    assert_eq!(exported.tensors.len(), 4, "a mask is not exported");
 }
 
 #[test]

@@ -196,7 +196,8 @@ fn a_bias_under_its_older_name_is_read() {
     let keys = json!({"target_modules": [Q0], "bias": "chained_only"});
     let saved = attached(&mut toy(), "one", keys.clone())
         .exported()
-        .unwrap();
+        .unwrap()
+        .tensors;
     let old: BTreeMap<String, Tensor> = saved
         .iter()
         .map(|(name, value)| (name.replace(".base_layer", ""), value.clone()))
@@ -213,7 +214,9 @@ fn a_bias_under_its_older_name_is_read() {
         },
     )
     .unwrap();
-    for ((name, value), (again_name, again)) in saved.iter().zip(&loaded.exported().unwrap()) {
+    for ((name, value), (again_name, again)) in
+        saved.iter().zip(&loaded.exported().unwrap().tensors)
+    {
         assert_eq!(name, again_name);
         let numbers = |value: &Tensor| value.flatten_all().unwrap().to_vec1::<f64>().unwrap();
         assert_eq!(numbers(value), numbers(again));

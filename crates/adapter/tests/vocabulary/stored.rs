@@ -12,7 +12,7 @@ type Tensors = BTreeMap<String, Tensor>;
 /// Attaches what an adapter with these keys exported, changed by `change`; the message if that is refused.
 fn reloaded(keys: &Value, change: impl FnOnce(&mut Tensors)) -> Option<String> {
     let saved = attached(&mut toy(), "one", keys.clone());
-    let mut tensors: Tensors = saved.exported().unwrap().into_iter().collect();
+    let mut tensors: Tensors = saved.exported().unwrap().tensors.into_iter().collect();
     change(&mut tensors);
     let start = Start::Saved { tensors, seed: 3 };
     let loaded = attach(&mut toy(), "one", &config(keys.clone()), start);

@@ -47,6 +47,8 @@ pub fn run(arguments: &MergeArguments) -> Result<ExitCode> {
     } else {
         Existing::Refuse
     };
+    // What was stored in half the bits is written in half the bits; blocks are not written, their numbers are.
+    let dtype = dtype.or_else(|| base.stored_half());
     let written = merge_into(&mut base, &selection, dtype, &arguments.out, existing)?;
     let mut report = Report {
         out: written.folder,

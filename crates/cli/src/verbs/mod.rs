@@ -8,7 +8,7 @@ pub mod train;
 use crate::arguments::ModelArguments;
 use lowrank::adapter::{self, Selection};
 use lowrank::models::Precision;
-use lowrank::{Base, Error, StrictBase, load_adapter};
+use lowrank::{Base, Error, Reading, StrictBase, load_adapter};
 use std::ffi::OsString;
 use std::sync::Arc;
 
@@ -42,10 +42,13 @@ pub fn open(
     precision: Precision,
 ) -> lowrank::Result<(Base, Selection)> {
     let mut base = Base::open(&arguments.model, precision)?;
-    let strict = if arguments.strict_base {
-        StrictBase::Yes
-    } else {
-        StrictBase::No
+    let reading = Reading {
+        strict: if arguments.strict_base {
+            StrictBase::Yes
+        } else {
+            StrictBase::No
+        },
+        residual_base: arguments.residual_base,
     };
     let mut selected: Vec<(Arc<str>, f64)> = Vec::new();
     for (index, source) in arguments.adapters.iter().enumerate() {
@@ -55,7 +58,7 @@ pub fn open(
             None if index == 0 => "default".to_owned(),
             None => format!("default{index}"),
         };
-        load_adapter(&mut base, &name, &source.path, strict).map_err(|error| match error {
+        load_adapter(&mut base, &name, &source.path, reading).map_err(|error| match error {
             // A name that cannot be used is the command line's.
             Error::In { source, .. } if matches!(*source, adapter::Error::Adapter { .. }) => {
                 Error::Usage(format!("--adapter: {source}"))

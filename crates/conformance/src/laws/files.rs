@@ -5,7 +5,7 @@ use crate::compare::{Verdict, differs, require, same_bits};
 use crate::toy::{Head, Toy};
 use candle_core::{DType, Tensor};
 use lowrank_adapter::{
-    AdapterConfig, Attached, Kind, Memory, Selection, Source, Start, attach, sweep,
+    AdapterConfig, Attached, Exported, Kind, Memory, Selection, Source, Start, attach, sweep,
 };
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +17,10 @@ type Declared = Vec<(String, Tensor)>;
 
 pub(crate) fn save_load(case: &Case) -> Verdict {
     let (toy, attached) = case.trained(DType::F32)?;
-    let exported = attached.exported()?;
+    let Exported {
+        config,
+        tensors: exported,
+    } = attached.exported()?;
     let saved: Tensors = exported.iter().cloned().collect();
     require(saved.len() == exported.len(), || {
         format!("{} tensors under {} names", exported.len(), saved.len())
@@ -43,7 +46,7 @@ pub(crate) fn save_load(case: &Case) -> Verdict {
     let loaded = attach(
         &mut second,
         OTHER,
-        &attached.config,
+        &config,
         Start::Saved {
             tensors: saved.clone(),
             seed: 5,
@@ -54,7 +57,13 @@ pub(crate) fn save_load(case: &Case) -> Verdict {
         &evaluated(&second, &Selection::one(OTHER))?,
         &evaluated(&toy, &Selection::one(NAME))?,
     )?;
-    let again = loaded.exported()?;
+    let Exported {
+        config: config_again,
+        tensors: again,
+    } = loaded.exported()?;
+    require(config_again.to_peft() == config.to_peft(), || {
+        format!("{config:?} was saved as {config_again:?} the second time")
+    })?;
     require(again.len() == exported.len(), || {
         format!(
             "{} tensors were saved, then {}",
@@ -73,10 +82,10 @@ pub(crate) fn save_load(case: &Case) -> Verdict {
     for (name, value) in &saved {
         let mut missing = saved.clone();
         missing.remove(name);
-        refused(&attached, missing, "is missing", name)?;
+        refused(&attached, &config, missing, "is missing", name)?;
         let mut misshapen = saved.clone();
         misshapen.insert(name.clone(), Tensor::stack(&[value, value], 0)?);
-        refused(&attached, misshapen, "of another shape", name)?;
+        refused(&attached, &config, misshapen, "of another shape", name)?;
     }
     for name in [
         "stray.weight".to_owned(),
@@ -84,20 +93,21 @@ pub(crate) fn save_load(case: &Case) -> Verdict {
     ] {
         let mut extra = saved.clone();
         extra.insert(name.clone(), base.clone());
-        refused(&attached, extra, "that nobody declared", &name)?;
+        refused(&attached, &config, extra, "that nobody declared", &name)?;
     }
     Ok(())
 }
 
 /// Loading must fail with the tensor's name and leave the model as it was.
-fn refused(attached: &Attached, tensors: Tensors, what: &str, name: &str) -> Verdict {
+fn refused(
+    attached: &Attached,
+    saved: &AdapterConfig,
+    tensors: Tensors,
+    what: &str,
+    name: &str,
+) -> Verdict {
     let mut toy = Toy::new(DType::F32, Head::Own)?;
-    let result = attach(
-        &mut toy,
-        OTHER,
-        &attached.config,
-        Start::Saved { tensors, seed: 5 },
-    );
+    let result = attach(&mut toy, OTHER, saved, Start::Saved { tensors, seed: 5 });
     let Err(error) = result else {
         return require(false, || format!("a tensor {what} was accepted: `{name}`"));
     };

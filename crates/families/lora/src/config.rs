@@ -1,8 +1,9 @@
 //! PEFT's keys for LoRA.
 
+use crate::init::InitLoraWeights;
 use lowrank_adapter::target::Pattern;
-use lowrank_adapter::{Finite, Probability, Result};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use lowrank_adapter::{Error, Finite, Probability, Result};
+use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 
 /// The family's own keys, with PEFT's names and defaults.
@@ -17,6 +18,8 @@ pub struct LoraConfig {
     pub lora_dropout: Probability,
     /// Scale by 1 / sqrt(r) instead of 1 / r.
     pub use_rslora: bool,
+    /// Train the length of every row of the weight apart from its direction (DoRA).
+    pub use_dora: bool,
     /// How A and B start.
     pub init_lora_weights: InitLoraWeights,
     /// Accepted for PEFT's sake: the module's type decides, and every linear layer here stores `[n_out, n_in]`.
@@ -34,6 +37,7 @@ impl Default for LoraConfig {
             lora_alpha: Finite::new(8.0).expect("8 is finite"),
             lora_dropout: Probability::default(),
             use_rslora: false,
+            use_dora: false,
             init_lora_weights: InitLoraWeights::Default,
             fan_in_fan_out: false,
             rank_pattern: Pattern::default(),
@@ -58,45 +62,48 @@ impl LoraConfig {
         };
         Ok((rank, alpha / divisor))
     }
-}
 
-/// `init_lora_weights`: how A and B start. B is 0 in all but `Random`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InitLoraWeights {
-    /// `true`: A uniform in ±1/sqrt(n_in).
-    Default,
-    /// `false`: A as above, B uniform in ±1/sqrt(r); does not start as the base model.
-    Random,
-    /// `"gaussian"`: A normal with standard deviation 1/r.
-    Gaussian,
-}
-
-impl Serialize for InitLoraWeights {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Default => serializer.serialize_bool(true),
-            Self::Random => serializer.serialize_bool(false),
-            Self::Gaussian => serializer.serialize_str("gaussian"),
-        }
+    /// The configuration of twice the ranks with the same scales, as PEFT writes it.
+    ///
+    /// # Errors
+    /// If a number would be too large, or a scale cannot be kept (rsLoRA with patterns).
+    pub(crate) fn doubled(self) -> Result<Self> {
+        self.check_doubling()?;
+        let too_large = |key: &str| Error::Config {
+            what: format!("`{key}` is too large to be doubled"),
+        };
+        let factor = if self.use_rslora {
+            std::f64::consts::SQRT_2
+        } else {
+            2.0
+        };
+        let two = NonZeroUsize::MIN.saturating_add(1);
+        let rank = |rank: NonZeroUsize| rank.checked_mul(two).ok_or_else(|| too_large("r"));
+        let alpha = |alpha: Finite, factor: f64| {
+            Finite::new(alpha.get() * factor).ok_or_else(|| too_large("lora_alpha"))
+        };
+        let ranks = self.rank_pattern.0.into_iter();
+        let ranks = ranks.map(|(key, value)| Ok((key, rank(value)?)));
+        let alphas = self.alpha_pattern.0.into_iter();
+        let alphas = alphas.map(|(key, value)| Ok((key, alpha(value, 2.0)?)));
+        Ok(Self {
+            r: rank(self.r)?,
+            lora_alpha: alpha(self.lora_alpha, factor)?,
+            rank_pattern: Pattern(ranks.collect::<Result<_>>()?),
+            alpha_pattern: Pattern(alphas.collect::<Result<_>>()?),
+            ..self
+        })
     }
-}
 
-impl<'de> Deserialize<'de> for InitLoraWeights {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            Bool(bool),
-            Word(String),
+    /// A residual start is exported at twice its ranks, which must be possible before anything is trained.
+    pub(crate) fn check_doubling(&self) -> Result<()> {
+        let patterns = !self.rank_pattern.0.is_empty() || !self.alpha_pattern.0.is_empty();
+        if self.use_rslora && patterns {
+            let what = "a residual start cannot be exported with `use_rslora = true` together with `rank_pattern` or \
+                        `alpha_pattern`; leave one of them out"
+                .into();
+            return Err(Error::Config { what });
         }
-        match Written::deserialize(deserializer) {
-            Ok(Written::Bool(true)) => Ok(Self::Default),
-            Ok(Written::Bool(false)) => Ok(Self::Random),
-            Ok(Written::Word(word)) if word == "gaussian" => Ok(Self::Gaussian),
-            Ok(Written::Word(word)) => Err(D::Error::custom(format!(
-                "\"{word}\" is not yet supported, expected true, false or \"gaussian\""
-            ))),
-            Err(_) => Err(D::Error::custom("expected true, false or \"gaussian\"")),
-        }
+        Ok(())
     }
 }

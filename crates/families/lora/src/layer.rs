@@ -1,120 +1,130 @@
-//! One adapted layer, and how LoRA attaches.
+//! One adapted layer.
 
-use crate::config::{InitLoraWeights, LoraConfig};
+use crate::dora::{Magnitude, dense_norms};
 use candle_core::Tensor;
-use lowrank_adapter::{
-    Adapter, Attach, Attachment, Error, Family, Init, LowRank, Merge, Param, Pass, Result, Spec,
-};
+use lowrank_adapter::{Adapter, LowRank, Merge, Param, Pass, Result};
 use lowrank_frozen::FrozenLinear;
 use lowrank_ops::{self as ops, rng::Purpose};
-use serde_json::{Value, json};
 
-/// Low-rank adaptation.
+/// W + s (B A - B₀ A₀), its rows at the lengths m if there are any.
 #[derive(Debug)]
-pub struct Lora;
-
-#[derive(Debug)]
-struct Layer {
-    a: Param,
-    b: Param,
-    scale: f64,
-    dropout: f64,
+pub(crate) struct Layer {
+    pub a: Param,
+    pub b: Param,
+    /// A₀ and B₀ of a residual start.
+    pub subtracted: Option<(Param, Param)>,
+    pub magnitude: Option<Magnitude>,
+    pub scale: f64,
+    pub dropout: f64,
     /// Keys the dropout mask.
-    path: String,
-}
-
-impl Family for Lora {
-    type Config = LoraConfig;
-    const NAME: &'static str = "lora";
-
-    fn fixed() -> Vec<(&'static str, Value)> {
-        vec![
-            ("alora_invocation_tokens", Value::Null),
-            ("arrow_config", Value::Null),
-            ("corda_config", Value::Null),
-            ("ensure_weight_tying", json!(false)),
-            ("eva_config", Value::Null),
-            ("kasa_config", Value::Null),
-            ("layer_replication", Value::Null),
-            ("loftq_config", json!({})),
-            ("lora_bias", json!(false)),
-            ("lora_ga_config", Value::Null),
-            ("megatron_config", Value::Null),
-            ("megatron_core", json!("megatron.core")),
-            ("monteclora_config", Value::Null),
-            ("qalora_group_size", json!(16)),
-            ("target_parameters", Value::Null),
-            ("trainable_token_indices", Value::Null),
-            ("use_bdlora", Value::Null),
-            ("use_dora", json!(false)),
-            ("use_qalora", json!(false)),
-            ("velora_config", Value::Null),
-        ]
-    }
-
-    fn attach(&self, config: &LoraConfig, cx: &mut Attach<'_>) -> Result<Attachment> {
-        Attachment::per_site(cx, |cx, site| {
-            let (n_out, n_in) = cx.site(site).dims();
-            let path = cx.site(site).path.clone();
-            let (rank, scale) = config.rank_and_scale(&path)?;
-            if rank > n_out.min(n_in) {
-                return Err(Error::RankTooLarge { rank, n_out, n_in });
-            }
-            let (start_a, start_b) = match config.init_lora_weights {
-                InitLoraWeights::Default => (Init::KaimingUniform, Init::Zeros),
-                InitLoraWeights::Random => (Init::KaimingUniform, Init::KaimingUniform),
-                InitLoraWeights::Gaussian => {
-                    let std = 1.0 / rank as f64;
-                    (Init::Normal { std }, Init::Zeros)
-                }
-            };
-            let a = Spec::new("lora_A.weight", (rank, n_in)).rank_axis(0);
-            let b = Spec::new("lora_B.weight", (n_out, rank)).rank_axis(1);
-            Ok(Box::new(Layer {
-                a: cx.declare(site, a.init(start_a))?,
-                b: cx.declare(site, b.init(start_b))?,
-                scale,
-                dropout: config.lora_dropout.get(),
-                path,
-            }))
-        })
-    }
+    pub path: String,
 }
 
 impl Layer {
-    fn dropped(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+    /// A and B of the whole update, [A; A₀] and [B, -B₀] after a residual start, without a graph.
+    pub fn values(&self) -> Result<(Tensor, Tensor)> {
+        self.whole(self.a.value(), self.b.value())
+    }
+
+    /// The same as a pass may use them.
+    fn factors(&self, pass: &Pass) -> Result<(Tensor, Tensor)> {
+        self.whole(self.a.get(pass), self.b.get(pass))
+    }
+
+    fn whole(&self, a: Tensor, b: Tensor) -> Result<(Tensor, Tensor)> {
+        match &self.subtracted {
+            None => Ok((a, b)),
+            Some((a0, b0)) => joined(&a, &b, &a0.value(), &b0.value()),
+        }
+    }
+
+    /// The layer's input as the adapter sees it, if dropout applies.
+    fn dropped(&self, x: &Tensor, pass: &Pass) -> Result<Option<Tensor>> {
         if self.dropout == 0.0 || !pass.training() {
-            return Ok(x.clone());
+            return Ok(None);
         }
         let key = pass.rng().purpose(Purpose::Dropout).site(&self.path);
-        Ok(ops::dropout(x, self.dropout, key)?)
+        Ok(Some(ops::dropout(x, self.dropout, key)?))
     }
+
+    /// y = (m / n) (x Wᵀ + s x Aᵀ Bᵀ) + bias. With dropout the base's own product sees the whole input:
+    /// y = x Wᵀ + bias + (m / n - 1) (d Wᵀ) + (m / n) s d Aᵀ Bᵀ for the dropped input d.
+    fn forward_dora(
+        &self,
+        magnitude: &Magnitude,
+        base: &FrozenLinear,
+        x: &Tensor,
+        pass: &Pass,
+    ) -> Result<Tensor> {
+        let (a, b) = self.factors(pass)?;
+        let norms = magnitude.norms.of(base, &a, &b, self.scale)?;
+        let factors = magnitude.factors(pass, norms)?;
+        let dropped = self.dropped(x, pass)?;
+        let d = dropped.as_ref().unwrap_or(x);
+        let y = base
+            .with_bias(None)
+            .forward_low_rank(d, &a, &b, self.scale)?;
+        let y = ops::scale_columns(&y, &factors)?;
+        match (&dropped, base.bias()) {
+            // x Wᵀ - d Wᵀ is one product.
+            (Some(d), _) => Ok((y + base.forward(&(x - d)?)?)?),
+            (None, Some(bias)) => Ok(ops::add_bias(&y, bias)?),
+            (None, None) => Ok(y),
+        }
+    }
+}
+
+/// [a; a0] and [b, -b0], whose product is b a - b0 a0.
+pub(crate) fn joined(a: &Tensor, b: &Tensor, a0: &Tensor, b0: &Tensor) -> Result<(Tensor, Tensor)> {
+    let b = Tensor::cat(&[b, &b0.neg()?], 1)?;
+    Ok((Tensor::cat(&[a, a0], 0)?, b))
 }
 
 impl Adapter for Layer {
     fn forward(&self, base: &FrozenLinear, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+        if let Some(magnitude) = &self.magnitude {
+            return self.forward_dora(magnitude, base, x, pass);
+        }
         let dropped = self.dropped(x, pass)?;
-        let h = (ops::linear(&dropped, &self.a.get(pass), None)? * self.scale)?;
-        Ok(base.forward_plus(x, &h, &self.b.get(pass))?)
+        let (a, b) = self.factors(pass)?;
+        let h = (ops::linear(dropped.as_ref().unwrap_or(x), &a, None)? * self.scale)?;
+        Ok(base.forward_plus(x, &h, &b)?)
     }
 
-    fn delta(&self, _: &FrozenLinear, x: &Tensor, _: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+    fn delta(
+        &self,
+        base: &FrozenLinear,
+        x: &Tensor,
+        y_base: &Tensor,
+        pass: &mut Pass,
+    ) -> Result<Tensor> {
+        if self.magnitude.is_some() {
+            return Ok((self.forward(base, x, pass)? - y_base)?);
+        }
         let dropped = self.dropped(x, pass)?;
-        let (a, b) = (self.a.get(pass), self.b.get(pass));
-        Ok(ops::low_rank(&dropped, &a, &b, self.scale)?)
+        let (a, b) = self.factors(pass)?;
+        let x = dropped.as_ref().unwrap_or(x);
+        Ok(ops::low_rank(x, &a, &b, self.scale)?)
     }
 
     fn merge(&self, weight: &Tensor, _: Option<&Tensor>, pass: &mut Pass) -> Result<Merge> {
-        let update = self.b.get(pass).matmul(&self.a.get(pass))?;
-        Ok(Merge::Exact(
-            ops::add_scaled(weight, &update, self.scale)?.into(),
-        ))
+        let (a, b) = self.factors(pass)?;
+        let mut merged = ops::add_scaled(weight, &b.matmul(&a)?, self.scale)?;
+        if let Some(magnitude) = &self.magnitude {
+            let factors = magnitude.factors(pass, dense_norms(&merged)?)?;
+            merged = merged.broadcast_mul(&factors.unsqueeze(1)?)?;
+        }
+        Ok(Merge::Exact(merged.into()))
     }
 
     fn low_rank(&self) -> Result<Option<LowRank>> {
+        if self.magnitude.is_some() {
+            return Ok(None);
+        }
+        let (a, b) = self.values()?;
         Ok(Some(LowRank {
-            a: self.a.value(),
-            b: self.b.value(),
+            a,
+            b,
             scale: self.scale,
         }))
     }

@@ -9,6 +9,20 @@
 //! rsLoRA is Kalajdzievski 2023 (arXiv 2312.03732). Dropout touches the adapter's input only. B starts at 0, so the
 //! adapted model starts as its base (unless `init_lora_weights = false`, which is for tests).
 //!
+//! DoRA (Liu et al. 2024, arXiv 2402.09353; `use_dora`) trains the lengths m `[n_out]` of the rows apart from their
+//! directions. With n the row norms of W + s B A, a constant to the gradient:
+//!
+//! ```text
+//! y = (m / n) (x Wᵀ + s x Aᵀ Bᵀ) + bias
+//! ```
+//!
+//! n comes from W Aᵀ and A Aᵀ; B A is never formed. m starts as n.
+//!
+//! Residual starts (`init_lora_weights`: PiSSA, Meng et al. 2024, arXiv 2404.02948; OLoRA, Büyükakyüz 2024, arXiv
+//! 2406.01775) begin at the leading part of W itself, and PEFT subtracts that part from the base. Here the base is left
+//! alone: the layer computes W + s (B A - B₀ A₀) with A₀ and B₀ frozen, and what is exported is plain LoRA of twice the
+//! rank, s [B, -B₀] [A; A₀], which every reader of PEFT's files understands.
+//!
 //! The configuration and the files are those of PEFT 0.21.2. Keys of PEFT that are not built yet are listed in
 //! [`Lora`]'s `fixed` and refused at any other value.
 //!
@@ -22,7 +36,11 @@
 //! ```
 
 mod config;
+mod dora;
+mod family;
+mod init;
 mod layer;
 
-pub use config::{InitLoraWeights, LoraConfig};
-pub use layer::Lora;
+pub use config::LoraConfig;
+pub use family::Lora;
+pub use init::{Foreign, InitLoraWeights};

@@ -23,7 +23,7 @@ impl Weights for Memory {
         let tensor = self.0.get(name)?;
         Some(TensorInfo {
             shape: tensor.dims().to_vec(),
-            dtype: tensor.dtype(),
+            encoding: tensor.dtype().into(),
         })
     }
 

@@ -368,7 +368,7 @@ fn what_is_wrong_in_the_file_is_named() {
         refused(&text, &[], &format!("my/run.toml: {what}"));
     }
     for (text, what) in [
-        ("", "`model.source` is missing, expected a model folder or the name of an embedded model, as a string".to_owned()),
+        ("", "`model.source` is missing, expected a model folder, a GGUF file or the name of an embedded model, as a string".to_owned()),
         ("model.source = \"x\"", format!("`data.train` is missing, {PATHS}")),
         ("model.source = \"x\"\ndata.train = []", format!("`data.train` is [], {PATHS}")),
         ("model.source = \"x\"\ndata.train = \"a.jsonl\"", format!("`data.train` is \"a.jsonl\", {PATHS}")),
@@ -391,7 +391,7 @@ fn what_is_wrong_in_the_file_is_named() {
         ),
         (
             "model = { source = \"x\", dtype = \"nf4\" }",
-            "`model.dtype = \"nf4\"` is not yet supported (only \"as-stored\" or \"f32\" or \"f64\" is)".to_owned(),
+            "`model.dtype = \"nf4\"` is not yet supported (only \"as-stored\" or \"f32\" or \"bf16\" or \"f16\" or \"f64\" is)".to_owned(),
         ),
     ] {
         refused(text, &[], &format!("my/run.toml: {what}"));

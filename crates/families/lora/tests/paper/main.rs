@@ -1,6 +1,10 @@
 //! Worked numbers: the layer as the paper writes it, scales, starts, and the count of parameters.
 #![expect(clippy::unwrap_used, reason = "helpers of a test may fail it")]
 
+mod dora;
+mod refusals;
+mod starts;
+
 use candle_core::{DType, Device, Tensor};
 use lowrank_adapter::{
     AdapterConfig, Ask, Attached, Batch, KvCache, Linear, Merge, Model, Part, Pass, Result,
@@ -8,8 +12,8 @@ use lowrank_adapter::{
 };
 use lowrank_frozen::FrozenLinear;
 use lowrank_lora::{Lora, LoraConfig};
+use lowrank_ops::rng::{Key, Purpose};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 
 /// Linear layers and nothing else.
 struct Layers(Vec<Linear>);
@@ -59,60 +63,103 @@ fn layers(shapes: &[(&str, usize, usize)]) -> Layers {
     Layers(shapes.iter().map(layer).collect())
 }
 
+/// One layer called `up`, in f64.
+fn one_layer(weight: Tensor, bias: Option<Tensor>) -> Layers {
+    let base = FrozenLinear::new(weight, bias).unwrap();
+    Layers(vec![Linear::new("up", base)])
+}
+
+/// A matrix in f64.
+fn matrix(rows: &[&[f64]]) -> Tensor {
+    let flat = rows.concat();
+    Tensor::from_vec(flat, (rows.len(), rows[0].len()), &Device::Cpu).unwrap()
+}
+
+/// Normal numbers in f64, keyed by `what`.
+fn random(what: &str, shape: &[usize]) -> Tensor {
+    let mut stream = Key::new(23, Purpose::Test).site(what).stream();
+    let numbers: Vec<f64> = (0..shape.iter().product())
+        .map(|_| stream.normal())
+        .collect();
+    Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap()
+}
+
+fn numbers(tensor: &Tensor) -> Vec<f64> {
+    let flat = tensor.flatten_all().unwrap().to_dtype(DType::F64).unwrap();
+    flat.to_vec1().unwrap()
+}
+
+/// Asserts equal numbers, up to `tolerance` times the largest (or 1).
+#[track_caller]
+fn assert_near(got: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), expected.len());
+    let size = expected.iter().fold(1f64, |size, x| size.max(x.abs()));
+    let off = got.iter().zip(expected);
+    let off = off.map(|(a, b)| (a - b).abs()).fold(0f64, f64::max);
+    assert!(
+        off <= tolerance * size,
+        "{got:?} instead of {expected:?}, off by {off:e}"
+    );
+}
+
+/// The tensors of a file for the layer `up`, from names without its path.
+fn saved(tensors: &[(&str, &Tensor)]) -> Start {
+    let named = |(name, tensor): &(&str, &Tensor)| (format!("up.{name}"), (*tensor).clone());
+    Start::Saved {
+        tensors: tensors.iter().map(named).collect(),
+        seed: 1,
+    }
+}
+
+/// The weight `[n_out, n_in]` of the only layer with its adapter folded in.
+fn merged(model: &Layers) -> Tensor {
+    let mut pass = Pass::evaluation(Selection::one("default"));
+    let Merge::Exact(merged) = model.0[0].merge(&mut pass).unwrap() else {
+        panic!("LoRA merges exactly")
+    };
+    merged.weight
+}
+
+/// What the only layer does to `x` in evaluation mode.
+fn output(model: &Layers, x: &Tensor) -> Tensor {
+    let mut pass = Pass::evaluation(Selection::one("default"));
+    model.0[0].forward(x, &mut pass).unwrap()
+}
+
 fn adapt(model: &mut Layers, keys: &Value, start: Start) -> Attached {
     let config = AdapterConfig::parse(&Lora, keys.as_object().unwrap(), Source::RunFile).unwrap();
     attach(model, "default", &config, start).unwrap()
 }
 
+/// The value of a declared tensor.
+fn tensor(attached: &Attached, name: &str) -> Tensor {
+    let mut params = attached.params.iter();
+    let param = params.find(|param| param.name() == name).unwrap();
+    param.snapshot().unwrap()
+}
+
 fn value(attached: &Attached, name: &str) -> Vec<f64> {
-    let param = attached
-        .params
-        .iter()
-        .find(|param| param.name() == name)
-        .unwrap();
-    let value = param.value().to_dtype(DType::F64).unwrap();
-    value.flatten_all().unwrap().to_vec1().unwrap()
+    numbers(&tensor(attached, name))
 }
 
 /// W = [[1,2,3],[4,5,6]], b = [.5,-.5], A = [[1,0,-1]], B = [[2],[-1]], alpha 4, r 1, x = [1,2,3]: y = [-1.5, 39.5].
 #[test]
 fn a_layer_by_hand() {
-    let tensor = |rows: &[&[f64]]| {
-        let flat = rows.concat();
-        Tensor::from_vec(flat, (rows.len(), rows[0].len()), &Device::Cpu).unwrap()
-    };
     let bias = Tensor::new(&[0.5, -0.5], &Device::Cpu).unwrap();
-    let base = FrozenLinear::new(tensor(&[&[1., 2., 3.], &[4., 5., 6.]]), Some(bias)).unwrap();
-    let mut model = Layers(vec![Linear::new("up", base)]);
-    let saved = BTreeMap::from([
-        ("up.lora_A.weight".to_owned(), tensor(&[&[1., 0., -1.]])),
-        ("up.lora_B.weight".to_owned(), tensor(&[&[2.], &[-1.]])),
-    ]);
+    let mut model = one_layer(matrix(&[&[1., 2., 3.], &[4., 5., 6.]]), Some(bias));
+    let (a, b) = (matrix(&[&[1., 0., -1.]]), matrix(&[&[2.], &[-1.]]));
     adapt(
         &mut model,
         &json!({ "r": 1, "lora_alpha": 4, "target_modules": ["up"] }),
-        Start::Saved {
-            tensors: saved,
-            seed: 1,
-        },
+        saved(&[("lora_A.weight", &a), ("lora_B.weight", &b)]),
     );
 
-    let mut pass = Pass::evaluation(Selection::one("default"));
-    let x = tensor(&[&[1., 2., 3.]]);
-    let y = model.0[0].forward(&x, &mut pass).unwrap();
-    assert_eq!(y.to_vec2::<f64>().unwrap(), [[-1.5, 39.5]]);
-    let Merge::Exact(merged) = model.0[0].merge(&mut pass).unwrap() else {
-        panic!("LoRA merges exactly")
-    };
-    assert_eq!(
-        merged.weight.to_vec2::<f64>().unwrap(),
-        [[9., 2., -5.], [0., 5., 10.]]
-    );
-    let merged = FrozenLinear::new(merged.weight, merged.bias).unwrap();
-    assert_eq!(
-        merged.forward(&x).unwrap().to_vec2::<f64>().unwrap(),
-        [[-1.5, 39.5]]
-    );
+    let x = matrix(&[&[1., 2., 3.]]);
+    assert_eq!(numbers(&output(&model, &x)), [-1.5, 39.5]);
+    let merged = merged(&model);
+    assert_eq!(numbers(&merged), [9., 2., -5., 0., 5., 10.]);
+    let merged = FrozenLinear::new(merged, model.0[0].base().bias().cloned()).unwrap();
+    assert_eq!(numbers(&merged.forward(&x).unwrap()), [-1.5, 39.5]);
 }
 
 #[test]
@@ -208,44 +255,4 @@ fn parameters_are_counted_as_the_paper_counts_them() {
     // Absent `target_modules` means PEFT's table: q and v for LLaMA.
     let attached = adapt(&mut Layers(linears), &json!({ "r": 8 }), Start::Seed(1));
     assert_eq!(attached.trainable_parameters(), 4_194_304);
-}
-
-#[test]
-fn what_is_refused() {
-    let refuse = |keys: Value| {
-        let config = AdapterConfig::parse(&Lora, keys.as_object().unwrap(), Source::RunFile);
-        let mut model = layers(&[("model.layers.0.up", 6, 10)]);
-        let error = config
-            .and_then(|config| attach(&mut model, "default", &config, Start::Seed(1)).map(|_| ()));
-        error.unwrap_err().to_string()
-    };
-    let with = |key: &str, value: Value| {
-        let mut keys = json!({ "target_modules": ["up"] });
-        keys[key] = value;
-        refuse(keys)
-    };
-    assert_eq!(
-        with("r", json!(7)),
-        "model.layers.0.up: r = 7 is larger than the matrix [6, 10] allows; use at most 6"
-    );
-    assert_eq!(
-        with("r", json!(0)),
-        "`r = 0`: invalid value: integer `0`, expected a nonzero usize"
-    );
-    assert_eq!(
-        with("lora_alhpa", json!(4)),
-        "unknown key `lora_alhpa`, did you mean `lora_alpha`?"
-    );
-    assert_eq!(
-        with("use_dora", json!(true)),
-        "`use_dora = true` is not yet supported (only false is)"
-    );
-    assert_eq!(
-        with("init_lora_weights", json!("pissa")),
-        "`init_lora_weights = \"pissa\"`: \"pissa\" is not yet supported, expected true, false or \"gaussian\""
-    );
-    assert_eq!(
-        with("lora_dropout", json!(1.0)),
-        "`lora_dropout = 1.0`: expected a probability of at least 0 and less than 1"
-    );
 }

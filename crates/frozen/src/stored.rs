@@ -1,0 +1,130 @@
+//! A matrix in the form it is held in.
+
+use crate::packed::Packed;
+use crate::{BlockType, Error, Result};
+use candle_core::{DType, Tensor};
+use lowrank_ops as ops;
+
+/// How numbers are held, in a file or in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// Each on its own.
+    Plain(DType),
+    /// In blocks that share a scale.
+    Blocks(BlockType),
+}
+
+impl Encoding {
+    /// The name, `bf16` or `q4_1`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain(dtype) => dtype.as_str(),
+            Self::Blocks(block) => block.name(),
+        }
+    }
+}
+
+impl From<DType> for Encoding {
+    fn from(dtype: DType) -> Self {
+        Self::Plain(dtype)
+    }
+}
+
+/// A matrix as it is held: dense in f32 or f64, or packed in f16, bf16 or quantised blocks, which are computed with in
+/// f32. Clones share the numbers.
+#[derive(Debug, Clone)]
+pub struct Stored(pub(crate) Form);
+
+#[derive(Debug, Clone)]
+pub(crate) enum Form {
+    Dense(Tensor),
+    Packed(Packed),
+}
+
+impl Stored {
+    /// A matrix of f32, f64, f16 or bf16, taken detached.
+    ///
+    /// # Errors
+    /// If it is not a matrix, or of another dtype.
+    pub fn new(matrix: Tensor) -> Result<Self> {
+        matrix.dims2()?;
+        let matrix = matrix.detach();
+        if matches!(matrix.dtype(), DType::F32 | DType::F64) {
+            return Ok(Self(Form::Dense(matrix.contiguous()?)));
+        }
+        match Packed::from_tensor(&matrix)? {
+            Some(packed) => Ok(Self(Form::Packed(packed))),
+            None => Err(Error::Frozen {
+                dtype: matrix.dtype().as_str(),
+            }),
+        }
+    }
+
+    /// Quantised blocks as GGUF holds them, row by row; `dims` are rows and columns in numbers. The bytes are copied.
+    ///
+    /// # Errors
+    /// If a row is not a whole number of blocks, or the bytes are not those of all rows.
+    pub fn blocks(block: BlockType, bytes: &[u8], dims: (usize, usize)) -> Result<Self> {
+        Packed::from_blocks(block, bytes, dims).map(|packed| Self(Form::Packed(packed)))
+    }
+
+    /// Rows and columns.
+    #[must_use]
+    pub fn dims(&self) -> (usize, usize) {
+        use crate::product::Factor as _;
+        match &self.0 {
+            Form::Dense(matrix) => (matrix.dims()[0], matrix.dims()[1]),
+            Form::Packed(packed) => packed.dims(),
+        }
+    }
+
+    /// The dtype it is computed with in.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        match &self.0 {
+            Form::Dense(matrix) => matrix.dtype(),
+            Form::Packed(_) => DType::F32,
+        }
+    }
+
+    /// How it is held.
+    #[must_use]
+    pub fn encoding(&self) -> Encoding {
+        match &self.0 {
+            Form::Dense(matrix) => matrix.dtype().into(),
+            Form::Packed(packed) => packed.encoding(),
+        }
+    }
+
+    /// Bytes in memory.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match &self.0 {
+            Form::Dense(matrix) => matrix.elem_count() * matrix.dtype().size_in_bytes(),
+            Form::Packed(packed) => packed.bytes(),
+        }
+    }
+
+    /// The matrix in [`Self::dtype`]; a copy if it is packed.
+    ///
+    /// # Errors
+    /// If candle refuses.
+    pub fn to_dense(&self) -> Result<Tensor> {
+        match &self.0 {
+            Form::Dense(matrix) => Ok(matrix.clone()),
+            Form::Packed(packed) => packed.to_dense(),
+        }
+    }
+
+    /// True if no number is a NaN or an infinity.
+    ///
+    /// # Errors
+    /// If candle refuses.
+    pub fn all_finite(&self) -> Result<bool> {
+        match &self.0 {
+            Form::Dense(matrix) => Ok(ops::all_finite(matrix)?),
+            Form::Packed(packed) => packed.all_finite(),
+        }
+    }
+}
