@@ -1,8 +1,10 @@
 //! Causal grouped-query attention without the matrix of probabilities in the graph.
 //!
-//! Forward and backward walk over blocks of queries; a block's scores live in scratch memory, and the backward
-//! computes them again from the logarithm of each query's sum of exponentials.
+//! Forward and backward walk over blocks of queries of one segment; a block's scores live in scratch memory, and the
+//! backward computes them again from the logarithm of each query's sum of exponentials. Texts that are packed into a row
+//! cost what they cost in rows of their own: keys before a segment's first one are never touched.
 
+use crate::attention_mask::{AttentionMask, Block};
 use crate::float::{same_dtype, with_float};
 use crate::gemm::{Matrix, matmul_add_here, matmul_here};
 use crate::rows::{dot, expect_dims, max, sum, tensor};
@@ -10,40 +12,8 @@ use crate::{Error, Float, Result, argument, data};
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
 use rayon::prelude::*;
 use std::marker::PhantomData;
-use std::sync::{Arc, OnceLock};
-
-/// Who may see whom. Segments number the texts that share a row; 0 is padding.
-///
-/// The last query of a row is the last key of that row. A query sees itself and, unless it is padding, the keys
-/// of its segment before it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AttentionMask {
-    /// The segment of each query, [batch * tokens].
-    pub query_segments: Vec<u32>,
-    /// The segment of each key, [batch * keys].
-    pub key_segments: Vec<u32>,
-    /// The number of rows.
-    pub batch: usize,
-}
-
-impl AttentionMask {
-    /// Writes minus infinity over the scores of the first keys of a row where the query may not see them.
-    fn hide<T: Float>(&self, sequence: usize, token: usize, sizes: Sizes, scores: &mut [T]) {
-        let Sizes { tokens, keys, .. } = sizes;
-        let own = keys - tokens + token;
-        let hidden = T::from_f64(f64::NEG_INFINITY);
-        let segment = self.query_segments[sequence * tokens + token];
-        let (before, after) = scores.split_at_mut(own);
-        after[1..].fill(hidden);
-        for (score, other) in before.iter_mut().zip(&self.key_segments[sequence * keys..]) {
-            *score = if *other == segment && segment != 0 {
-                *score
-            } else {
-                hidden
-            };
-        }
-    }
-}
+use std::ops::Range;
+use std::sync::OnceLock;
 
 /// softmax(scale * q k^T, masked) v: `q` [batch, heads, tokens, d], `k` and `v` [batch, kv_heads, keys, d] ->
 /// [batch, heads, tokens, d]. Consecutive heads / kv_heads heads share a key head; there are at least as many
@@ -87,14 +57,12 @@ pub fn attention(
     }
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     Ok(with_float!("attention", q.dtype(), T => {
-        let mask = Arc::new(mask.clone());
+        let blocks = (0..sizes.batch).map(|row| mask.blocks(row)).collect();
+        let mask = mask.clone();
         let log_sums = OnceLock::new();
-        q.apply_op3(&k, &v, Attention::<T> { sizes, mask, scale, log_sums, dtype: PhantomData })
+        q.apply_op3(&k, &v, Attention::<T> { sizes, mask, blocks, scale, log_sums, dtype: PhantomData })
     })?)
 }
-
-/// Queries that are worked on together.
-const BLOCK: usize = 64;
 
 #[derive(Debug, Clone, Copy)]
 struct Sizes {
@@ -140,19 +108,13 @@ impl Sizes {
             d,
         })
     }
-
-    /// Blocks of queries: (first, how many, how many keys the last of them may see).
-    fn blocks(self) -> impl Iterator<Item = (usize, usize, usize)> {
-        (0..self.tokens).step_by(BLOCK).map(move |first| {
-            let count = BLOCK.min(self.tokens - first);
-            (first, count, self.keys - self.tokens + first + count)
-        })
-    }
 }
 
 struct Attention<T> {
     sizes: Sizes,
-    mask: Arc<AttentionMask>,
+    mask: AttentionMask,
+    /// Of each row.
+    blocks: Vec<Vec<Block>>,
     scale: f64,
     /// log(sum(exp(scores))) of every query, [batch * heads * tokens].
     log_sums: OnceLock<Vec<f64>>,
@@ -167,52 +129,48 @@ struct Grads<'a, T> {
 }
 
 impl<T: Float> Attention<T> {
-    /// The scores of a block of queries, [count, seen], minus infinity where masked.
-    fn scores(
-        &self,
-        sequence: usize,
-        (first, count, seen): (usize, usize, usize),
-        q: &[T],
-        k: &[T],
-        scores: &mut [T],
-    ) -> Result<()> {
-        let d = self.sizes.d;
-        let (q, k) = (Matrix::new(q, count, d)?, Matrix::new(k, seen, d)?);
+    /// Room for the scores of any block of a row.
+    fn scratch(&self, row: usize) -> Vec<T> {
+        let largest = self.blocks[row].iter().map(Block::size).max();
+        vec![T::ZERO; largest.unwrap_or(0)]
+    }
+
+    /// The scores of a block, [queries, keys], minus infinity where masked: `q` and `k` are those of the block.
+    fn scores(&self, row: usize, block: &Block, q: &[T], k: &[T], scores: &mut [T]) -> Result<()> {
+        let (d, seen) = (self.sizes.d, block.keys.len());
+        let (q, k) = (Matrix::new(q, block.count, d)?, Matrix::new(k, seen, d)?);
         matmul_here(T::from_f64(self.scale), q, k.transposed(), scores)?;
-        for (row, scores) in scores.chunks_mut(seen).enumerate() {
-            self.mask.hide(sequence, first + row, self.sizes, scores);
+        for (token, scores) in (block.first..).zip(scores.chunks_mut(seen)) {
+            self.mask.hide(row, token, block, scores);
         }
         Ok(())
     }
 
     /// One head: writes its output [tokens, d] and returns its log-sums.
-    fn head(&self, sequence: usize, q: &[T], k: &[T], v: &[T], out: &mut [T]) -> Result<Vec<f64>> {
+    fn head(&self, row: usize, q: &[T], k: &[T], v: &[T], out: &mut [T]) -> Result<Vec<f64>> {
         let d = self.sizes.d;
-        let mut scratch = vec![T::ZERO; BLOCK.min(self.sizes.tokens) * self.sizes.keys];
+        let mut scratch = self.scratch(row);
         let mut log_sums = Vec::with_capacity(self.sizes.tokens);
-        for block @ (first, count, seen) in self.sizes.blocks() {
-            let scores = &mut scratch[..count * seen];
-            self.scores(
-                sequence,
-                block,
-                &q[first * d..][..count * d],
-                &k[..seen * d],
-                scores,
-            )?;
-            for row in scores.chunks_mut(seen) {
-                let max = max(row);
-                row.iter_mut()
+        for block in &self.blocks[row] {
+            let scores = &mut scratch[..block.size()];
+            let (queries, seen) = (of(block.first, block.count, d), block.keys.len());
+            let keys = of(block.keys.start, seen, d);
+            self.scores(row, block, &q[queries.clone()], &k[keys.clone()], scores)?;
+            for scores in scores.chunks_mut(seen) {
+                let max = max(scores);
+                scores
+                    .iter_mut()
                     .for_each(|score| *score = Float::exp(*score - max));
-                let total = sum(row, |x| x.to_f64());
+                let total = sum(scores, |x| x.to_f64());
                 let share = T::from_f64(1.0 / total);
-                row.iter_mut().for_each(|score| *score *= share);
+                scores.iter_mut().for_each(|score| *score *= share);
                 log_sums.push(max.to_f64() + total.ln());
             }
             let (scores, v) = (
-                Matrix::new(scores, count, seen)?,
-                Matrix::new(&v[..seen * d], seen, d)?,
+                Matrix::new(scores, block.count, seen)?,
+                Matrix::new(&v[keys], seen, d)?,
             );
-            matmul_here(T::ONE, scores, v, &mut out[first * d..][..count * d])?;
+            matmul_here(T::ONE, scores, v, &mut out[queries])?;
         }
         Ok(log_sums)
     }
@@ -220,27 +178,34 @@ impl<T: Float> Attention<T> {
     /// One head's share of the gradients: `q`, `out` and `grad` are [tokens, d].
     fn head_back(
         &self,
-        sequence: usize,
+        row: usize,
         (q, k, v): (&[T], &[T], &[T]),
         (out, grad, log_sums): (&[T], &[T], &[f64]),
         grads: Grads<'_, T>,
     ) -> Result<()> {
         let d = self.sizes.d;
         let scale = T::from_f64(self.scale);
-        let mut scratch = vec![T::ZERO; 2 * BLOCK.min(self.sizes.tokens) * self.sizes.keys];
-        for block @ (first, count, seen) in self.sizes.blocks() {
-            let (probabilities, rest) = scratch.split_at_mut(count * seen);
-            let slopes = &mut rest[..count * seen];
-            let rows = first * d..(first + count) * d;
-            let (q, k, v) = (&q[rows.clone()], &k[..seen * d], &v[..seen * d]);
-            self.scores(sequence, block, q, k, probabilities)?;
-            for (row, log_sum) in probabilities.chunks_mut(seen).zip(&log_sums[first..]) {
-                row.iter_mut()
+        let (mut scores, mut slopes) = (self.scratch(row), self.scratch(row));
+        for block in &self.blocks[row] {
+            let (probabilities, slopes) =
+                (&mut scores[..block.size()], &mut slopes[..block.size()]);
+            let (count, seen) = (block.count, block.keys.len());
+            let (queries, keys) = (of(block.first, count, d), of(block.keys.start, seen, d));
+            let (q, k, v) = (&q[queries.clone()], &k[keys.clone()], &v[keys.clone()]);
+            self.scores(row, block, q, k, probabilities)?;
+            for (scores, log_sum) in probabilities.chunks_mut(seen).zip(&log_sums[block.first..]) {
+                scores
+                    .iter_mut()
                     .for_each(|score| *score = Float::exp(T::from_f64(score.to_f64() - log_sum)));
             }
-            let block_grad = Matrix::new(&grad[rows.clone()], count, d)?;
+            let block_grad = Matrix::new(&grad[queries.clone()], count, d)?;
             let p = Matrix::new(probabilities, count, seen)?;
-            matmul_add_here(T::ONE, p.transposed(), block_grad, &mut grads.v[..seen * d])?;
+            matmul_add_here(
+                T::ONE,
+                p.transposed(),
+                block_grad,
+                &mut grads.v[keys.clone()],
+            )?;
             matmul_here(
                 T::ONE,
                 block_grad,
@@ -248,21 +213,30 @@ impl<T: Float> Attention<T> {
                 slopes,
             )?;
             // ds = p * (dp - sum(p * dp)), and that sum is the product of the output with its gradient.
-            for (row, slopes) in slopes.chunks_mut(seen).enumerate() {
-                let at = (first + row) * d;
-                let mean = dot(&out[at..][..d], &grad[at..][..d]);
-                let mean = T::from_f64(mean);
-                for (slope, p) in slopes.iter_mut().zip(&probabilities[row * seen..]) {
+            for (query, slopes) in slopes.chunks_mut(seen).enumerate() {
+                let at = of(block.first + query, 1, d);
+                let mean = T::from_f64(dot(&out[at.clone()], &grad[at]));
+                for (slope, p) in slopes.iter_mut().zip(&probabilities[query * seen..]) {
                     *slope = *p * (*slope - mean);
                 }
             }
             let slopes = Matrix::new(slopes, count, seen)?;
-            matmul_here(scale, slopes, Matrix::new(k, seen, d)?, &mut grads.q[rows])?;
+            matmul_here(
+                scale,
+                slopes,
+                Matrix::new(k, seen, d)?,
+                &mut grads.q[queries],
+            )?;
             let q = Matrix::new(q, count, d)?;
-            matmul_add_here(scale, slopes.transposed(), q, &mut grads.k[..seen * d])?;
+            matmul_add_here(scale, slopes.transposed(), q, &mut grads.k[keys])?;
         }
         Ok(())
     }
+}
+
+/// Where `count` rows of width `d` lie from the row `first` on.
+fn of(first: usize, count: usize, d: usize) -> Range<usize> {
+    first * d..(first + count) * d
 }
 
 impl<T: Float> CustomOp3 for Attention<T> {
@@ -367,12 +341,12 @@ impl<T: Float> CustomOp3 for Attention<T> {
                 }
                 Ok(())
             })?;
-        let of = |argument: &Tensor, grad| {
+        let given = |argument: &Tensor, grad| {
             argument
                 .track_op()
                 .then(|| tensor(grad, argument))
                 .transpose()
         };
-        Ok((of(q, q_grad)?, of(k, k_grad)?, of(v, v_grad)?))
+        Ok((given(q, q_grad)?, given(k, k_grad)?, given(v, v_grad)?))
     }
 }

@@ -21,6 +21,7 @@ pub mod linalg;
 pub mod rng;
 
 mod attention;
+mod attention_mask;
 mod bias;
 mod cross_entropy;
 mod dropout;
@@ -38,7 +39,8 @@ mod scale;
 mod select;
 mod swiglu;
 
-pub use attention::{AttentionMask, attention};
+pub use attention::attention;
+pub use attention_mask::AttentionMask;
 pub use bias::add_bias;
 pub use cross_entropy::cross_entropy;
 pub use dropout::dropout;

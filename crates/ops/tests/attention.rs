@@ -108,6 +108,62 @@ fn segments_in_a_row_equal_separate_rows() {
     }
 }
 
+/// What a neighbour holds is never touched, neither forward nor backward: not even a NaN of it shows.
+#[test]
+fn other_segments_of_a_row_are_skipped() {
+    // The second segment spans two blocks of queries.
+    let lengths = [5, 90, 1, 7];
+    let tokens = lengths.iter().sum();
+    let texts = (1..).zip(lengths);
+    let segments: Vec<u32> = texts.flat_map(|(text, len)| vec![text; len]).collect();
+    let mask = AttentionMask {
+        query_segments: segments.clone(),
+        key_segments: segments,
+        batch: 1,
+    };
+    let inputs = inputs("skipped", 1, (4, 2), tokens, 3);
+    let upstream = normal(&mut stream("upstream"), &[1, 4, tokens, 3], DType::F64);
+    let run = |inputs: &[Tensor; 3], upstream: &Tensor, mask: &AttentionMask| {
+        let leaves = inputs.each_ref().map(|x| ops::leaf(x).unwrap());
+        let y = ops::attention(&leaves[0], &leaves[1], &leaves[2], mask, 0.6).unwrap();
+        let root = ops::Seed::apply(&y, upstream).unwrap();
+        let leaves = [&leaves[0], &leaves[1], &leaves[2]];
+        let (_, grads) = ops::backward(&root, &[], &leaves).unwrap();
+        let mut all = vec![y];
+        all.extend(grads.into_iter().flatten());
+        all
+    };
+    let mut start = 0;
+    for (text, len) in lengths.into_iter().enumerate() {
+        let poison: Vec<f64> = (0..tokens)
+            .map(|at| f64::from(u8::from(mask.query_segments[at] as usize == text + 1)))
+            .map(|own| if own == 1.0 { 0.0 } else { f64::NAN })
+            .collect();
+        let poison = Tensor::from_vec(poison, (1, 1, tokens, 1), upstream.device()).unwrap();
+        let poisoned = inputs.each_ref().map(|x| x.broadcast_add(&poison).unwrap());
+        let packed = run(&poisoned, &upstream, &mask);
+        let own = |x: &Tensor| x.narrow(2, start, len).unwrap().contiguous().unwrap();
+        let one = one_segment(1, len, len);
+        let alone = run(&inputs.each_ref().map(own), &own(&upstream), &one);
+        assert_eq!(packed.len(), 4);
+        for (packed, alone) in packed.iter().zip(&alone) {
+            assert_eq!(numbers(&own(packed)), numbers(alone), "text {text}");
+        }
+        start += len;
+    }
+}
+
+/// Segments may continue after others, as they do behind a cache of several texts.
+#[test]
+fn a_segment_goes_on_behind_another() {
+    let scattered = AttentionMask {
+        query_segments: vec![2, 1, 1, 0, 2],
+        key_segments: vec![1, 1, 2, 0, 2, 1, 1, 0, 2],
+        batch: 1,
+    };
+    check_mask([1, 4, 2, 5, 9, 3], &scattered);
+}
+
 #[test]
 fn padding_on_either_side_changes_nothing() {
     let [q, k, v] = inputs("padding", 2, (2, 1), 6, 3);
