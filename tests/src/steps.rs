@@ -41,7 +41,7 @@ pub fn ten_steps(
     let text = format!(
         r#"
         model.source = "given"
-        data.train = ["given"]
+        data = {{ train = ["given"], shuffle = false }}
         output.dir = "none"
         [train]
         steps = 10
@@ -57,7 +57,7 @@ pub fn ten_steps(
     );
     let run = RunFile::parse(&text, Path::new("parity.toml"), &[])?;
     let mut trainable = Trainable::adapter(base.model.as_ref(), attached);
-    let mut trainer = Trainer::new(&mut trainable, examples, &[], &run.train, false)?;
+    let mut trainer = Trainer::new(&mut trainable, examples, &[], &run.data, &run.train)?;
     let steps: Vec<_> = trainer.plan().steps_after(0).collect();
     steps.iter().map(|rows| Ok(trainer.step(rows)?)).collect()
 }

@@ -14,6 +14,14 @@ use lowrank_adapter::{Pass, Probability, Result};
 use lowrank_ops as ops;
 use lowrank_ops::rng::Purpose;
 
+/// What each token counts for in a mean over the pass's tokens: padding nothing. None if the pass runs no model.
+fn shares(pass: &Pass) -> Option<Vec<f64>> {
+    let tokens = pass.tokens()?;
+    let count = tokens.count() as f64;
+    let share = |&segment: &u32| f64::from(u8::from(segment != 0)) / count;
+    Some(tokens.segments.iter().map(share).collect())
+}
+
 /// Dropout in training only.
 fn dropped(x: &Tensor, p: Probability, path: &str, pass: &Pass) -> Result<Tensor> {
     if !pass.training() {

@@ -2,7 +2,7 @@
 
 use crate::case::Case;
 use crate::compare::Verdict;
-use crate::laws::{control, files, forward, gradient, masks, merging, selection};
+use crate::laws::{control, files, forward, gradient, masks, merging, packing, selection};
 use lowrank_adapter::AnyFamily;
 use serde_json::Value;
 
@@ -47,6 +47,10 @@ pub enum Law {
     StartIsNotRandom,
     /// Token by token with a cache equals one pass, and padding changes nothing.
     Incremental,
+    /// Rows that are packed into sequences give what they give side by side with padding: logits in evaluation mode, and in
+    /// training mode (unless it draws something for each token, as dropout does) losses, auxiliary losses, gradients and
+    /// those records that are not by token. A cache continues packed rows too.
+    Packed,
     /// Every storage of frozen weights runs forward, backward and through a merge.
     EveryStorage,
     /// A gated family's masks mean what they say, and at every step of a short run exactly as many slots live as the
@@ -69,6 +73,7 @@ pub const ALL: &[Law] = &[
     Law::SameSeedSameBits,
     Law::OtherSeedDiffers,
     Law::Incremental,
+    Law::Packed,
     Law::EveryStorage,
     Law::MasksRespectBudget,
     Law::ControllerResumes,
@@ -113,6 +118,7 @@ impl Law {
             Self::OtherSeedDiffers => files::other_seed(case),
             Self::StartIsNotRandom => files::no_seed(case),
             Self::Incremental => forward::incremental(case),
+            Self::Packed => packing::equals_padded(case),
             Self::EveryStorage => forward::every_storage(case),
             Self::MasksRespectBudget => masks::respect_budget(case),
             Self::ControllerResumes => control::resumes(case),

@@ -6,4 +6,5 @@ pub(crate) mod forward;
 pub(crate) mod gradient;
 pub(crate) mod masks;
 pub(crate) mod merging;
+pub(crate) mod packing;
 pub(crate) mod selection;

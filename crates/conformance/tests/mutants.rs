@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 use lowrank_adapter::{
     Adapter, AnyFamily, Attach, Attachment, Chain, Controller, Family, Init, Merge, Param, Pass,
-    Probe, Records, Result, Revival, Spec, State, Step,
+    Probe, Records, Result, Revival, SiteId, Spec, State, Step,
 };
 use lowrank_conformance::families::{Gated, GatedConfig};
 use lowrank_conformance::{ALL, Law, check, declaring};
@@ -30,6 +30,9 @@ enum Fault {
     ForgetsCarry,
     DropsInEvaluation,
     MixesTokens,
+    LeaksOverSegments,
+    PositionsRunOn,
+    CountsPadding,
     MergeForgetsScale,
     MergeGivesUp,
     DeltaForgetsScale,
@@ -69,6 +72,7 @@ struct Faulty;
 #[derive(Debug)]
 struct Layer {
     fault: Fault,
+    site: SiteId,
     path: String,
     a: Param,
     b: Param,
@@ -107,6 +111,7 @@ impl Family for Faulty {
             });
             let layer = Layer {
                 fault,
+                site,
                 path: cx.site(site).path.clone(),
                 a: cx.declare(site, a)?,
                 b: cx.declare(site, b)?,
@@ -158,9 +163,24 @@ impl Layer {
             Fault::MixesTokens if x.rank() == 3 => {
                 x.broadcast_add(&x.mean_keepdim(1)?)?.contiguous()?
             }
+            // The token before, whichever text it belongs to.
+            Fault::LeaksOverSegments if x.rank() == 3 => {
+                let (start, before) = (x.narrow(1, 0, 1)?, x.dim(1)? - 1);
+                let shifted = [start.zeros_like()?, x.narrow(1, 0, before)?];
+                (x + Tensor::cat(&shifted, 1)?)?
+            }
+            // The place in the row, where the place in the text is meant.
+            Fault::PositionsRunOn if x.rank() == 3 => {
+                let places = Tensor::arange(0, x.dim(1)? as u32, x.device())?;
+                let places = places.to_dtype(x.dtype())?.reshape((1, (), 1))?;
+                x.broadcast_mul(&((places * 0.1)? + 1.0)?)?
+            }
             Fault::OneStorage => x.to_dtype(DType::F64)?,
             _ => x.clone(),
         };
+        if self.fault == Fault::CountsPadding && pass.training() {
+            pass.record(self.site, "mean", &x.sqr()?.mean_all()?);
+        }
         let mut update = ops::low_rank(&x, &a, &b, self.scale())?;
         if self.fault == Fault::ForgetsCarry {
             let factor = pass.carry(&self.chain).pop();
@@ -393,6 +413,17 @@ fn faults_are_caught() {
             "merged: differs by",
         ),
         (MixesTokens, Law::Incremental, "then one by one: differs by"),
+        (
+            LeaksOverSegments,
+            Law::Packed,
+            "logits, packed against padded: differs by",
+        ),
+        (
+            PositionsRunOn,
+            Law::Packed,
+            "logits, packed against padded: differs by",
+        ),
+        (CountsPadding, Law::Packed, "the record `mean`, packed"),
         (
             MergeForgetsScale,
             Law::MergeEqualsForward,

@@ -1,8 +1,8 @@
-//! Rows side by side.
+//! Rows side by side, or one behind the other.
 
 use crate::example::{Example, UNSUPERVISED};
 
-/// Examples padded on the right to the longest of them. Lists are row-major, (rows, length).
+/// Sequences padded on the right to the longest of them. Lists are row-major, (rows, length).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Padded {
     /// How many rows.
@@ -11,9 +11,9 @@ pub struct Padded {
     pub length: usize,
     /// The tokens; 0 in padding.
     pub ids: Vec<u32>,
-    /// What must be predicted at each place; [`UNSUPERVISED`] in padding and at the start of a row.
+    /// What must be predicted at each place; [`UNSUPERVISED`] in padding and at the start of an example.
     pub labels: Vec<i32>,
-    /// Which places see each other: 1 for the example, 0 for padding.
+    /// Which places see each other: 1 for the first example of a row, 2 for the next and so on, 0 for padding.
     pub segments: Vec<u32>,
     /// The place in the example, from 0; 0 in padding.
     pub positions: Vec<u32>,
@@ -23,13 +23,25 @@ impl Padded {
     /// Lays examples side by side, in the order given.
     #[must_use]
     pub fn collate<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Self {
-        let examples: Vec<_> = examples.into_iter().collect();
-        let rows = examples.len();
-        let length = examples
-            .iter()
-            .map(|example| example.ids.len())
-            .max()
-            .unwrap_or(0);
+        Self::pack(examples.into_iter().map(std::iter::once))
+    }
+
+    /// Joins the examples of each sequence into a row, and lays the rows side by side. Segments keep the examples apart,
+    /// and positions begin again with each.
+    #[must_use]
+    pub fn pack<'a, S>(sequences: impl IntoIterator<Item = S>) -> Self
+    where
+        S: IntoIterator<Item = &'a Example>,
+    {
+        let sequences: Vec<Vec<&Example>> = sequences
+            .into_iter()
+            .map(|sequence| sequence.into_iter().collect())
+            .collect();
+        let tokens = |sequence: &Vec<&Example>| -> usize {
+            sequence.iter().map(|example| example.ids.len()).sum()
+        };
+        let rows = sequences.len();
+        let length = sequences.iter().map(tokens).max().unwrap_or(0);
         let places = rows * length;
         let mut batch = Self {
             rows,
@@ -39,16 +51,19 @@ impl Padded {
             segments: vec![0; places],
             positions: vec![0; places],
         };
-        for (row, example) in examples.into_iter().enumerate() {
-            let start = row * length;
-            for (i, (&id, &label)) in example.ids.iter().zip(&example.labels).enumerate() {
-                batch.ids[start + i] = id;
-                batch.segments[start + i] = 1;
-                batch.positions[start + i] = i as u32;
-                // Nothing comes before the first token: it cannot be predicted.
-                if i > 0 {
-                    batch.labels[start + i] = label;
+        for (row, sequence) in sequences.into_iter().enumerate() {
+            let mut start = row * length;
+            for (segment, example) in (1..).zip(sequence) {
+                for (i, (&id, &label)) in example.ids.iter().zip(&example.labels).enumerate() {
+                    batch.ids[start + i] = id;
+                    batch.segments[start + i] = segment;
+                    batch.positions[start + i] = i as u32;
+                    // Nothing comes before the first token: it cannot be predicted.
+                    if i > 0 {
+                        batch.labels[start + i] = label;
+                    }
                 }
+                start += example.ids.len();
             }
         }
         batch

@@ -22,6 +22,27 @@ pub enum Error {
         /// What is wrong with the row.
         problem: Problem,
     },
+    /// A packing is not of the rows that it is to pack.
+    #[error("a packing of {lengths} rows cannot pack {rows}")]
+    PackedRows {
+        /// How many rows there are.
+        rows: usize,
+        /// How many rows it knows.
+        lengths: usize,
+    },
+    /// A packed run is so long that its steps cannot be counted.
+    #[error(
+        "`train.epochs = {epochs}` of {rows} rows cannot be packed ahead to count the steps: expected at most {limit} rows in all; \
+         say how long the run is with `train.steps`"
+    )]
+    PackedEpochs {
+        /// How many epochs the run has.
+        epochs: u64,
+        /// How many rows an epoch has.
+        rows: usize,
+        /// The most rows that are packed ahead.
+        limit: u64,
+    },
     /// The list of data files is empty.
     #[error("no data files are given")]
     NoPatterns,

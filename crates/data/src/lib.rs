@@ -1,14 +1,15 @@
-//! From files of rows to batches of tokens: readers, tokenisation, masking, order, batching.
+//! From files of rows to batches of tokens: readers, tokenisation, masking, order, packing, batching.
 //!
 //! A [`Dataset`] reads JSON lines (one kind of row a file, see [`Kind`]) and holds every row as an [`Example`]:
 //! tokens, and which of them are supervised. A [`Plan`] says which rows each optimiser step takes, for a whole run
-//! and from any step on. [`Padded`] lays rows side by side for a forward pass.
+//! and from any step on; a [`Packing`] joins rows into sequences. [`Padded`] lays rows, or sequences, side by side for a
+//! forward pass.
 //!
 //! Nothing here knows tensors: results are plain vectors. `labels[i]` supervises the prediction of token i, so the
 //! first token of a row never counts.
 //!
 //! ```
-//! use lowrank_data::{Example, Length, Order, Padded, Plan, UNSUPERVISED};
+//! use lowrank_data::{Example, Length, Order, Packing, Padded, Plan, UNSUPERVISED};
 //! use std::num::NonZeroUsize;
 //!
 //! let examples = [
@@ -16,19 +17,29 @@
 //!     Example { ids: vec![8, 9], labels: vec![UNSUPERVISED, 9], truncated: false },
 //! ];
 //! let two = NonZeroUsize::new(2).expect("2 is not 0");
-//! let plan = Plan {
-//!     order: Order { seed: 42, shuffle: false, len: two },
-//!     batch_size: two,
-//!     accumulate: NonZeroUsize::MIN,
-//!     length: Length::Epochs(3),
-//! };
+//! let order = Order { seed: 42, shuffle: false, len: two };
+//! let plan = Plan::new(order, two, NonZeroUsize::MIN, Length::Epochs(3));
 //! assert_eq!(plan.total_steps(), 3);
 //!
-//! let step = plan.steps_after(0).next().expect("the plan has three steps");
-//! let batch = Padded::collate(step.micro_batches[0].iter().map(|&row| &examples[row]));
-//! assert_eq!(batch.ids, [5, 6, 7, 8, 9, 0]);
-//! assert_eq!(batch.segments, [1, 1, 1, 1, 1, 0]);
-//! assert_eq!((batch.tokens(), batch.supervised()), (5, 3));
+//! let batch = |plan: &Plan| {
+//!     let step = plan.steps_after(0).next().expect("a step");
+//!     let sequences = step.micro_batches[0].iter();
+//!     Padded::pack(sequences.map(|sequence| sequence.iter().map(|&row| &examples[row])))
+//! };
+//! let padded = batch(&plan);
+//! assert_eq!(padded.ids, [5, 6, 7, 8, 9, 0]);
+//! assert_eq!(padded.segments, [1, 1, 1, 1, 1, 0]);
+//! assert_eq!((padded.tokens(), padded.supervised()), (5, 3));
+//!
+//! // Packed into sequences of five tokens, an epoch is one sequence, and a step takes two.
+//! let five = NonZeroUsize::new(5).expect("5 is not 0");
+//! let plan = plan.packed(Packing::new(&examples, five))?;
+//! assert_eq!(plan.total_steps(), 2);
+//! let packed = batch(&plan);
+//! assert_eq!(packed.ids, [5, 6, 7, 8, 9, 5, 6, 7, 8, 9]);
+//! assert_eq!(packed.segments, [1, 1, 1, 2, 2, 1, 1, 1, 2, 2]);
+//! assert_eq!(packed.positions, [0, 1, 2, 0, 1, 0, 1, 2, 0, 1]);
+//! # Ok::<(), lowrank_data::Error>(())
 //! ```
 
 mod batch;
@@ -37,6 +48,7 @@ mod error;
 mod example;
 mod lines;
 mod order;
+mod packing;
 mod row;
 mod source;
 mod tokenizer;
@@ -46,5 +58,6 @@ pub use dataset::{Dataset, FileSummary, Options, Summary};
 pub use error::{Error, Problem, Result};
 pub use example::{ChoiceExample, Example, Reference, UNSUPERVISED};
 pub use order::{Length, Order, Plan, StepRows, Steps, Stream};
+pub use packing::{Packing, Sequence};
 pub use row::Kind;
 pub use tokenizer::{Special, Tokenizer};

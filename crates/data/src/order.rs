@@ -1,10 +1,14 @@
 //! Which rows each step takes.
 //!
 //! Rows form an endless stream of epochs. A place in it is one number, so that a run can be resumed anywhere: the
-//! permutation of an epoch depends on the seed and the epoch alone.
+//! permutation of an epoch depends on the seed and the epoch alone. Packed, a run is a stream of sequences, and its place
+//! is the number of sequences taken: they are found again by packing the epochs before.
 
+use crate::error::{Error, Result};
+use crate::packing::{Packing, Sequence};
 use lowrank_ops::rng::{Key, Purpose};
 use std::num::NonZeroUsize;
+use std::vec;
 
 /// An endless stream of epochs over rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +32,12 @@ impl Order {
         }
     }
 
+    /// The sequences of an epoch.
+    fn pack(self, packing: &Packing, epoch: u64) -> Vec<Sequence> {
+        let position = epoch.saturating_mul(self.len.get() as u64);
+        self.stream_at(position).epoch(packing)
+    }
+
     fn permutation(self, epoch: u64) -> Vec<usize> {
         Key::new(self.seed, Purpose::Shuffle)
             .step(epoch)
@@ -49,6 +59,12 @@ impl Stream {
     #[must_use]
     pub fn position(&self) -> u64 {
         self.position
+    }
+
+    /// The sequences of the epoch that begins here.
+    fn epoch(&mut self, packing: &Packing) -> Vec<Sequence> {
+        let rows = self.order.len.get();
+        packing.pack(self.take(rows))
     }
 
     /// The row at any position, in 0..len.
@@ -85,24 +101,88 @@ pub enum Length {
     Epochs(u64),
 }
 
+/// The most rows that are packed ahead to count the steps of a run.
+const COUNTED: u64 = 100_000_000;
+
 /// The rows of a whole run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// The order of rows.
-    pub order: Order,
-    /// Rows in a micro-batch.
-    pub batch_size: NonZeroUsize,
-    /// Micro-batches in a step.
-    pub accumulate: NonZeroUsize,
-    /// Where the run ends.
-    pub length: Length,
+    order: Order,
+    batch_size: NonZeroUsize,
+    accumulate: NonZeroUsize,
+    length: Length,
+    packing: Option<Packing>,
+    /// Sequences of the first epoch, and of the whole run.
+    first_epoch: u64,
+    total: u64,
 }
 
 impl Plan {
-    /// How many rows a full step takes.
+    /// Steps of `accumulate` micro-batches of `batch_size` rows; each row is a sequence of its own.
     #[must_use]
-    pub fn rows_per_step(&self) -> u64 {
+    pub fn new(
+        order: Order,
+        batch_size: NonZeroUsize,
+        accumulate: NonZeroUsize,
+        length: Length,
+    ) -> Self {
+        let first_epoch = order.len.get() as u64;
+        let mut plan = Self {
+            order,
+            batch_size,
+            accumulate,
+            length,
+            packing: None,
+            first_epoch,
+            total: 0,
+        };
+        plan.total = match length {
+            Length::Steps(steps) => steps.saturating_mul(plan.sequences_per_step()),
+            Length::Epochs(epochs) => epochs.saturating_mul(first_epoch),
+        };
+        plan
+    }
+
+    /// The same with rows joined into sequences: micro-batches count those. Every epoch is packed anew, so shuffled ones
+    /// may differ in how many they have.
+    ///
+    /// # Errors
+    /// If `packing` is of another number of rows, or the run has so many epochs that its steps cannot be counted.
+    pub fn packed(mut self, packing: Packing) -> Result<Self> {
+        let (rows, lengths) = (self.order.len.get(), packing.rows());
+        if rows != lengths {
+            return Err(Error::PackedRows { rows, lengths });
+        }
+        let sequences = |epoch| self.order.pack(&packing, epoch).len() as u64;
+        self.first_epoch = sequences(0);
+        if let Length::Epochs(epochs) = self.length {
+            self.total = if !self.order.shuffle {
+                epochs.saturating_mul(self.first_epoch)
+            } else if epochs.saturating_mul(rows as u64) <= COUNTED {
+                (0..epochs).map(sequences).sum()
+            } else {
+                let limit = COUNTED;
+                return Err(Error::PackedEpochs {
+                    epochs,
+                    rows,
+                    limit,
+                });
+            };
+        }
+        self.packing = Some(packing);
+        Ok(self)
+    }
+
+    /// How many sequences a full step takes; saturates.
+    #[must_use]
+    pub fn sequences_per_step(&self) -> u64 {
         (self.batch_size.get() as u64).saturating_mul(self.accumulate.get() as u64)
+    }
+
+    /// How many steps the first epoch takes, the one with its end included.
+    #[must_use]
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.first_epoch.div_ceil(self.sequences_per_step())
     }
 
     /// How many steps the run has.
@@ -110,28 +190,50 @@ impl Plan {
     pub fn total_steps(&self) -> u64 {
         match self.length {
             Length::Steps(steps) => steps,
-            Length::Epochs(_) => self.total_rows().div_ceil(self.rows_per_step()),
+            Length::Epochs(_) => self.total.div_ceil(self.sequences_per_step()),
         }
     }
 
-    /// How many rows all steps take together; saturates.
+    /// How many sequences so many steps take together; saturates.
     #[must_use]
-    pub fn total_rows(&self) -> u64 {
-        match self.length {
-            Length::Steps(steps) => steps.saturating_mul(self.rows_per_step()),
-            Length::Epochs(epochs) => epochs.saturating_mul(self.order.len.get() as u64),
-        }
+    pub fn sequences_after(&self, steps: u64) -> u64 {
+        steps
+            .saturating_mul(self.sequences_per_step())
+            .min(self.total)
     }
 
     /// The steps that remain after so many are done: the first has number `done + 1`.
     #[must_use]
     pub fn steps_after(&self, done: u64) -> Steps {
-        let position = done.saturating_mul(self.rows_per_step());
-        Steps {
-            plan: *self,
+        let taken = self.sequences_after(done);
+        let mut steps = Steps {
+            plan: self.clone(),
             done,
-            stream: self.order.stream_at(position),
+            taken,
+            rows: self.order.stream_at(taken),
+            packed: Vec::new().into_iter(),
+        };
+        if let Some(packing) = &self.packing
+            && done < self.total_steps()
+        {
+            steps.rows = self.order.stream_at(0);
+            let mut left = match self.order.shuffle {
+                true => taken,
+                false => taken % self.first_epoch,
+            };
+            loop {
+                let epoch = steps.rows.epoch(packing);
+                match left.checked_sub(epoch.len() as u64) {
+                    Some(more) => left = more,
+                    None => {
+                        steps.packed = epoch.into_iter();
+                        break;
+                    }
+                }
+            }
+            steps.packed.by_ref().take(left as usize).for_each(drop);
         }
+        steps
     }
 }
 
@@ -140,8 +242,8 @@ impl Plan {
 pub struct StepRows {
     /// The number of the step, from 1.
     pub step: u64,
-    /// The rows of each micro-batch; only a run's last may be shorter.
-    pub micro_batches: Vec<Vec<usize>>,
+    /// The sequences of each micro-batch; only a run's last may be shorter.
+    pub micro_batches: Vec<Vec<Sequence>>,
 }
 
 /// The steps of a run from one on.
@@ -149,7 +251,23 @@ pub struct StepRows {
 pub struct Steps {
     plan: Plan,
     done: u64,
-    stream: Stream,
+    /// Sequences of the steps that are done.
+    taken: u64,
+    rows: Stream,
+    /// What is left of an epoch that was packed.
+    packed: vec::IntoIter<Sequence>,
+}
+
+impl Steps {
+    fn sequence(&mut self) -> Option<Sequence> {
+        let Some(packing) = &self.plan.packing else {
+            return self.rows.next().map(|row| vec![row]);
+        };
+        if self.packed.len() == 0 {
+            self.packed = self.rows.epoch(packing).into_iter();
+        }
+        self.packed.next()
+    }
 }
 
 impl Iterator for Steps {
@@ -161,15 +279,12 @@ impl Iterator for Steps {
         }
         self.done += 1;
         let batch_size = self.plan.batch_size.get() as u64;
-        let end = self.plan.total_rows().min(
-            self.stream
-                .position()
-                .saturating_add(self.plan.rows_per_step()),
-        );
+        let end = self.plan.sequences_after(self.done);
         let mut micro_batches = Vec::new();
-        while self.stream.position() < end {
-            let rows = batch_size.min(end - self.stream.position());
-            micro_batches.push(self.stream.by_ref().take(rows as usize).collect());
+        while self.taken < end {
+            let count = batch_size.min(end - self.taken);
+            micro_batches.push((0..count).map_while(|_| self.sequence()).collect());
+            self.taken += count;
         }
         Some(StepRows {
             step: self.done,

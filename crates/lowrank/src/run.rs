@@ -139,9 +139,8 @@ pub fn train(
 
 /// What a trainer refuses, before there is a folder, and before what is in it is removed.
 fn check(run: &RunFile, trainable: &mut Trainable<'_>, rows: Rows<'_>) -> Result<()> {
-    let (train, shuffle) = (&run.train, run.data.shuffle);
     drop(Trainer::new(
-        trainable, rows.train, rows.eval, train, shuffle,
+        trainable, rows.train, rows.eval, &run.data, &run.train,
     )?);
     Ok(())
 }

@@ -33,7 +33,7 @@ pub struct Record {
     pub step: u64,
     /// How many steps the run was to have.
     pub total: u64,
-    /// How many rows the done ones took, which is where the data goes on.
+    /// How many rows (sequences, if they are packed) the done ones took, which is where the data goes on.
     pub rows_taken: u64,
     /// How many rows the training data has.
     pub rows: u64,

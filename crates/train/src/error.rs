@@ -122,6 +122,7 @@ impl Error {
                 | Self::NotEmpty { .. }
                 | Self::Changed { .. }
                 | Self::UnknownGroup { .. }
+                | Self::Data(lowrank_data::Error::PackedEpochs { .. })
         )
     }
 

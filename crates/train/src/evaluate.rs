@@ -1,4 +1,5 @@
-//! What a model knows: losses, choices and logits, batch by batch. Nothing is kept from one batch to the next.
+//! What a model knows: losses, choices and logits, batch by batch. Nothing is kept from one batch to the next, and rows
+//! are never packed: what is evaluated does not depend on how a run was trained.
 
 use crate::error::Result;
 use candle_core::{DType, Tensor};
@@ -68,7 +69,21 @@ impl Sum {
 /// # Errors
 /// If there is no row, or no row has a token.
 pub fn batch<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Result<Batch> {
-    let padded = Padded::collate(examples);
+    laid_out(Padded::collate(examples))
+}
+
+/// The rows of each sequence as a model reads them, one behind the other.
+///
+/// # Errors
+/// If there is no row, or no row has a token.
+pub fn packed<'a, S>(sequences: impl IntoIterator<Item = S>) -> Result<Batch>
+where
+    S: IntoIterator<Item = &'a Example>,
+{
+    laid_out(Padded::pack(sequences))
+}
+
+fn laid_out(padded: Padded) -> Result<Batch> {
     let tokens = Tokens {
         rows: padded.rows,
         length: padded.length,
@@ -312,14 +327,7 @@ impl<'a> Asked<'a> {
                 *position += self.prompt.len() as u32;
             }
         }
-        let tokens = Tokens {
-            rows: padded.rows,
-            length: padded.length,
-            ids: padded.ids,
-            segments: padded.segments,
-            positions: padded.positions,
-        };
-        Ok(Batch::new(tokens, padded.labels)?)
+        laid_out(padded)
     }
 }
 

@@ -47,7 +47,7 @@ mod trainer;
 pub use checkpoint::{Checkpoint, Record};
 pub use clip::{clip, find_non_finite, global_norm};
 pub use error::{Change, Error, Result};
-pub use evaluate::{Evaluation, Prediction, batch, choices, logits, loss};
+pub use evaluate::{Evaluation, Prediction, batch, choices, logits, loss, packed};
 pub use metrics::{EvalLine, Metrics, StepLine, peak_rss_mb};
 pub use optimizer::{AdamW, Ages, Group, Optimizer};
 pub use run::{Progress, Rows, Started, Summary, train};

@@ -75,7 +75,7 @@ pub(crate) fn table(run: &RunFile) -> Table {
             ("train", paths(&data.train)),
             ("eval", paths(&data.eval)),
             ("max_length", integer(data.max_length.get() as u64)),
-            ("packing", false.into()),
+            ("packing", data.packing.into()),
             ("shuffle", data.shuffle.into()),
         ],
     );

@@ -99,15 +99,9 @@ pub fn train(
     rows: Rows<'_>,
     progress: &mut dyn Progress,
 ) -> Result<Summary> {
-    let trainer = Trainer::new(
-        trainable,
-        rows.train,
-        rows.eval,
-        &run.train,
-        run.data.shuffle,
-    )?;
+    let trainer = Trainer::new(trainable, rows.train, rows.eval, &run.data, &run.train)?;
     let mut session = Session {
-        plan: *trainer.plan(),
+        plan: trainer.plan().clone(),
         trainer,
         folder,
         run,
@@ -172,9 +166,13 @@ impl Session<'_, '_, '_> {
             return refuse("the number of steps", record.step, total);
         }
         // The last step of a run by epochs may be short; a longer run would have made it whole.
-        let taken = rows_taken(&self.plan, record.step);
+        let taken = self.plan.sequences_after(record.step);
         if record.rows_taken != taken {
-            let what = format!("the number of rows that {} steps take", record.step);
+            let unit = match self.run.data.packing {
+                true => "sequences",
+                false => "rows",
+            };
+            let what = format!("the number of {unit} that {} steps take", record.step);
             return refuse(&what, record.rows_taken, taken);
         }
         let keys = &self.run.train;
@@ -288,7 +286,7 @@ impl Session<'_, '_, '_> {
         let place = Place {
             step,
             total: self.plan.total_steps(),
-            rows_taken: rows_taken(&self.plan, step),
+            rows_taken: self.plan.sequences_after(step),
             rows: self.rows.train.len() as u64,
             settings: self.settings(),
         };
@@ -325,11 +323,6 @@ fn content_of(examples: &[Example]) -> String {
             .for_each(|&label| mix(label.cast_unsigned()));
     }
     format!("{hash:016x}")
-}
-
-fn rows_taken(plan: &Plan, step: u64) -> u64 {
-    step.saturating_mul(plan.rows_per_step())
-        .min(plan.total_rows())
 }
 
 fn line(step: u64, done: &Done, seconds: f64) -> StepLine {

@@ -80,8 +80,10 @@ pub struct DataKeys {
     pub train: Vec<String>,
     /// Held-out files; may be empty.
     pub eval: Vec<String>,
-    /// Longer rows lose their right end, in tokens.
+    /// Longer rows lose their right end, in tokens; as long are the sequences that rows are packed into.
     pub max_length: NonZeroUsize,
+    /// Whether rows are joined into sequences, in which they do not see each other.
+    pub packing: bool,
     /// Whether epochs are permuted.
     pub shuffle: bool,
 }
@@ -91,7 +93,7 @@ pub struct DataKeys {
 pub struct TrainKeys {
     /// `steps` or `epochs`.
     pub length: Length,
-    /// Rows in a micro-batch.
+    /// Rows in a micro-batch; sequences, if they are packed.
     pub batch_size: NonZeroUsize,
     /// Micro-batches in a step.
     pub accumulate: NonZeroUsize,
@@ -279,15 +281,13 @@ fn data(keys: Keys<'_>, origin: &Origin) -> Result<DataKeys> {
             return Err(origin.error(key, what));
         }
     }
-    if keys.boolean("packing")? == Some(true) {
-        return Err(origin.not_yet("data.packing", &Value::Boolean(true), "false"));
-    }
     // A vocabulary's ids and positions are 32 bits wide.
     let max_length = count(&mut keys, "max_length", 2, u64::from(u32::MAX))?;
     Ok(DataKeys {
         train,
         eval,
         max_length: max_length.unwrap_or(const { NonZeroUsize::new(512).expect("not 0") }),
+        packing: keys.boolean("packing")?.unwrap_or(false),
         shuffle: keys.boolean("shuffle")?.unwrap_or(true),
     })
 }

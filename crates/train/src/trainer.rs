@@ -2,16 +2,16 @@
 
 use crate::clip::{clip, find_non_finite, find_non_finite_param, global_norm};
 use crate::error::{Error, Result};
-use crate::evaluate::{batch, numbers};
+use crate::evaluate::{batch, numbers, packed};
 use crate::optimizer::Optimizer;
-use crate::run_file::{OnNonFinite, TrainKeys};
+use crate::run_file::{DataKeys, OnNonFinite, TrainKeys};
 use crate::schedule::Schedule;
 use candle_core::DType;
 use lowrank_adapter::{
     self as adapter, Ask, Attached, Batch, Controller, Masks, Model, Param, Pass, Probe, Records,
     Selection, Share, Step, run, sweep,
 };
-use lowrank_data::{Example, Order, Plan, StepRows};
+use lowrank_data::{Example, Order, Packing, Plan, StepRows};
 use lowrank_ops::rng::{Key, Purpose};
 use lowrank_ops::{self as ops, Grads};
 
@@ -114,28 +114,29 @@ pub struct Trainer<'a, 'b> {
 }
 
 impl<'a, 'b> Trainer<'a, 'b> {
-    /// A trainer before its first step. `held_out` is what controllers may probe; it may be empty.
+    /// A trainer before its first step. `held_out` is what controllers may probe; it may be empty. Of `data` the order
+    /// and the packing count.
     ///
     /// # Errors
-    /// If there are no rows, nothing is trained, or the run file names a group that does not exist.
+    /// If there are no rows, nothing is trained, the run file names a group that does not exist, or it asks for more epochs
+    /// than can be packed.
     pub fn new(
         trainable: &'b mut Trainable<'a>,
         examples: &'b [Example],
         held_out: &'b [Example],
+        data: &DataKeys,
         keys: &'b TrainKeys,
-        shuffle: bool,
     ) -> Result<Self> {
         let len = std::num::NonZeroUsize::new(examples.len()).ok_or(Error::NoRows)?;
-        let plan = Plan {
-            order: Order {
-                seed: keys.seed,
-                shuffle,
-                len,
-            },
-            batch_size: keys.batch_size,
-            accumulate: keys.accumulate,
-            length: keys.length,
+        let order = Order {
+            seed: keys.seed,
+            shuffle: data.shuffle,
+            len,
         };
+        let mut plan = Plan::new(order, keys.batch_size, keys.accumulate, keys.length);
+        if data.packing {
+            plan = plan.packed(Packing::new(examples, data.max_length))?;
+        }
         let total = plan.total_steps();
         let optimizer = Optimizer::new(&trainable.params, keys.adamw, &keys.groups)?;
         Ok(Self {
@@ -250,8 +251,9 @@ impl<'a, 'b> Trainer<'a, 'b> {
     pub fn gradients(&self, rows: &StepRows) -> Result<Summed> {
         let step = self.place(rows.step);
         let mut batches: Vec<Batch> = Vec::with_capacity(rows.micro_batches.len());
-        for rows in &rows.micro_batches {
-            batches.push(batch(rows.iter().map(|&row| &self.examples[row]))?);
+        for sequences in &rows.micro_batches {
+            let of = |&row: &usize| &self.examples[row];
+            batches.push(packed(sequences.iter().map(|rows| rows.iter().map(of)))?);
         }
         let tokens: Vec<usize> = batches.iter().map(|batch| batch.tokens().count()).collect();
         let all_tokens: usize = tokens.iter().sum();
@@ -316,7 +318,7 @@ impl<'a, 'b> Trainer<'a, 'b> {
         Step {
             index: step,
             total: self.plan.total_steps(),
-            per_epoch: (self.plan.order.len.get() as u64).div_ceil(self.plan.rows_per_step()),
+            per_epoch: self.plan.steps_per_epoch(),
             seed: self.keys.seed,
             learning_rate: self.schedule.rate(step),
         }

@@ -197,6 +197,16 @@ fn values() {
         "groups.lora_c.weight_decay = 0.1",
         ": `train.groups.lora_c` names a group",
     );
+    check(
+        "[data]",
+        "[data]\npacking = \"yes\"",
+        ": `data.packing` is \"yes\", expected true or false",
+    );
+    check(
+        "train = [\"rows.jsonl\"]\n[train]\nsteps = 2",
+        "train = [\"rows.jsonl\"]\npacking = true\n[train]\nepochs = 1000000000000",
+        ": `train.epochs = 1000000000000` of ",
+    );
     check_set(
         "train.seed=-3",
         "--set: `train.seed` is -3, expected an integer of at least 0",
@@ -214,11 +224,6 @@ fn what_is_planned_is_refused_as_such() {
         "source = \"model\"",
         "source = \"tiny\"",
         ": `model.source`: the model `tiny` is not yet supported; give a folder in Hugging Face layout",
-    );
-    check(
-        "[data]",
-        "[data]\npacking = true",
-        ": `data.packing = true` is not yet supported (only false is)",
     );
     check(
         "[data]",

@@ -1,6 +1,6 @@
 //! Layers with rank gates, and a controller that masks and revives their slots.
 
-use super::dropped;
+use super::{dropped, shares};
 use candle_core::{DType, Device, Tensor};
 use lowrank_adapter::{
     Adapter, Attach, Attachment, Controller, Error, Family, Init, Mask, Masks, Merge, Param, Pass,
@@ -133,11 +133,20 @@ impl Layer {
         Ok(Some((h, b)))
     }
 
-    /// The mean square of each slot's activation, 0 where it is masked: `h` (.., live) -> `[r]` in f64.
+    /// The mean square of each slot's activation over the tokens that are not padding, 0 where the slot is masked:
+    /// `h` (.., live) -> `[r]` in f64.
     fn activity(&self, h: &Tensor, pass: &Pass) -> Result<Tensor> {
         let live = h.dims()[h.rank() - 1];
         let rows = h.detach().to_dtype(DType::F64)?.reshape(((), live))?;
-        let mut means = rows.sqr()?.mean(0)?.to_vec1::<f64>()?.into_iter();
+        let squares = rows.sqr()?;
+        let means = match shares(pass) {
+            Some(shares) => {
+                let shares = Tensor::from_vec(shares, (squares.dim(0)?, 1), h.device())?;
+                squares.broadcast_mul(&shares)?.sum(0)?
+            }
+            None => squares.mean(0)?,
+        };
+        let mut means = means.to_vec1::<f64>()?.into_iter();
         let slots = match pass.mask(&self.slots.gate)? {
             Mask::Live(slots) => slots,
             Mask::All | Mask::Given(_) => (0..live as u32).collect(),

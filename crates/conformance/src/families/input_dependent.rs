@@ -1,6 +1,6 @@
 //! Layers whose update depends on the input: two experts and a router.
 
-use super::dropped;
+use super::{dropped, shares};
 use candle_core::{D, Tensor};
 use lowrank_adapter::{
     Adapter, Attach, Attachment, Family, Init, Merge, Param, Pass, Probability, Result, Spec,
@@ -94,17 +94,12 @@ impl Layer {
 
     /// (mean p - 1/2)^2 over the tokens that are not padding: `first` `[rows, length, 1]`.
     fn add_balance(&self, first: &Tensor, pass: &mut Pass) -> Result<()> {
-        let Some(tokens) = pass.tokens().filter(|_| pass.training()) else {
+        let Some(shares) = shares(pass).filter(|_| pass.training()) else {
             return Ok(());
         };
-        let real: Vec<f64> = tokens
-            .segments
-            .iter()
-            .map(|&segment| f64::from(u8::from(segment != 0)) / tokens.count() as f64)
-            .collect();
-        let real =
-            Tensor::from_vec(real, first.shape(), first.device())?.to_dtype(first.dtype())?;
-        let off = (ops::sum_all(&(first * real)?)? - 0.5)?;
+        let shares =
+            Tensor::from_vec(shares, first.shape(), first.device())?.to_dtype(first.dtype())?;
+        let off = (ops::sum_all(&(first * shares)?)? - 0.5)?;
         pass.add_loss("balance", ((&off * &off)? * self.config.balance)?)
     }
 }

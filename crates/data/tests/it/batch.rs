@@ -30,6 +30,36 @@ fn rows_are_padded_on_the_right() {
     assert_eq!((batch.tokens(), batch.supervised()), (5, 2));
 }
 
+fn example(ids: &[u32], labels: &[i32]) -> Example {
+    Example {
+        ids: ids.to_vec(),
+        labels: labels.to_vec(),
+        truncated: false,
+    }
+}
+
+#[test]
+fn packed_rows_keep_segments_and_positions_of_their_own() {
+    let rows = [
+        example(&[9, 8], &[9, 8]),
+        example(&[5, 6, 7], &[5, UNSUPERVISED, 7]),
+        example(&[4], &[4]),
+        example(&[3, 2, 1], &[3, 2, 1]),
+    ];
+    let batch = Padded::pack([vec![&rows[0], &rows[2], &rows[1]], vec![&rows[3]]]);
+    let expected = Padded {
+        rows: 2,
+        length: 6,
+        ids: vec![9, 8, 4, 5, 6, 7, 3, 2, 1, 0, 0, 0],
+        // No first token is predicted: not from the last one of another example either.
+        labels: vec![-100, 8, -100, -100, -100, 7, -100, 2, 1, -100, -100, -100],
+        segments: vec![1, 1, 2, 3, 3, 3, 1, 1, 1, 0, 0, 0],
+        positions: vec![0, 1, 0, 0, 1, 2, 0, 1, 2, 0, 0, 0],
+    };
+    assert_eq!(batch, expected);
+    assert_eq!((batch.tokens(), batch.supervised()), (9, 4));
+}
+
 #[test]
 fn no_rows_give_an_empty_batch() {
     let batch = Padded::collate(&[]);

@@ -9,6 +9,8 @@ mod helpers;
 #[cfg(test)]
 mod order;
 #[cfg(test)]
+mod packing;
+#[cfg(test)]
 mod refusals;
 #[cfg(test)]
 mod rows;

@@ -1,16 +1,19 @@
 //! Order and steps.
 
 use crate::helpers::count;
-use lowrank_data::{Length, Order, Plan, StepRows};
+use lowrank_data::{Length, Order, Plan, Sequence, StepRows};
 use proptest::prelude::*;
 
 fn plan(order: Order, batch_size: usize, accumulate: usize, length: Length) -> Plan {
-    Plan {
-        order,
-        batch_size: count(batch_size),
-        accumulate: count(accumulate),
-        length,
-    }
+    Plan::new(order, count(batch_size), count(accumulate), length)
+}
+
+/// Sequences of one row each.
+fn alone(micro_batches: &[&[usize]]) -> Vec<Vec<Sequence>> {
+    let micro_batches = micro_batches.iter();
+    micro_batches
+        .map(|rows| rows.iter().map(|&row| vec![row]).collect())
+        .collect()
 }
 
 #[test]
@@ -20,39 +23,41 @@ fn steps_span_epochs_and_the_last_is_short() {
         shuffle: false,
         len: count(5),
     };
-    let plan = plan(order, 2, 2, Length::Epochs(2));
-    let steps: Vec<_> = plan.steps_after(0).collect();
+    let epochs = plan(order, 2, 2, Length::Epochs(2));
+    let steps: Vec<_> = epochs.steps_after(0).collect();
     let expected = [
         StepRows {
             step: 1,
-            micro_batches: vec![vec![0, 1], vec![2, 3]],
+            micro_batches: alone(&[&[0, 1], &[2, 3]]),
         },
         StepRows {
             step: 2,
-            micro_batches: vec![vec![4, 0], vec![1, 2]],
+            micro_batches: alone(&[&[4, 0], &[1, 2]]),
         },
         StepRows {
             step: 3,
-            micro_batches: vec![vec![3, 4]],
+            micro_batches: alone(&[&[3, 4]]),
         },
     ];
     assert_eq!(steps, expected);
     assert_eq!(
-        (plan.total_steps(), plan.total_rows(), plan.rows_per_step()),
-        (3, 10, 4)
+        (
+            epochs.total_steps(),
+            epochs.sequences_after(3),
+            epochs.sequences_per_step(),
+            epochs.steps_per_epoch()
+        ),
+        (3, 10, 4, 2)
     );
 
-    let plan = Plan {
-        length: Length::Steps(3),
-        ..plan
-    };
-    assert_eq!(plan.total_rows(), 12);
+    let plan = plan(order, 2, 2, Length::Steps(3));
+    assert_eq!(plan.sequences_after(u64::MAX), 12);
     let last = plan.steps_after(2).collect::<Vec<_>>();
     assert_eq!(
         last,
         [StepRows {
             step: 3,
-            micro_batches: vec![vec![3, 4], vec![0, 1]]
+            micro_batches: alone(&[&[3, 4], &[0, 1]])
         }]
     );
     assert_eq!(plan.steps_after(3).next(), None);
@@ -95,8 +100,8 @@ fn lengths_that_no_run_reaches_do_not_overflow() {
     let endless = plan(order, usize::MAX, 3, Length::Epochs(u64::MAX));
     assert_eq!(
         (
-            endless.rows_per_step(),
-            endless.total_rows(),
+            endless.sequences_per_step(),
+            endless.sequences_after(u64::MAX),
             endless.total_steps()
         ),
         (u64::MAX, u64::MAX, 1)
@@ -149,7 +154,7 @@ proptest! {
             } else {
                 prop_assert!((1..=batch_size * accumulate).contains(&rows) && sizes.iter().all(|&size| size > 0));
             }
-            for &row in step.micro_batches.iter().flatten() {
+            for &row in step.micro_batches.iter().flatten().flatten() {
                 times[row] += 1;
             }
         }

@@ -81,7 +81,7 @@ kind = "causal-lm"
 train = ["a.jsonl", "b/*.jsonl"]
 eval = ["c.jsonl"]
 max_length = 64
-packing = false
+packing = true
 shuffle = false
 [train]
 steps = 300
@@ -172,7 +172,7 @@ fn a_resolved_file_is_complete_absolute_and_reads_back_the_same() {
         );
         for key in [
             "shuffle = ",
-            "packing = false",
+            "packing = ",
             "eps = 0.00000",
             "betas = [0.",
             "keep_checkpoints = ",
@@ -378,8 +378,8 @@ fn what_is_wrong_in_the_file_is_named() {
             "`\"hub:org/set/file\"` in `data.eval` is not yet supported (only files are)".to_owned(),
         ),
         (
-            "model.source = \"x\"\ndata = { train = [\"a\"], packing = true }",
-            "`data.packing = true` is not yet supported (only false is)".to_owned(),
+            "model.source = \"x\"\ndata = { train = [\"a\"], packing = 1 }",
+            "`data.packing` is 1, expected true or false".to_owned(),
         ),
         (
             "model.source = \"x\"\ndata = { train = [\"a\"], max_length = 1 }",

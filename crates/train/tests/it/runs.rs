@@ -180,14 +180,35 @@ fn stirred() -> Setting {
 
 #[test]
 fn a_run_resumed_at_any_moment_ends_with_the_same_bits() {
-    for (dtype, keys) in [
-        (DType::F32, "epochs = 5\nsave_every = 2\neval_every = 3\n"),
-        (DType::F64, "steps = 7\nsave_every = 1\nrecompute = true\n"),
+    for (dtype, keys, packing, expected) in [
+        (
+            DType::F32,
+            "epochs = 5\nsave_every = 2\neval_every = 3\n",
+            false,
+            &[0, 2, 4, 6, 8, 9][..],
+        ),
+        (
+            DType::F64,
+            "steps = 7\nsave_every = 1\nrecompute = true\n",
+            false,
+            &[0, 1, 2, 3, 4, 5, 6, 7],
+        ),
+        (
+            DType::F32,
+            "epochs = 5\nsave_every = 1\neval_every = 1\n",
+            true,
+            &[0, 1, 2, 3, 4, 5],
+        ),
     ] {
         let root = tempfile::tempdir().unwrap();
         let setting = Setting { dtype, ..stirred() };
         let dir = root.path().join("run");
-        let run = run_file(&dir, &format!("{STIRRED}{keys}"));
+        let mut run = run_file(&dir, &format!("{STIRRED}{keys}"));
+        if packing {
+            // The steps of every epoch begin in another place of it.
+            run.data.packing = true;
+            run.data.max_length = std::num::NonZeroUsize::new(12).unwrap();
+        }
         let mut copies = Copies {
             dir: dir.clone(),
             to: root.path().join("copies"),
@@ -222,11 +243,6 @@ fn a_run_resumed_at_any_moment_ends_with_the_same_bits() {
         assert!(resumed_after.is_sorted() && resumed_after.len() > 15);
         resumed_after.dedup();
         // Every checkpoint was resumed from, the last one with nothing left to do.
-        let expected: &[u64] = if dtype == DType::F32 {
-            &[0, 2, 4, 6, 8, 9]
-        } else {
-            &[0, 1, 2, 3, 4, 5, 6, 7]
-        };
         assert_eq!(resumed_after, expected);
     }
 }

@@ -13,7 +13,10 @@ fn keys(train: &str) -> RunFile {
 fn rows(step: u64, micro_batches: &[&[usize]]) -> StepRows {
     StepRows {
         step,
-        micro_batches: micro_batches.iter().map(|rows| rows.to_vec()).collect(),
+        micro_batches: micro_batches
+            .iter()
+            .map(|rows| rows.iter().map(|&row| vec![row]).collect())
+            .collect(),
     }
 }
 
@@ -21,7 +24,7 @@ fn summed(config: &StubConfig, train: &str, rows: &StepRows) -> (Summed, Vec<(St
     let (model, mut attached) = attached(DType::F64, config);
     let (run, examples) = (keys(train), examples(8));
     let mut trainable = Trainable::adapter(&model, &mut attached);
-    let trainer = Trainer::new(&mut trainable, &examples, &[], &run.train, true).unwrap();
+    let trainer = Trainer::new(&mut trainable, &examples, &[], &run.data, &run.train).unwrap();
     let summed = trainer.gradients(rows).unwrap();
     let grads = summed
         .grads
@@ -71,6 +74,51 @@ fn micro_batches_of_different_sizes_add_up_to_one_batch() {
 }
 
 #[test]
+fn packed_rows_give_the_step_of_the_same_rows_padded() {
+    let config = StubConfig {
+        auxiliary: 0.3,
+        penalty: 0.05,
+        ..StubConfig::default()
+    };
+    let examples = examples(8);
+    let padded = rows(1, &[&[0, 1, 2, 3, 4, 5, 6, 7]]);
+    let (padded, padded_grads) = summed(&config, "", &padded);
+    let all: usize = examples.iter().map(|example| example.ids.len()).sum();
+    // All rows in one sequence; two a step; two micro-batches.
+    for (max_length, train) in [
+        (all, "batch_size = 1"),
+        (all / 2 + 3, "batch_size = 2"),
+        (all / 2 + 3, "batch_size = 1\naccumulate = 2"),
+    ] {
+        let (model, mut attached) = attached(DType::F64, &config);
+        let mut run = keys(&format!("epochs = 1\n{train}"));
+        run.data.packing = true;
+        run.data.max_length = std::num::NonZeroUsize::new(max_length).unwrap();
+        let mut trainable = Trainable::adapter(&model, &mut attached);
+        let trainer = Trainer::new(&mut trainable, &examples, &[], &run.data, &run.train).unwrap();
+        let steps: Vec<_> = trainer.plan().steps_after(0).collect();
+        assert_eq!(steps.len(), 1, "{train}");
+        let sequences = steps[0].micro_batches.iter().flatten().count();
+        assert_eq!(sequences, if max_length == all { 1 } else { 2 });
+        let packed = trainer.gradients(&steps[0]).unwrap();
+        assert!((packed.loss - padded.loss).abs() < 1e-12, "{train}");
+        let auxiliary = (packed.auxiliary.unwrap(), padded.auxiliary.unwrap());
+        assert!((auxiliary.0 - auxiliary.1).abs() < 1e-12);
+        assert_eq!(
+            (packed.tokens, packed.supervised),
+            (padded.tokens, padded.supervised)
+        );
+        assert_eq!(packed.grads.len(), padded_grads.len());
+        for ((param, packed), (name, padded)) in packed.grads.iter().zip(&padded_grads) {
+            assert_eq!(param.name(), name);
+            let difference = (packed - padded).unwrap().abs().unwrap();
+            let difference = difference.max_all().unwrap().to_scalar::<f64>().unwrap();
+            assert!(difference < 1e-12, "{name}: {difference}");
+        }
+    }
+}
+
+#[test]
 fn the_gradient_of_everything_matches_differences() {
     let config = StubConfig {
         auxiliary: 0.3,
@@ -82,7 +130,7 @@ fn the_gradient_of_everything_matches_differences() {
     let (run, examples) = (keys("batch_size = 4\naccumulate = 2"), examples(8));
     let params = attached.trained();
     let mut trainable = Trainable::adapter(&model, &mut attached);
-    let trainer = Trainer::new(&mut trainable, &examples, &[], &run.train, true).unwrap();
+    let trainer = Trainer::new(&mut trainable, &examples, &[], &run.data, &run.train).unwrap();
     let rows = rows(3, &[&[0, 1, 2, 3], &[4, 5, 6]]);
     let grads = trainer.gradients(&rows).unwrap().grads;
     for param in &params {
@@ -127,8 +175,8 @@ fn bits_after(dtype: DType, train: &str) -> Vec<(String, Vec<u64>)> {
     let params = attached.params.clone();
     let (run, examples) = (keys(train), examples(8));
     let mut trainable = Trainable::adapter(&model, &mut attached);
-    let mut trainer = Trainer::new(&mut trainable, &examples, &[], &run.train, true).unwrap();
-    let plan = *trainer.plan();
+    let mut trainer = Trainer::new(&mut trainable, &examples, &[], &run.data, &run.train).unwrap();
+    let plan = trainer.plan().clone();
     for rows in plan.steps_after(0) {
         assert_eq!(trainer.step(&rows).unwrap().update, Update::Made);
     }
@@ -158,7 +206,7 @@ fn a_trained_tensor_without_gradient_stops_the_run_by_name() {
     let params = attached.params.clone();
     let (run, examples) = (keys("steps = 2"), examples(8));
     let mut trainable = Trainable::adapter(&model, &mut attached);
-    let mut trainer = Trainer::new(&mut trainable, &examples, &[], &run.train, true).unwrap();
+    let mut trainer = Trainer::new(&mut trainable, &examples, &[], &run.data, &run.train).unwrap();
     let error = trainer.step(&rows(1, &[&[0, 1]])).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -194,7 +242,7 @@ fn what_is_not_finite_stops_the_run_or_is_skipped() {
             let examples = examples(8);
             let mut trainable = Trainable::adapter(&model, &mut attached);
             let mut trainer =
-                Trainer::new(&mut trainable, &examples, &[], &run.train, true).unwrap();
+                Trainer::new(&mut trainable, &examples, &[], &run.data, &run.train).unwrap();
             trainer.step(&rows(1, &[&[0, 1]])).unwrap();
             let good = params[0].snapshot().unwrap();
             if nan_param {
@@ -241,7 +289,7 @@ fn rows_without_supervision_change_nothing_and_never_divide_by_zero() {
     let before = all_bits(&params);
     let run = keys("weight_decay = 0.5\nlearning_rate = 0.1");
     let mut trainable = Trainable::adapter(&model, &mut attached);
-    let mut trainer = Trainer::new(&mut trainable, &rows_with, &[], &run.train, true).unwrap();
+    let mut trainer = Trainer::new(&mut trainable, &rows_with, &[], &run.data, &run.train).unwrap();
     let done = trainer.step(&rows(1, &[&[0, 1], &[2]])).unwrap();
     assert_eq!(
         (done.loss, done.grad_norm, done.update),
@@ -273,7 +321,7 @@ fn gradients_are_clipped_to_the_norm_and_the_norm_before_is_reported() {
     let run = keys("max_grad_norm = 0.01\nlearning_rate = 1.0\neps = 1e6");
     let examples = examples(8);
     let mut trainable = Trainable::adapter(&model, &mut attached);
-    let mut trainer = Trainer::new(&mut trainable, &examples, &[], &run.train, true).unwrap();
+    let mut trainer = Trainer::new(&mut trainable, &examples, &[], &run.data, &run.train).unwrap();
     let done = trainer.step(&rows(1, &[&[0, 1, 2]])).unwrap();
     // The stub's controller has seen something by then, and rewrites one gradient.
     assert!(done.grad_norm > norm && done.grad_norm < norm * 1.2);
@@ -300,8 +348,8 @@ fn a_probe_masks_held_out_losses() {
             &mut trainable,
             &examples,
             &examples[..held_out],
+            &run.data,
             &run.train,
-            true,
         )
         .unwrap();
         let done = trainer.step(&rows(1, &[&[0, 1, 2]]));
@@ -342,7 +390,7 @@ fn a_loss_that_overflows_names_the_layer() {
         .unwrap();
     let (run, examples) = (keys(""), examples(8));
     let mut trainable = Trainable::adapter(&model, &mut attached);
-    let mut trainer = Trainer::new(&mut trainable, &examples, &[], &run.train, true).unwrap();
+    let mut trainer = Trainer::new(&mut trainable, &examples, &[], &run.data, &run.train).unwrap();
     let message = trainer
         .step(&rows(1, &[&[0, 1], &[2]]))
         .unwrap_err()
@@ -359,7 +407,7 @@ fn a_controller_sees_nothing_of_a_step_that_is_left_out() {
     let params = attached.params.clone();
     let (run, examples) = (keys("on_non_finite = \"skip\""), examples(8));
     let mut trainable = Trainable::adapter(&model, &mut attached);
-    let mut trainer = Trainer::new(&mut trainable, &examples, &[], &run.train, true).unwrap();
+    let mut trainer = Trainer::new(&mut trainable, &examples, &[], &run.data, &run.train).unwrap();
     let state = |trainer: &Trainer<'_, '_>| {
         let controller = trainer.trainable().controller.as_ref();
         controller
@@ -403,8 +451,8 @@ fn every_weight_of_a_model_can_be_trained() {
         examples(8),
     );
     let mut trainable = Trainable::whole(&model, "full", params.clone());
-    let mut trainer = Trainer::new(&mut trainable, &examples, &[], &run.train, true).unwrap();
-    let plan = *trainer.plan();
+    let mut trainer = Trainer::new(&mut trainable, &examples, &[], &run.data, &run.train).unwrap();
+    let plan = trainer.plan().clone();
     let losses: Vec<f64> = plan
         .steps_after(0)
         .map(|rows| trainer.step(&rows).unwrap().loss)
