@@ -269,8 +269,11 @@ impl Family for Lapsing {
 
     fn attach(&self, config: &LapsingConfig, cx: &mut Attach<'_>) -> Result<Attachment> {
         let mut gated = GatedConfig::default();
-        if config.lapse == Lapse::NeverMasks {
-            gated.mask_at.clear();
+        match config.lapse {
+            Lapse::NeverMasks => gated.mask_at.clear(),
+            // By score right after the run was interrupted, when none has been learnt anew.
+            Lapse::ForgetsTensors => (gated.mask_at, gated.revive_at) = (vec![3, 6], vec![9]),
+            _ => {}
         }
         let mut attachment = Family::attach(&Gated, &gated, cx)?;
         let site = cx.site_ids().next().expect("a site");
