@@ -102,7 +102,7 @@ pub enum Length {
 }
 
 /// The most rows that are packed ahead to count the steps of a run.
-const COUNTED: u64 = 100_000_000;
+const COUNTED: u64 = 20_000_000;
 
 /// The rows of a whole run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,12 +153,12 @@ impl Plan {
         if rows != lengths {
             return Err(Error::PackedRows { rows, lengths });
         }
-        let sequences = |epoch| self.order.pack(&packing, epoch).len() as u64;
-        self.first_epoch = sequences(0);
+        self.first_epoch = self.order.pack(&packing, 0).len() as u64;
         if let Length::Epochs(epochs) = self.length {
             self.total = if !self.order.shuffle {
                 epochs.saturating_mul(self.first_epoch)
             } else if epochs.saturating_mul(rows as u64) <= COUNTED {
+                let sequences = |epoch| self.order.pack(&packing, epoch).len() as u64;
                 (0..epochs).map(sequences).sum()
             } else {
                 let limit = COUNTED;

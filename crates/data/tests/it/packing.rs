@@ -87,7 +87,7 @@ fn what_cannot_be_packed_is_refused() {
     let error = plan(u64::MAX).packed(packing(&[5; 4], 8)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "`train.epochs = 18446744073709551615` of 4 rows cannot be packed ahead to count the steps: expected at most 100000000 \
+        "`train.epochs = 18446744073709551615` of 4 rows cannot be packed ahead to count the steps: expected at most 20000000 \
          rows in all; say how long the run is with `train.steps`"
     );
     // In the order of the files every epoch is the same.
