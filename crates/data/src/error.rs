@@ -138,6 +138,25 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+    /// A model has no template to write messages with.
+    #[error(
+        "{origin} has no chat template: expected `chat_template` in tokenizer_config.json, or chat_template.jinja beside it"
+    )]
+    NoChatTemplate {
+        /// The folder or file.
+        origin: String,
+    },
+    /// A chat template cannot be used, or refuses the messages.
+    #[error("chat template of {origin}: {message}")]
+    ChatTemplate {
+        /// The folder or file that has it.
+        origin: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A stop string without a character would end every text at once.
+    #[error("a stop string is empty")]
+    EmptyStop,
     /// A tokenizer refused a text or tokens.
     #[error("the tokenizer failed: {message}")]
     Tokenize {

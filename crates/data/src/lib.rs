@@ -5,6 +5,9 @@
 //! and from any step on; a [`Packing`] joins rows into sequences. [`Padded`] lays rows, or sequences, side by side for a
 //! forward pass.
 //!
+//! [`ChatTemplate`] writes messages as a model's own template does, and [`TextStream`] turns tokens that come one at a
+//! time into text.
+//!
 //! Nothing here knows tensors: results are plain vectors. `labels[i]` supervises the prediction of token i, so the
 //! first token of a row never counts.
 //!
@@ -43,6 +46,8 @@
 //! ```
 
 mod batch;
+mod chat;
+mod chat_functions;
 mod dataset;
 mod error;
 mod example;
@@ -51,13 +56,16 @@ mod order;
 mod packing;
 mod row;
 mod source;
+mod stream;
 mod tokenizer;
 
 pub use batch::Padded;
+pub use chat::{ChatTemplate, GenerationPrompt, Message};
 pub use dataset::{Dataset, FileSummary, Options, Summary};
 pub use error::{Error, Problem, Result};
 pub use example::{ChoiceExample, Example, Reference, UNSUPERVISED};
 pub use order::{Length, Order, Plan, StepRows, Steps, Stream};
 pub use packing::{Packing, Sequence};
 pub use row::Kind;
+pub use stream::{StopStrings, TextStream};
 pub use tokenizer::{Special, Tokenizer};

@@ -145,6 +145,14 @@ impl Tokenizer {
         Ok(texts)
     }
 
+    /// The special token that is written like this, if there is one. Decoding without special tokens never shows it.
+    #[must_use]
+    pub fn special_token(&self, text: &str) -> Option<u32> {
+        let added = self.inner.get_added_vocabulary();
+        let special = added.is_special_token(text);
+        special.then(|| self.inner.token_to_id(text)).flatten()
+    }
+
     /// The size of a table that has every token: the largest token plus one.
     #[must_use]
     pub fn vocab_size(&self) -> usize {

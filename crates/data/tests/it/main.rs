@@ -1,9 +1,11 @@
-//! Rows, refusals, order and batches, checked from outside.
+//! Rows, refusals, order, batches, chats and text that streams, checked from outside.
 //!
 //! The modules are marked as tests so that their helpers may unwrap, as tests may.
 
 #[cfg(test)]
 mod batch;
+#[cfg(test)]
+mod chat;
 #[cfg(test)]
 mod helpers;
 #[cfg(test)]
@@ -14,5 +16,7 @@ mod packing;
 mod refusals;
 #[cfg(test)]
 mod rows;
+#[cfg(test)]
+mod stream;
 #[cfg(test)]
 mod tokenizer;

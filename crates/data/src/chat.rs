@@ -1,0 +1,248 @@
+//! Messages as text: a model's own chat template (Jinja), with the functions that templates written for transformers use.
+
+use crate::chat_functions::{self, python_json};
+use crate::error::{Error, Result};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Serde, Value as Jinja};
+use minijinja::{Environment, context};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+/// What a template may use up: an instruction costs one, and 64 bytes of text another. Real ones need a few dozen a message.
+const FUEL: u64 = 2_000_000;
+
+const NAME: &str = "chat_template";
+
+/// The special tokens that a template may name.
+const ROLES: [&str; 7] = [
+    "bos_token",
+    "cls_token",
+    "eos_token",
+    "mask_token",
+    "pad_token",
+    "sep_token",
+    "unk_token",
+];
+
+/// One message of a chat.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Message {
+    /// Who says it: `system`, `user`, `assistant`, or what else the template knows.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+}
+
+impl Message {
+    /// A message of the user.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self {
+            role: "user".to_owned(),
+            content: content.into(),
+        }
+    }
+}
+
+/// What follows the last message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GenerationPrompt {
+    /// What the template puts before an answer, so that the model writes one.
+    Add,
+    /// Nothing.
+    Omit,
+}
+
+/// A model's chat template and the special tokens that it names.
+#[derive(Debug, Clone)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    tokens: BTreeMap<&'static str, String>,
+    origin: String,
+}
+
+impl ChatTemplate {
+    /// Reads the template of a model folder: chat_template.jinja, else `chat_template` of tokenizer_config.json.
+    ///
+    /// # Errors
+    /// If there is none, a file cannot be read, or the template is not one.
+    pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref();
+        let origin = folder.display().to_string();
+        let mut config = object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+        // Older folders keep the tokens' roles in a file of their own.
+        for (key, value) in object(&folder.join("special_tokens_map.json"))?.unwrap_or_default() {
+            config.entry(key).or_insert(value);
+        }
+        if let Some(template) = text(&folder.join("chat_template.jinja"))? {
+            config.insert(NAME.to_owned(), template.into());
+        }
+        Self::from_config(&config, &origin)
+    }
+
+    /// Reads `chat_template` (a template, or a list of named ones, of which `default` counts) and the special tokens of the
+    /// object that tokenizer_config.json holds; `origin` is where it comes from, for messages.
+    ///
+    /// # Errors
+    /// If there is no template, or it is not one.
+    pub fn from_config(config: &Map<String, Value>, origin: &str) -> Result<Self> {
+        let refuse = |message: String| Error::ChatTemplate {
+            origin: origin.to_owned(),
+            message,
+        };
+        let source = match config.get(NAME) {
+            None | Some(Value::Null) => {
+                return Err(Error::NoChatTemplate {
+                    origin: origin.to_owned(),
+                });
+            }
+            Some(Value::String(source)) => source,
+            Some(Value::Array(named)) => default_of(named).map_err(refuse)?,
+            Some(_) => return Err(refuse(format!("`{NAME}` is neither a text nor a list"))),
+        };
+        let mut environment = environment();
+        environment
+            .add_template_owned(NAME, without_markers(source))
+            .map_err(|error| refuse(told(&error)))?;
+        let token = |role: &'static str| {
+            let content = match config.get(role)? {
+                Value::Object(token) => token.get("content")?,
+                token => token,
+            };
+            Some((role, content.as_str()?.to_owned()))
+        };
+        Ok(Self {
+            environment,
+            tokens: ROLES.into_iter().filter_map(token).collect(),
+            origin: origin.to_owned(),
+        })
+    }
+
+    /// The text of a chat. It holds the special tokens already: encode it without adding any.
+    ///
+    /// # Errors
+    /// If the template refuses the messages (`raise_exception`), does not understand them, or does not come to an end.
+    pub fn render(&self, messages: &[Message], prompt: GenerationPrompt) -> Result<String> {
+        let add_generation_prompt = prompt == GenerationPrompt::Add;
+        let tokens = Jinja::from(Serde(&self.tokens));
+        let messages = Jinja::from(Serde(messages));
+        let template = self.environment.get_template(NAME);
+        let rendered = template.and_then(|template| {
+            // transformers hands these two over as None where there are none, which templates test for.
+            template.render(context! {
+                messages,
+                add_generation_prompt,
+                tools => (),
+                documents => (),
+                ..tokens
+            })
+        });
+        rendered.map_err(|error| Error::ChatTemplate {
+            origin: self.origin.clone(),
+            message: told(&error),
+        })
+    }
+}
+
+/// Jinja as transformers sets it up.
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build();
+    environment.set_syntax(syntax.expect("delimiters are the usual ones"));
+    environment.set_fuel(Some(FUEL));
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_unknown_method_callback(chat_functions::python_method);
+    environment.add_filter("tojson", python_json);
+    environment.add_function("raise_exception", chat_functions::raise_exception);
+    environment.add_function("strftime_now", chat_functions::strftime_now);
+    environment
+}
+
+/// The template that is called `default` in a list of `{"name", "template"}`.
+fn default_of(named: &[Value]) -> Result<&String, String> {
+    let is_default = |entry: &&Value| entry.get("name").is_some_and(|name| name == "default");
+    let template = named
+        .iter()
+        .find(is_default)
+        .and_then(|entry| entry.get("template"));
+    match template {
+        Some(Value::String(source)) => Ok(source),
+        _ => {
+            let names: Vec<String> = named
+                .iter()
+                .filter_map(|entry| Some(format!("`{}`", entry.get("name")?.as_str()?)))
+                .collect();
+            let names = names.join(", ");
+            Err(format!(
+                "`{NAME}` is a list without one that is called `default`: {names}"
+            ))
+        }
+    }
+}
+
+/// transformers marks what an assistant says by `{% generation %}` and `{% endgeneration %}`, which render to nothing. Here
+/// they become a condition that always holds, with the same rules for the spaces around.
+fn without_markers(source: &str) -> String {
+    let mut text = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start);
+        text.push_str(before);
+        let end = tag.find("%}").map_or(tag.len(), |end| end + 2);
+        let (tag, after) = tag.split_at(end);
+        let word = tag.trim_matches(['{', '}', '%', '-', '+']).trim();
+        match word {
+            "generation" => text.push_str(&tag.replace("generation", "if true")),
+            "endgeneration" => text.push_str(&tag.replace("endgeneration", "endif")),
+            _ => text.push_str(tag),
+        }
+        rest = after;
+    }
+    text + rest
+}
+
+/// The message of an error and of what caused it, with the line of the template.
+fn told(error: &minijinja::Error) -> String {
+    let mut message = error
+        .detail()
+        .map_or_else(|| error.kind().to_string(), str::to_owned);
+    if let Some(line) = error.line() {
+        message = format!("{message} (line {line})");
+    }
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        message = format!("{message}: {cause}");
+        source = cause.source();
+    }
+    message
+}
+
+/// The object that a JSON file holds, if the file exists.
+fn object(path: &Path) -> Result<Option<Map<String, Value>>> {
+    let Some(text) = text(path)? else {
+        return Ok(None);
+    };
+    let object = serde_json::from_str(&text).map_err(|error| Error::ChatTemplate {
+        origin: path.display().to_string(),
+        message: format!("not a JSON object: {error}"),
+    })?;
+    Ok(Some(object))
+}
+
+/// The text of a file, if it exists.
+fn text(path: &Path) -> Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::Read {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
