@@ -98,6 +98,38 @@ pub enum Error {
         /// The dtype that the model holds it in.
         dtype: &'static str,
     },
+    /// A text without a token, which cannot be continued.
+    #[error("the prompt has no tokens")]
+    EmptyPrompt,
+    /// A text that leaves no room for another token.
+    #[error(
+        "the prompt has {tokens} tokens and the model reads at most {limit} (`max_position_embeddings`), which leaves no \
+         room to continue it; shorten it"
+    )]
+    PromptTooLong {
+        /// The tokens of the prompt.
+        tokens: usize,
+        /// How many tokens the model reads.
+        limit: usize,
+    },
+    /// Logits that say nothing about the next token.
+    #[error(
+        "the logit of token {token} is {value}: the model or an adapter (or its weight) makes numbers that are not finite"
+    )]
+    Logit {
+        /// The first token of such a logit.
+        token: usize,
+        /// The logit.
+        value: f64,
+    },
+}
+
+impl Error {
+    /// True if what was asked of the model is wrong, rather than the model.
+    #[must_use]
+    pub const fn is_usage(&self) -> bool {
+        matches!(self, Self::EmptyPrompt | Self::PromptTooLong { .. })
+    }
 }
 
 struct Suggest<'a>(&'a Option<String>);

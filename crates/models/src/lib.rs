@@ -1,4 +1,5 @@
-//! The models: built from a config.json and [`Weights`](lowrank_frozen::Weights), as blocks that adapters attach to.
+//! The models: built from a config.json and [`Weights`](lowrank_frozen::Weights), as blocks that adapters attach to;
+//! and how any of them continues a text, a token at a time ([`Continuation`]).
 //!
 //! ```
 //! use lowrank_models::ModelInfo;
@@ -15,12 +16,16 @@ mod checkpoint;
 mod config;
 mod error;
 mod fields;
+mod generate;
 mod llama;
 mod load;
 mod rope;
+mod sample;
 
 pub use checkpoint::Precision;
 pub use config::LlamaConfig;
 pub use error::{Error, Result};
+pub use generate::{Continuation, Finish, Limits};
 pub use llama::Llama;
 pub use load::{ModelInfo, load};
+pub use sample::{Sampling, Temperature, TopP};

@@ -22,6 +22,8 @@ pub enum Purpose {
     Revive = 5,
     /// Tests and laws.
     Test = 6,
+    /// Tokens of a text that a model writes (the step is the index of the token).
+    Sample = 7,
 }
 
 /// Where in a run a draw belongs.

@@ -1,0 +1,132 @@
+//! A text, continued token by token: the prompt runs once, then one token at a time over the cache.
+
+use crate::{Error, Result, Sampling};
+use candle_core::DType;
+use lowrank_adapter::{Ask, Batch, KvCache, Model, Pass, Selection, run};
+use std::num::NonZeroUsize;
+
+/// Where a continuation ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// How many tokens are written at most.
+    pub max_new_tokens: NonZeroUsize,
+    /// How many tokens the model reads, prompt and continuation together (`max_position_embeddings`).
+    pub positions: usize,
+    /// The tokens that end a text.
+    pub end_tokens: Vec<u32>,
+}
+
+/// Why a continuation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// The text came to its end: an end token, or a stop string.
+    Stop,
+    /// As many tokens were written as were asked for, or as the model can read.
+    Length,
+}
+
+impl Finish {
+    /// Its word in reports.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        }
+    }
+}
+
+/// The tokens that a model writes after a prompt, one at a call of `next`. The end token is not among them. After an error
+/// there is nothing more.
+///
+/// No graph is built, and logits are computed of the last position only.
+pub struct Continuation<'a> {
+    model: &'a dyn Model,
+    selection: Selection,
+    sampling: Sampling,
+    limits: Limits,
+    cache: KvCache,
+    /// What the model has not read yet: the prompt, then the last token.
+    unread: Vec<u32>,
+    /// How many tokens were chosen.
+    written: usize,
+    finish: Option<Finish>,
+}
+
+impl<'a> Continuation<'a> {
+    /// Nothing is computed before the first token is asked for.
+    ///
+    /// # Errors
+    /// If the prompt has no token, or as many as the model reads.
+    pub fn new(
+        model: &'a dyn Model,
+        selection: Selection,
+        prompt: &[u32],
+        sampling: Sampling,
+        limits: Limits,
+    ) -> Result<Self> {
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if prompt.len() >= limits.positions {
+            return Err(Error::PromptTooLong {
+                tokens: prompt.len(),
+                limit: limits.positions,
+            });
+        }
+        Ok(Self {
+            model,
+            selection,
+            sampling,
+            limits,
+            cache: KvCache::new(),
+            unread: prompt.to_vec(),
+            written: 0,
+            finish: None,
+        })
+    }
+
+    /// Why it ended; none while it goes on, and after an error.
+    #[must_use]
+    pub const fn finish(&self) -> Option<Finish> {
+        self.finish
+    }
+
+    fn step(&mut self) -> Result<Option<u32>> {
+        let full = self.cache.len() + self.unread.len() >= self.limits.positions;
+        if full || self.written >= self.limits.max_new_tokens.get() {
+            self.finish = Some(Finish::Length);
+            return Ok(None);
+        }
+        let batch = Batch::sequence(&self.unread, self.cache.len() as u32)?;
+        let last = Ask::Logits(vec![self.unread.len() as u32 - 1]);
+        let mut pass = Pass::evaluation(self.selection.clone());
+        let cache = Some(&mut self.cache);
+        let logits = run(self.model, &batch, &last, cache, &mut pass)?;
+        let numbers = || logits.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>();
+        let logits = numbers().map_err(lowrank_ops::Error::from)?;
+        let token = self.sampling.choose(&logits, self.written as u64)?;
+        self.written += 1;
+        self.unread = vec![token];
+        if self.limits.end_tokens.contains(&token) {
+            self.finish = Some(Finish::Stop);
+            return Ok(None);
+        }
+        Ok(Some(token))
+    }
+}
+
+impl Iterator for Continuation<'_> {
+    type Item = Result<u32>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.finish.is_some() || self.unread.is_empty() {
+            return None;
+        }
+        let next = self.step().transpose();
+        if let Some(Err(_)) = next {
+            self.unread.clear();
+        }
+        next
+    }
+}
