@@ -3,11 +3,12 @@
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use lowrank::AdapterSource;
 use lowrank::adapter::ResidualBase;
+use lowrank::models::{Temperature, TopP};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-/// Parameter-efficient fine-tuning: train, evaluate, merge and inspect adapters.
+/// Parameter-efficient fine-tuning: train, evaluate, merge, inspect and try adapters.
 #[derive(Debug, Parser)]
 #[command(name = "lowrank", version, max_term_width = 100)]
 pub struct Arguments {
@@ -35,6 +36,11 @@ pub enum Verb {
         after_help = "Example: lowrank eval --model models/base --adapter runs/first/adapter --data test.jsonl"
     )]
     Eval(EvalArguments),
+    /// Let a model, with or without adapters, continue a text or answer a message
+    #[command(
+        after_help = "Example: lowrank generate --model models/base --adapter runs/first/adapter --chat --prompt 'Hello!'"
+    )]
+    Generate(GenerateArguments),
     /// Fold adapters into their base and write a stand-alone model
     #[command(
         after_help = "Example: lowrank merge --model models/base --adapter runs/first/adapter --out merged --verify"
@@ -128,6 +134,43 @@ pub struct EvalArguments {
     #[arg(long, value_name = "F.safetensors")]
     pub logits: Option<PathBuf>,
     /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lowrank generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArguments {
+    #[command(flatten)]
+    pub model: ModelArguments,
+    /// The text to continue; `-` reads it from stdin, without its last line end
+    #[arg(long, allow_hyphen_values = true)]
+    pub prompt: String,
+    /// The prompt is a user's message: write it with the model's chat template, and let the model answer
+    #[arg(long)]
+    pub chat: bool,
+    /// How many tokens are written at most
+    #[arg(long, default_value = "128")]
+    pub max_new_tokens: NonZeroUsize,
+    /// By what logits are divided before a token is drawn; 0 takes the likeliest token, always
+    #[arg(long, default_value = "0", allow_negative_numbers = true)]
+    pub temperature: Temperature,
+    /// Draw from this many of the likeliest tokens; 0: from all
+    #[arg(long, default_value = "0", allow_negative_numbers = true)]
+    pub top_k: usize,
+    /// Draw from the likeliest tokens that have this share of the probability together, after --top-k
+    #[arg(long, default_value = "1", allow_negative_numbers = true)]
+    pub top_p: TopP,
+    /// A string that ends the text, and is no part of it; may be given several times
+    #[arg(long, allow_hyphen_values = true)]
+    pub stop: Vec<String>,
+    /// What draws depend on: the same seed writes the same text
+    #[arg(long, default_value = "42")]
+    pub seed: u64,
+    /// How the weights are held: as-stored, f32, bf16, f16 or f64
+    #[arg(long, default_value = "as-stored")]
+    pub dtype: String,
+    /// Print one JSON object on stdout, when all is written
     #[arg(long)]
     pub json: bool,
 }

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     let result = match &arguments.verb {
         Verb::Train(verb) => verbs::train::run(verb, arguments.quiet),
         Verb::Eval(verb) => verbs::eval::run(verb),
+        Verb::Generate(verb) => verbs::generate::run(verb),
         Verb::Merge(verb) => verbs::merge::run(verb),
         Verb::Inspect(verb) => verbs::inspect::run(verb),
         Verb::Other(words) => Err(verbs::other(words)),

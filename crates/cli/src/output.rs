@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Write as _};
+use std::ops::ControlFlow;
 
 /// Prints `value` as one JSON object, or as `name  value` lines without lists and objects and with `more` below them.
 pub fn print(value: &impl Serialize, json: bool, more: &str) -> Result<()> {
@@ -31,14 +32,21 @@ pub fn print(value: &impl Serialize, json: bool, more: &str) -> Result<()> {
     write_out(&text)
 }
 
-/// A reader that has seen enough closes the pipe; that is no error. `println!` would panic.
+/// Writes everything at once.
 fn write_out(text: &str) -> Result<()> {
+    write_piece(text).map(drop)
+}
+
+/// Writes to stdout, now; breaks if nobody reads any more. A reader that has seen enough closes the pipe; that is no
+/// error. `println!` would panic.
+pub fn write_piece(text: &str) -> Result<ControlFlow<()>> {
     let mut stdout = std::io::stdout().lock();
     let written = stdout
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush());
     match written {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => written.map_err(|error| anyhow!("cannot write to stdout: {error}")),
+        Ok(()) => Ok(ControlFlow::Continue(())),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        Err(error) => Err(anyhow!("cannot write to stdout: {error}")),
     }
 }

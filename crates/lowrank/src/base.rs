@@ -3,7 +3,7 @@
 use crate::{Error, Result};
 use candle_core::DType;
 use lowrank_adapter::Model;
-use lowrank_data::Tokenizer;
+use lowrank_data::{ChatTemplate, Tokenizer};
 use lowrank_format::{
     Checkpoint, Fingerprint, Gguf, copy_side_files, fingerprint, read_json_object,
 };
@@ -107,6 +107,49 @@ impl Base {
             Files::Folder(checkpoint) => checkpoint.folder().join("tokenizer.json").exists(),
             Files::Gguf(gguf) => gguf.has_tokenizer(),
         }
+    }
+
+    /// Its chat template.
+    ///
+    /// # Errors
+    /// If there is none, or none that can be read.
+    pub fn chat_template(&self) -> Result<ChatTemplate> {
+        match &self.files {
+            Files::Folder(checkpoint) => Ok(ChatTemplate::from_folder(checkpoint.folder())?),
+            Files::Gguf(gguf) => {
+                let config = gguf.tokenizer_config()?;
+                let origin = gguf.path().display().to_string();
+                let empty = Map::new();
+                let config = config.as_object().unwrap_or(&empty);
+                Ok(ChatTemplate::from_config(config, &origin)?)
+            }
+        }
+    }
+
+    /// The tokens that end a text that it writes: those of its configuration, and those of generation_config.json.
+    ///
+    /// # Errors
+    /// If that file is there and cannot be read.
+    pub fn end_tokens(&self) -> Result<Vec<u32>> {
+        let (generation, origin) = match &self.files {
+            Files::Folder(checkpoint) => {
+                let path = checkpoint.folder().join("generation_config.json");
+                if !path.exists() {
+                    return Ok(self.info.eos_token_ids.clone());
+                }
+                (read_json_object(&path)?, path)
+            }
+            Files::Gguf(gguf) if gguf.has_tokenizer() => {
+                let config = gguf.generation_config()?;
+                (
+                    config.as_object().cloned().unwrap_or_default(),
+                    gguf.path().to_path_buf(),
+                )
+            }
+            Files::Gguf(_) => return Ok(self.info.eos_token_ids.clone()),
+        };
+        let origin = origin.display().to_string();
+        Ok(self.info.end_tokens(&generation, &origin)?)
     }
 
     /// Writes configuration and tokenizer into a folder, as a Hugging Face model has them.

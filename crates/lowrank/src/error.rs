@@ -133,6 +133,8 @@ impl Error {
         match self {
             Self::Usage(_) => true,
             Self::Train(error) => error.is_usage(),
+            Self::Model(error) => error.is_usage(),
+            Self::Data(error) => matches!(**error, lowrank_data::Error::EmptyStop),
             Self::Key { source, .. } => source.is_usage(),
             _ => false,
         }

@@ -1,7 +1,7 @@
 //! lowrank: parameter-efficient fine-tuning, from a folder to a folder.
 //!
 //! This crate joins the others: it opens a base model, attaches adapters that it finds in files, runs a run file,
-//! evaluates and inspects. Programs that need one piece depend on that piece alone; they are re-exported here.
+//! evaluates, generates and inspects. Programs that need one piece depend on that piece alone; they are re-exported here.
 //!
 //! ```no_run
 //! use lowrank::models::Precision;
@@ -23,6 +23,7 @@
 mod adapters;
 mod base;
 mod error;
+mod generate;
 mod inspect;
 mod merged;
 mod paths;
@@ -31,6 +32,7 @@ mod run;
 pub use adapters::{AdapterSource, Reading, StrictBase, load_adapter, save_adapter};
 pub use base::{Base, precision};
 pub use error::{Error, Result};
+pub use generate::{Generated, Generation, Prompt, generate};
 pub use inspect::{Inspection, SiteSummary, TensorSummary, inspect};
 pub use merged::{Written, merge_into};
 pub use run::{Trained, open_data, train};

@@ -1,5 +1,6 @@
 //! From config.json and a checkpoint to a model, whatever its kind.
 
+use crate::fields::Fields;
 use crate::{Llama, LlamaConfig, Precision, Result};
 use lowrank_adapter::Model;
 use lowrank_frozen::Weights;
@@ -31,6 +32,21 @@ impl ModelInfo {
             eos_token_ids: config.eos_token_ids,
             max_position_embeddings: config.max_position_embeddings,
         })
+    }
+
+    /// The tokens that end a text that the model writes: config.json's, and those of the object that
+    /// generation_config.json holds; `origin` is that file, for messages.
+    ///
+    /// # Errors
+    /// If `eos_token_id` is neither a token id nor a list of them.
+    pub fn end_tokens(&self, generation: &Map<String, Value>, origin: &str) -> Result<Vec<u32>> {
+        let mut tokens = self.eos_token_ids.clone();
+        for token in Fields::new(generation, origin).tokens("eos_token_id")? {
+            if !tokens.contains(&token) {
+                tokens.push(token);
+            }
+        }
+        Ok(tokens)
     }
 }
 

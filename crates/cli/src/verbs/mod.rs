@@ -1,6 +1,7 @@
 //! One module a verb.
 
 pub mod eval;
+pub mod generate;
 pub mod inspect;
 pub mod merge;
 pub mod train;
@@ -12,8 +13,8 @@ use lowrank::{Base, Error, Reading, StrictBase, load_adapter};
 use std::ffi::OsString;
 use std::sync::Arc;
 
-const VERBS: [&str; 4] = ["eval", "inspect", "merge", "train"];
-const PLANNED: [&str; 6] = ["chat", "combine", "export", "families", "generate", "plan"];
+const VERBS: [&str; 5] = ["eval", "generate", "inspect", "merge", "train"];
+const PLANNED: [&str; 5] = ["chat", "combine", "export", "families", "plan"];
 
 /// Why an unknown verb is refused.
 pub fn other(words: &[OsString]) -> anyhow::Error {

@@ -121,6 +121,22 @@ impl Gguf {
         Ok(self.vocabulary()?.tokenizer())
     }
 
+    /// What `tokenizer_config.json` of the same model would hold: the chat template and the tokens that it names.
+    ///
+    /// # Errors
+    /// As [`Self::tokenizer`].
+    pub fn tokenizer_config(&self) -> Result<Value> {
+        Ok(self.vocabulary()?.tokenizer_config())
+    }
+
+    /// What `generation_config.json` of the same model would hold: the tokens that end a text.
+    ///
+    /// # Errors
+    /// As [`Self::tokenizer`].
+    pub fn generation_config(&self) -> Result<Value> {
+        Ok(self.vocabulary()?.generation_config())
+    }
+
     /// Configuration and tokenizer as the files of a Hugging Face folder: names and contents.
     ///
     /// # Errors

@@ -39,6 +39,8 @@ pub(super) struct Vocabulary<'a> {
     eos: Option<usize>,
     pad: Option<usize>,
     unknown: Option<usize>,
+    /// What ends a turn, or a message within one, where that is not the end token.
+    turn_ends: Vec<usize>,
     /// Put before and after a text.
     template: (Option<usize>, Option<usize>),
     context: Option<usize>,
@@ -95,6 +97,7 @@ impl<'a> Vocabulary<'a> {
             eos,
             pad,
             unknown,
+            turn_ends: id("eot")?.into_iter().chain(id("eom")?).collect(),
             template: (bos.filter(|_| starts), eos.filter(|_| ends)),
             context: metadata.count("llama.context_length")?,
             chat_template: metadata.text("tokenizer.chat_template")?,
@@ -114,6 +117,16 @@ impl<'a> Vocabulary<'a> {
             ids.into_iter()
                 .filter_map(|(field, id)| Some((field.to_owned(), id?.into()))),
         );
+        // Tokens that end a turn end what a model writes, as the end token does.
+        let mut ends: Vec<usize> = self.eos.into_iter().collect();
+        for end in &self.turn_ends {
+            if !ends.contains(end) {
+                ends.push(*end);
+            }
+        }
+        if ends.len() > 1 {
+            fields.insert("eos_token_id".to_owned(), ends.into());
+        }
         fields.into()
     }
 

@@ -1,0 +1,200 @@
+//! Text that a model writes after a prompt.
+
+use crate::Result;
+use crate::base::Base;
+use lowrank_adapter::Selection;
+use lowrank_data::{GenerationPrompt, Message, Special, StopStrings, TextStream};
+use lowrank_models::{Continuation, Finish, Limits, Sampling};
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+/// What is continued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prompt<'a> {
+    /// A text, with the special tokens that the tokenizer puts around one.
+    Text(&'a str),
+    /// A chat that the model's template writes, to be answered.
+    Chat(&'a [Message]),
+    /// Tokens as they are.
+    Tokens(&'a [u32]),
+}
+
+/// How a text is continued, and how far.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generation {
+    /// How many tokens are written at most. The text also ends where the model cannot read more.
+    pub max_new_tokens: NonZeroUsize,
+    /// How each token is chosen.
+    pub sampling: Sampling,
+    /// What ends the text, beside the model's own end tokens.
+    pub stop: StopStrings,
+}
+
+impl Default for Generation {
+    /// At most 128 tokens, always the likeliest, without stop strings.
+    fn default() -> Self {
+        Self {
+            max_new_tokens: const { NonZeroUsize::new(128).expect("it is not 0") },
+            sampling: Sampling::GREEDY,
+            stop: StopStrings::default(),
+        }
+    }
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generated {
+    /// How many tokens the prompt has.
+    pub prompt_tokens: usize,
+    /// The new tokens, those of a stop string included, and without the end token.
+    pub ids: Vec<u32>,
+    /// Their text without special tokens, up to the stop string.
+    pub text: String,
+    /// Why it ends.
+    pub finish: Finish,
+    /// From the call to the first token.
+    pub ttft_seconds: f64,
+    /// How fast the tokens after the first came, the end token included; the inverse of `ttft_seconds` if there was one
+    /// only.
+    pub tokens_per_second: f64,
+}
+
+/// Continues a prompt and hands each piece of the text to `each` as soon as it is certain: whole characters, and nothing of
+/// a stop string. A break of `each` ends the text as a stop string does.
+///
+/// ```no_run
+/// use lowrank::adapter::Selection;
+/// use lowrank::data::Message;
+/// use lowrank::models::Precision;
+/// use lowrank::{Base, Generation, Prompt, generate};
+/// use std::ops::ControlFlow;
+///
+/// let base = Base::open("models/SmolLM2-135M-Instruct", Precision::AsStored)?;
+/// let chat = [Message::user("What pulls the tide?")];
+/// let written = generate(&base, &Selection::none(), Prompt::Chat(&chat), &Generation::default(), &mut |piece| {
+///     print!("{piece}");
+///     ControlFlow::Continue(())
+/// })?;
+/// println!("\n{} tokens, {:.1} a second", written.ids.len(), written.tokens_per_second);
+/// # Ok::<(), lowrank::Error>(())
+/// ```
+///
+/// # Errors
+/// If the model has no tokenizer or, for a chat, no template; if the prompt is empty or leaves no room to continue it; and
+/// if the model makes numbers that are not finite.
+pub fn generate(
+    base: &Base,
+    selection: &Selection,
+    prompt: Prompt<'_>,
+    generation: &Generation,
+    each: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Result<Generated> {
+    let mut clock = Clock::start();
+    let tokenizer = base.tokenizer()?;
+    let prompt = match prompt {
+        Prompt::Text("") => return Err(lowrank_models::Error::EmptyPrompt.into()),
+        Prompt::Text(text) => tokenizer.encode(text, Special::Add)?,
+        Prompt::Chat(messages) => {
+            let text = base
+                .chat_template()?
+                .render(messages, GenerationPrompt::Add)?;
+            tokenizer.encode(&text, Special::Omit)?
+        }
+        Prompt::Tokens(ids) => ids.to_vec(),
+    };
+    let mut end_tokens = base.end_tokens()?;
+    // A special token is no part of the text, where it would never be found.
+    let stops = generation.stop.iter();
+    end_tokens.extend(stops.filter_map(|stop| tokenizer.special_token(stop)));
+    let limits = Limits {
+        max_new_tokens: generation.max_new_tokens,
+        positions: base.info.max_position_embeddings,
+        end_tokens,
+    };
+    let (model, sampling) = (base.model.as_ref(), generation.sampling);
+    let mut tokens = Continuation::new(model, selection.clone(), &prompt, sampling, limits)?;
+
+    let mut stream = TextStream::new(&tokenizer, &generation.stop);
+    let (mut ids, mut text) = (Vec::new(), String::new());
+    let mut hand_over = |piece: String| {
+        text.push_str(&piece);
+        if piece.is_empty() {
+            ControlFlow::Continue(())
+        } else {
+            each(&piece)
+        }
+    };
+    let mut broken = false;
+    let finish = loop {
+        let Some(token) = tokens.next().transpose()? else {
+            let finish = tokens.finish().unwrap_or(Finish::Length);
+            if finish == Finish::Stop {
+                // The end token was computed, too.
+                clock.tick();
+            }
+            break finish;
+        };
+        clock.tick();
+        ids.push(token);
+        broken = hand_over(stream.push(token)?).is_break();
+        if broken || stream.stopped() {
+            break Finish::Stop;
+        }
+    };
+    if !broken {
+        let _: ControlFlow<()> = hand_over(stream.finish()?);
+    }
+    if finish == Finish::Length && ids.len() < generation.max_new_tokens.get() {
+        let limit = base.info.max_position_embeddings;
+        tracing::warn!(
+            "the text ends after {} new tokens: the model reads at most {limit} (`max_position_embeddings`)",
+            ids.len()
+        );
+    }
+    let (ttft_seconds, tokens_per_second) = clock.read();
+    Ok(Generated {
+        prompt_tokens: prompt.len(),
+        ids,
+        text,
+        finish,
+        ttft_seconds,
+        tokens_per_second,
+    })
+}
+
+/// When tokens came.
+struct Clock {
+    started: Instant,
+    /// Seconds to the first and to the last.
+    first: Option<f64>,
+    last: f64,
+    ticks: u32,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self {
+            started: Instant::now(),
+            first: None,
+            last: 0.0,
+            ticks: 0,
+        }
+    }
+
+    fn tick(&mut self) {
+        self.last = self.started.elapsed().as_secs_f64();
+        self.first.get_or_insert(self.last);
+        self.ticks += 1;
+    }
+
+    /// Seconds to the first token, and tokens a second after it.
+    fn read(&self) -> (f64, f64) {
+        let first = self.first.unwrap_or(self.last);
+        let (count, seconds) = match self.ticks {
+            0 | 1 => (1, first),
+            ticks => (ticks - 1, self.last - first),
+        };
+        (first, f64::from(count) / seconds.max(1e-9))
+    }
+}
