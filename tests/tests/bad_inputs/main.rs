@@ -6,4 +6,5 @@ mod command_line;
 mod data;
 mod models;
 mod outputs;
+mod prompts;
 mod run_files;

@@ -8,6 +8,7 @@ mod choices;
 mod continuing;
 mod eval;
 mod full;
+mod generating;
 mod inspecting;
 mod memory;
 mod merging;
