@@ -1,4 +1,5 @@
-"""Writes smollm2/generate.json: what transformers writes greedily, in f32, after ten prompts with SmolLM2-135M-Instruct.
+"""Writes smollm2/generate.json: what transformers writes greedily, in f32, after eleven prompts with SmolLM2-135M-Instruct:
+ten to 40 new tokens, and one to its end before that.
 
 Needs `cargo xtask fetch --only smollm2` and `cargo xtask peer-env`; run it with `.peer/bin/python`. A case holds the prompt
 (`chat`: as a user's message), its tokens, and at most 40 new ones without the end token; `margin` is the smallest distance
@@ -26,18 +27,20 @@ PROMPTS = [
     ("The lighthouse keeper climbed the stairs, and at the top", False),
     ("Three things to pack for a night on the shore:\n1.", False),
     ("def area(radius):\n    \"\"\"The area of a circle.\"\"\"\n", False),
-    ("In 1874 a surveyor counted 3,512 tide pools. He", False),
+    ("On the map of 1874, the harbour", False),
     ("Das Wetter an der Küste ist heute", False),
     ("emoji: 🌊 🦀 🐚", False),
     ("Water boils at a lower temperature on a mountain because", False),
     ("{\"name\": \"harbour\", \"boats\": [", False),
+    ("The recipe calls for two cups of flour and", False),
     ("Why is the sea salty? Explain it to a child.", True),
     ("Write a short poem about a ferry.", True),
 ]
 
 
 def main():
-    torch.manual_seed(0)
+    # One thread always adds up in the same order.
+    torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     cases = []

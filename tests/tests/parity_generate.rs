@@ -1,5 +1,5 @@
-//! What SmolLM2-135M-Instruct writes greedily after ten prompts is what transformers writes, from its GGUF file and from its
-//! dequantised folder, if `cargo xtask fetch` has brought them. `tests/parity/smollm2_generate.py` made the golden file.
+//! What SmolLM2-135M-Instruct writes greedily, after ten prompts to 40 tokens and after one to its end, is what
+//! transformers writes: from its GGUF file and from its dequantised folder, if `cargo xtask fetch` has brought them. `tests/parity/smollm2_generate.py` made the golden file.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stderr,
@@ -37,7 +37,11 @@ struct Case {
 fn cases() -> Vec<Case> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("parity/smollm2");
     let golden: Golden = read_json(&folder.join("generate.json")).unwrap();
-    assert_eq!(golden.cases.len(), 10);
+    let long = golden
+        .cases
+        .iter()
+        .filter(|case| case.ids.len() == NEW_TOKENS);
+    assert_eq!((golden.cases.len(), long.count()), (11, 10));
     golden.cases
 }
 
@@ -80,10 +84,8 @@ fn check(name: &str) {
             prompt,
             &generation,
             &mut |piece| {
-                assert!(
-                    !piece.is_empty() && !piece.contains(char::REPLACEMENT_CHARACTER),
-                    "{piece:?}"
-                );
+                // Only the end of the text may be half a character.
+                assert!(!piece.is_empty() && !pieces.ends_with(char::REPLACEMENT_CHARACTER));
                 pieces.push_str(piece);
                 ControlFlow::Continue(())
             },
