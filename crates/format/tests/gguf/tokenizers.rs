@@ -67,6 +67,32 @@ fn user_defined_tokens_are_found_and_shown() {
 }
 
 #[test]
+fn what_ends_a_turn_ends_a_text() {
+    let ends = |keys: &[(&str, u32)]| {
+        let mut file = tiny();
+        for (key, id) in keys {
+            file.u32(&format!("tokenizer.ggml.{key}_token_id"), *id);
+        }
+        let file = open(&file.bytes()).unwrap();
+        file.generation_config().unwrap()["eos_token_id"].clone()
+    };
+    assert_eq!(ends(&[]), json!(2));
+    assert_eq!(ends(&[("eot", 2)]), json!(2));
+    assert_eq!(ends(&[("eot", 1), ("eom", 0)]), json!([2, 1, 0]));
+    let mut file = tiny();
+    file.u32("tokenizer.ggml.eot_token_id", 11);
+    let message = open(&file.bytes())
+        .unwrap()
+        .generation_config()
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.ends_with("`tokenizer.ggml.eot_token_id` is 11, expected one of the 11 tokens"),
+        "{message}"
+    );
+}
+
+#[test]
 fn the_side_files_say_what_the_metadata_says() {
     let file = open(&tiny().bytes()).unwrap();
     let dir = tempfile::tempdir().unwrap();
