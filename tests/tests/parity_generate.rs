@@ -9,7 +9,7 @@
 use lowrank::adapter::Selection;
 use lowrank::data::{GenerationPrompt, Message, Special};
 use lowrank::models::{Finish, Precision};
-use lowrank::{Base, Generation, Prompt, generate};
+use lowrank::{Base, Generation, Generator, Prompt};
 use lowrank_tests::golden::read_json;
 use lowrank_tests::place::Place;
 use serde::Deserialize;
@@ -61,6 +61,7 @@ fn check(name: &str) {
     let Some(path) = path(name) else { return };
     let base = Base::open(&path.to_string_lossy(), Precision::AsStored).unwrap();
     let (tokenizer, template) = (base.tokenizer().unwrap(), base.chat_template().unwrap());
+    let generator = Generator::new(&base).unwrap();
     let generation = Generation {
         max_new_tokens: NonZeroUsize::new(NEW_TOKENS).unwrap(),
         ..Generation::default()
@@ -78,18 +79,12 @@ fn check(name: &str) {
         };
         assert_eq!(ids.unwrap(), case.prompt_ids, "{}", case.prompt);
         let mut pieces = String::new();
-        let written = generate(
-            &base,
-            &Selection::none(),
-            prompt,
-            &generation,
-            &mut |piece| {
-                // Only the end of the text may be half a character.
-                assert!(!piece.is_empty() && !pieces.ends_with(char::REPLACEMENT_CHARACTER));
-                pieces.push_str(piece);
-                ControlFlow::Continue(())
-            },
-        );
+        let written = generator.generate(&Selection::none(), prompt, &generation, &mut |piece| {
+            // Only the end of the text may be half a character.
+            assert!(!piece.is_empty() && !pieces.ends_with(char::REPLACEMENT_CHARACTER));
+            pieces.push_str(piece);
+            ControlFlow::Continue(())
+        });
         let written = written.unwrap();
         assert_eq!(written.ids, case.ids, "{}", case.prompt);
         assert_eq!((&written.text, &pieces), (&case.text, &case.text));

@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::base::Base;
 use lowrank_adapter::Selection;
-use lowrank_data::{GenerationPrompt, Message, Special, StopStrings, TextStream};
+use lowrank_data::{GenerationPrompt, Message, Special, StopStrings, TextStream, Tokenizer};
 use lowrank_models::{Continuation, Finish, Limits, Sampling};
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
@@ -60,107 +60,133 @@ pub struct Generated {
     pub tokens_per_second: f64,
 }
 
-/// Continues a prompt and hands each piece of the text to `each` as soon as it is certain: whole characters, and nothing of
-/// a stop string. A break of `each` ends the text as a stop string does.
+/// What writes text with a model: its tokenizer and its end tokens, read once.
 ///
 /// ```no_run
 /// use lowrank::adapter::Selection;
 /// use lowrank::data::Message;
 /// use lowrank::models::Precision;
-/// use lowrank::{Base, Generation, Prompt, generate};
+/// use lowrank::{Base, Generation, Generator, Prompt};
 /// use std::ops::ControlFlow;
 ///
 /// let base = Base::open("models/SmolLM2-135M-Instruct", Precision::AsStored)?;
 /// let chat = [Message::user("What pulls the tide?")];
-/// let written = generate(&base, &Selection::none(), Prompt::Chat(&chat), &Generation::default(), &mut |piece| {
+/// let (prompt, generation) = (Prompt::Chat(&chat), Generation::default());
+/// let written = Generator::new(&base)?.generate(&Selection::none(), prompt, &generation, &mut |piece| {
 ///     print!("{piece}");
 ///     ControlFlow::Continue(())
 /// })?;
 /// println!("\n{} tokens, {:.1} a second", written.ids.len(), written.tokens_per_second);
 /// # Ok::<(), lowrank::Error>(())
 /// ```
-///
-/// # Errors
-/// If the model has no tokenizer or, for a chat, no template; if the prompt is empty or leaves no room to continue it; and
-/// if the model makes numbers that are not finite.
-pub fn generate(
-    base: &Base,
-    selection: &Selection,
-    prompt: Prompt<'_>,
-    generation: &Generation,
-    each: &mut dyn FnMut(&str) -> ControlFlow<()>,
-) -> Result<Generated> {
-    let mut clock = Clock::start();
-    let tokenizer = base.tokenizer()?;
-    let prompt = match prompt {
-        Prompt::Text("") => return Err(lowrank_models::Error::EmptyPrompt.into()),
-        Prompt::Text(text) => tokenizer.encode(text, Special::Add)?,
-        Prompt::Chat(messages) => {
-            let text = base
-                .chat_template()?
-                .render(messages, GenerationPrompt::Add)?;
-            tokenizer.encode(&text, Special::Omit)?
-        }
-        Prompt::Tokens(ids) => ids.to_vec(),
-    };
-    let mut end_tokens = base.end_tokens()?;
-    // A special token is no part of the text, where it would never be found.
-    let stops = generation.stop.iter();
-    end_tokens.extend(stops.filter_map(|stop| tokenizer.special_token(stop)));
-    let limits = Limits {
-        max_new_tokens: generation.max_new_tokens,
-        positions: base.info.max_position_embeddings,
-        end_tokens,
-    };
-    let (model, sampling) = (base.model.as_ref(), generation.sampling);
-    let mut tokens = Continuation::new(model, selection.clone(), &prompt, sampling, limits)?;
+pub struct Generator<'a> {
+    base: &'a Base,
+    tokenizer: Tokenizer,
+    end_tokens: Vec<u32>,
+}
 
-    let mut stream = TextStream::new(&tokenizer, &generation.stop);
-    let (mut ids, mut text) = (Vec::new(), String::new());
-    let mut hand_over = |piece: String| {
-        text.push_str(&piece);
-        if piece.is_empty() {
-            ControlFlow::Continue(())
-        } else {
-            each(&piece)
-        }
-    };
-    let mut broken = false;
-    let finish = loop {
-        let Some(token) = tokens.next().transpose()? else {
-            let finish = tokens.finish().unwrap_or(Finish::Length);
-            if finish == Finish::Stop {
-                // The end token was computed, too.
-                clock.tick();
+impl<'a> Generator<'a> {
+    /// # Errors
+    /// If the model has no tokenizer, or a file cannot be read.
+    pub fn new(base: &'a Base) -> Result<Self> {
+        Ok(Self {
+            base,
+            tokenizer: base.tokenizer()?,
+            end_tokens: base.end_tokens()?,
+        })
+    }
+
+    fn encode(&self, prompt: Prompt<'_>) -> Result<Vec<u32>> {
+        Ok(match prompt {
+            Prompt::Text("") => return Err(lowrank_models::Error::EmptyPrompt.into()),
+            Prompt::Text(text) => self.tokenizer.encode(text, Special::Add)?,
+            Prompt::Chat(messages) => {
+                let template = self.base.chat_template()?;
+                let text = template.render(messages, GenerationPrompt::Add)?;
+                self.tokenizer.encode(&text, Special::Omit)?
             }
-            break finish;
-        };
-        clock.tick();
-        ids.push(token);
-        broken = hand_over(stream.push(token)?).is_break();
-        if broken || stream.stopped() {
-            break Finish::Stop;
+            Prompt::Tokens(ids) => ids.to_vec(),
+        })
+    }
+
+    fn limits(&self, generation: &Generation) -> Limits {
+        let mut end_tokens = self.end_tokens.clone();
+        // A special token is no part of the text, where it would never be found.
+        let stops = generation.stop.iter();
+        end_tokens.extend(stops.filter_map(|stop| self.tokenizer.special_token(stop)));
+        Limits {
+            max_new_tokens: generation.max_new_tokens,
+            positions: self.base.info.max_position_embeddings,
+            end_tokens,
         }
-    };
-    if !broken {
-        let _: ControlFlow<()> = hand_over(stream.finish()?);
     }
-    if finish == Finish::Length && ids.len() < generation.max_new_tokens.get() {
-        let limit = base.info.max_position_embeddings;
-        tracing::warn!(
-            "the text ends after {} new tokens: the model reads at most {limit} (`max_position_embeddings`)",
-            ids.len()
-        );
+
+    /// Continues a prompt and hands each piece of the text to `each` as soon as it is certain: whole characters, and
+    /// nothing of a stop string. A break of `each` ends the text as a stop string does.
+    ///
+    /// # Errors
+    /// If the prompt is empty or leaves no room to continue it; if the model has no template for a chat; and if it makes
+    /// numbers that are not finite.
+    pub fn generate(
+        &self,
+        selection: &Selection,
+        prompt: Prompt<'_>,
+        generation: &Generation,
+        each: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated> {
+        let mut clock = Clock::start();
+        let prompt = self.encode(prompt)?;
+        let (model, sampling) = (self.base.model.as_ref(), generation.sampling);
+        let limits = self.limits(generation);
+        let mut tokens = Continuation::new(model, selection.clone(), &prompt, sampling, limits)?;
+
+        let mut stream = TextStream::new(&self.tokenizer, &generation.stop);
+        let (mut ids, mut text) = (Vec::new(), String::new());
+        let mut hand_over = |piece: String| {
+            text.push_str(&piece);
+            if piece.is_empty() {
+                ControlFlow::Continue(())
+            } else {
+                each(&piece)
+            }
+        };
+        let mut broken = false;
+        let finish = loop {
+            let Some(token) = tokens.next().transpose()? else {
+                let finish = tokens.finish().unwrap_or(Finish::Length);
+                if finish == Finish::Stop {
+                    // The end token was computed, too.
+                    clock.tick();
+                }
+                break finish;
+            };
+            clock.tick();
+            ids.push(token);
+            broken = hand_over(stream.push(token)?).is_break();
+            if broken || stream.stopped() {
+                break Finish::Stop;
+            }
+        };
+        if !broken {
+            let _: ControlFlow<()> = hand_over(stream.finish()?);
+        }
+        if finish == Finish::Length && ids.len() < generation.max_new_tokens.get() {
+            let limit = self.base.info.max_position_embeddings;
+            tracing::warn!(
+                "the text ends after {} new tokens: the model reads at most {limit} (`max_position_embeddings`)",
+                ids.len()
+            );
+        }
+        let (ttft_seconds, tokens_per_second) = clock.read();
+        Ok(Generated {
+            prompt_tokens: prompt.len(),
+            ids,
+            text,
+            finish,
+            ttft_seconds,
+            tokens_per_second,
+        })
     }
-    let (ttft_seconds, tokens_per_second) = clock.read();
-    Ok(Generated {
-        prompt_tokens: prompt.len(),
-        ids,
-        text,
-        finish,
-        ttft_seconds,
-        tokens_per_second,
-    })
 }
 
 /// When tokens came.

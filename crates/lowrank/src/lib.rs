@@ -32,7 +32,7 @@ mod run;
 pub use adapters::{AdapterSource, Reading, StrictBase, load_adapter, save_adapter};
 pub use base::{Base, precision};
 pub use error::{Error, Result};
-pub use generate::{Generated, Generation, Prompt, generate};
+pub use generate::{Generated, Generation, Generator, Prompt};
 pub use inspect::{Inspection, SiteSummary, TensorSummary, inspect};
 pub use merged::{Written, merge_into};
 pub use run::{Trained, open_data, train};

@@ -6,7 +6,7 @@ use lowrank::adapter::{Attached, Selection};
 use lowrank::data::{Special, StopStrings};
 use lowrank::models::{Finish, Precision, Sampling, Temperature, TopP};
 use lowrank::ops::rng::{Key, Purpose};
-use lowrank::{Base, Generation, Prompt, StrictBase, generate, load_adapter, training};
+use lowrank::{Base, Generation, Generator, Prompt, StrictBase, load_adapter, training};
 use lowrank_tests::{binary, place::Place};
 use serde_json::{Value, json};
 use std::io::Write as _;
@@ -316,8 +316,7 @@ fn the_cache_changes_no_token_of_an_adapted_model() {
             ..Generation::default()
         };
         let mut pieces = String::new();
-        let written = generate(
-            &base,
+        let written = Generator::new(&base).unwrap().generate(
             &selection,
             Prompt::Tokens(&prompt),
             &generation,
@@ -351,8 +350,7 @@ fn a_caller_may_break_off() {
         stop: StopStrings::new(["never".to_owned()]).unwrap(),
         ..Generation::default()
     };
-    let written = generate(
-        &base,
+    let written = Generator::new(&base).unwrap().generate(
         &Selection::none(),
         Prompt::Text(PROMPT),
         &generation,

@@ -5,7 +5,7 @@ use crate::output::{print, write_piece};
 use anyhow::{Result, anyhow};
 use lowrank::data::{Message, StopStrings};
 use lowrank::models::Sampling;
-use lowrank::{Error, Generated, Generation, Prompt, generate, precision};
+use lowrank::{Error, Generated, Generation, Generator, Prompt, precision};
 use serde::Serialize;
 use std::io::Read as _;
 use std::num::NonZeroUsize;
@@ -41,7 +41,8 @@ pub fn run(arguments: &GenerateArguments) -> Result<ExitCode> {
         }
         output.write(piece)
     };
-    let written = generate(&base, &selection, prompt, &generation, &mut each);
+    let generator = Generator::new(&base)?;
+    let written = generator.generate(&selection, prompt, &generation, &mut each);
     // After an error too, so that its message begins on a line of its own.
     if !arguments.json && (written.is_ok() || output.begun) {
         let _: ControlFlow<()> = output.write("\n");
