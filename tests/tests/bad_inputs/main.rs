@@ -4,7 +4,11 @@
 mod adapters;
 mod command_line;
 mod data;
+mod gguf;
 mod models;
 mod outputs;
 mod prompts;
 mod run_files;
+
+#[path = "../storages/model.rs"]
+mod small_gguf;
