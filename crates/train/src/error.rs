@@ -25,6 +25,12 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// A run would replace what no run has made.
+    #[error("{} was not made by a run (there is no run.toml beside it), and would be replaced by this one; move it away or choose another `output.dir`", path.display())]
+    Foreign {
+        /// What would be replaced.
+        path: PathBuf,
+    },
     /// A run cannot be resumed because what it depends on has changed.
     #[error("cannot resume from {}: {}; restore what it was, or start anew with `--overwrite`", checkpoint.display(), Changes(changes))]
     Changed {
@@ -120,6 +126,7 @@ impl Error {
             self,
             Self::RunFile { .. }
                 | Self::NotEmpty { .. }
+                | Self::Foreign { .. }
                 | Self::Changed { .. }
                 | Self::UnknownGroup { .. }
                 | Self::Data(lowrank_data::Error::PackedEpochs { .. })

@@ -37,8 +37,8 @@ impl RunFolder {
     /// Makes the folder if it is missing, locks it, and removes what a killed run left unfinished.
     ///
     /// # Errors
-    /// [`Error::NotEmpty`] if the folder holds anything and `mode` is [`Mode::Fresh`]; if another run works in it; if
-    /// it cannot be written to.
+    /// [`Error::NotEmpty`] if the folder holds anything and `mode` is [`Mode::Fresh`]; [`Error::Foreign`] if no run has
+    /// written to it and it holds what a run would replace; if another run works in it; if it cannot be written to.
     pub fn open(path: &Path, mode: Mode) -> Result<Self> {
         if mode == Mode::Fresh && !is_fresh(path)? {
             // A folder that is in use is better known as that.
@@ -47,6 +47,7 @@ impl RunFolder {
             }
             return Err(not_empty(path));
         }
+        keep_foreign(path)?;
         fs::create_dir_all(path).map_err(Error::io("create folder", path))?;
         let lock = FolderLock::acquire(path)?;
         if mode == Mode::Fresh && !is_fresh(path)? {
@@ -134,6 +135,19 @@ impl RunFolder {
             remove(&self.path.join(name))?;
         }
         Ok(())
+    }
+}
+
+/// A run begins with its run file: without one, no run has made what has the name of a result.
+fn keep_foreign(folder: &Path) -> Result<()> {
+    if folder.join(RUN_FILE).exists() {
+        return Ok(());
+    }
+    let names = [CHECKPOINTS, METRICS].into_iter().chain(RESULTS);
+    let mut paths = names.map(|name| folder.join(name));
+    match paths.find(|path| path.symlink_metadata().is_ok()) {
+        Some(path) => Err(Error::Foreign { path }),
+        None => Ok(()),
     }
 }
 
