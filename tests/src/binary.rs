@@ -44,17 +44,41 @@ impl Ended {
     }
 }
 
-/// Runs the binary in `folder`.
+/// Runs the binary in `folder`, without a network.
 ///
 /// # Panics
 /// If it cannot be built or started, or does not end within two minutes.
 #[must_use]
 pub fn run(folder: &Path, arguments: &[&str]) -> Ended {
+    run_with(folder, arguments, &[("HF_HUB_OFFLINE", "1")])
+}
+
+/// As [`run`], with environment variables; of those that lead to a hub, only the given ones are set.
+///
+/// # Panics
+/// As [`run`].
+#[must_use]
+pub fn run_with(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Ended {
     let binary = path().unwrap_or_else(|error| panic!("{error:#}"));
-    let output = assert_cmd::Command::new(binary)
+    let mut command = assert_cmd::Command::new(binary);
+    command
         .args(arguments)
         .current_dir(folder)
         .env_remove("RUST_LOG")
+        .env("HF_HOME", folder.join("hf-home"))
+        .env("NO_PROXY", "127.0.0.1");
+    for name in [
+        "HF_ENDPOINT",
+        "HF_HUB_CACHE",
+        "HF_HUB_DOWNLOAD_TIMEOUT",
+        "HF_HUB_OFFLINE",
+        "HF_TOKEN",
+        "HF_TOKEN_PATH",
+    ] {
+        command.env_remove(name);
+    }
+    let output = command
+        .envs(variables.iter().copied())
         .timeout(Duration::from_secs(120))
         .output()
         .expect("the binary starts");

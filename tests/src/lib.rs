@@ -2,6 +2,7 @@
 
 pub mod binary;
 pub mod golden;
+pub mod hub;
 pub mod numbers;
 pub mod place;
 pub mod steps;

@@ -55,6 +55,12 @@ impl Place {
         binary::run(self.dir.path(), arguments)
     }
 
+    /// Runs the binary in it, with environment variables.
+    #[must_use]
+    pub fn run_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Ended {
+        binary::run_with(self.dir.path(), arguments, variables)
+    }
+
     /// Copies a folder of golden files.
     ///
     /// # Panics

@@ -76,10 +76,11 @@ pub struct TrainArguments {
 /// How a base model and its adapters are given.
 #[derive(Debug, Args)]
 pub struct ModelArguments {
-    /// A model folder in Hugging Face layout, or a GGUF file
+    /// A model folder in Hugging Face layout, a GGUF file, or a hub id: org/name[@revision]
     #[arg(long)]
     pub model: String,
-    /// An adapter folder: PATH, or NAME=PATH@WEIGHT; may be given several times
+    /// An adapter folder or hub id: PATH, or NAME=PATH@WEIGHT; may be given several times. After the last @, a number is
+    /// a weight, and anything else the revision of a hub id
     #[arg(long = "adapter", value_name = "ADAPTER")]
     pub adapters: Vec<AdapterSource>,
     /// Refuse an adapter that was trained on a base with other values, instead of warning
@@ -109,7 +110,7 @@ pub enum Task {
 pub struct EvalArguments {
     #[command(flatten)]
     pub model: ModelArguments,
-    /// Rows (JSON lines): a path or a glob; may be given several times
+    /// Rows (JSON lines): a path, a glob, or hub:org/name[@revision]/file; may be given several times
     #[arg(long, required = true)]
     pub data: Vec<String>,
     /// What to measure [default: by the kind of the rows]

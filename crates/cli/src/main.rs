@@ -41,7 +41,8 @@ fn main() -> ExitCode {
 fn start_logging(verbose: u8, quiet: bool) {
     let level = match (quiet, verbose) {
         (true, _) => "error",
-        (false, 0) => "warn",
+        // A download may take a while.
+        (false, 0) => "warn,lowrank_format::hub=info",
         (false, 1) => "info",
         (false, _) => "debug",
     };

@@ -67,5 +67,6 @@ pub use example::{ChoiceExample, Example, Reference, UNSUPERVISED};
 pub use order::{Length, Order, Plan, StepRows, Steps, Stream};
 pub use packing::{Packing, Sequence};
 pub use row::Kind;
+pub use source::check_supported;
 pub use stream::{StopStrings, TextStream};
 pub use tokenizer::{Special, Tokenizer};

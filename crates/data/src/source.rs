@@ -14,7 +14,7 @@ pub(crate) fn files(patterns: &[String]) -> Result<Vec<PathBuf>> {
         let first = files.len();
         expand(pattern, &mut files)?;
         for path in &files[first..] {
-            supported(path)?;
+            check_supported(path)?;
         }
     }
     Ok(files)
@@ -66,7 +66,11 @@ fn expand(pattern: &str, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-fn supported(path: &Path) -> Result<()> {
+/// Refuses, by the end of their names, files in formats that are not read.
+///
+/// # Errors
+/// If it is such a file; whether it exists does not matter.
+pub fn check_supported(path: &Path) -> Result<()> {
     let extension = path
         .extension()
         .and_then(|extension| extension.to_str())

@@ -4,11 +4,13 @@ use crate::{Error, Result, Safetensors, check_finite, json, source};
 use candle_core::Tensor;
 use lowrank_frozen::{TensorInfo, Weights};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// The only file of weights, if there is one.
+pub(crate) const SINGLE: &str = "model.safetensors";
+/// What lists the files of weights, if there are several.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// The weights of a Hugging Face folder, mapped and not yet read.
 #[derive(Debug)]
@@ -98,6 +100,24 @@ impl Weights for Checkpoint {
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
+}
+
+/// The files that an index names, each a plain name in its folder.
+pub(crate) fn shards(path: &Path) -> Result<BTreeSet<String>> {
+    let index: Index = json::read_json(path)?;
+    let shards: BTreeSet<String> = index.weight_map.into_values().collect();
+    for shard in &shards {
+        source::check_plain(shard, path)?;
+        if !shard.ends_with(".safetensors") {
+            return Err(Error::Index {
+                path: path.to_path_buf(),
+                what: format!(
+                    "`weight_map` names `{shard}`; expected files that end in .safetensors"
+                ),
+            });
+        }
+    }
+    Ok(shards)
 }
 
 fn open_shards(folder: &Path, path: &Path) -> Result<(Vec<Safetensors>, BTreeMap<String, usize>)> {

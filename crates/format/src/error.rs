@@ -21,12 +21,38 @@ pub enum Error {
         source: io::Error,
     },
     /// The path does not lead to anything.
-    #[error("{} does not exist; expected {expected} (hub ids are not yet supported)", path.display())]
+    #[error("{} does not exist; expected {expected}", path.display())]
     NotFound {
         /// The path as it was given.
         path: PathBuf,
         /// What was looked for.
         expected: &'static str,
+    },
+    /// A word that names no repository of the hub.
+    #[error("`{text}` is not a hub id: {what}")]
+    HubId {
+        /// The word.
+        text: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A repository of the hub cannot be read, or what came is not what was promised.
+    #[error("{repository}: {}{what}", file.as_ref().map(|file| format!("{file}: ")).unwrap_or_default())]
+    Hub {
+        /// What it is and what it is called, with its revision.
+        repository: String,
+        /// The file in it that was asked for.
+        file: Option<String>,
+        /// What happened, and what to do.
+        what: String,
+    },
+    /// An environment variable, or a file that is read in its place, makes no sense.
+    #[error("{name} {what}")]
+    Setting {
+        /// The variable or file.
+        name: String,
+        /// What is wrong with it.
+        what: String,
     },
     /// Weights in Python's pickle format, which runs code when it is read.
     #[error("{}: pickled weights are refused, because reading them can run any code; convert them in Python: {convert}", path.display())]

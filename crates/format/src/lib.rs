@@ -1,4 +1,4 @@
-//! Files: safetensors, checkpoints in Hugging Face layout, GGUF, PEFT adapter folders, and folders that appear whole or not at all.
+//! Files: safetensors, checkpoints in Hugging Face layout, GGUF, PEFT adapter folders, the hub, and folders that appear whole or not at all.
 //!
 //! This is the only crate that parses weights. A reader checks a file's header completely before any of it is used:
 //! whatever a file claims, reading it never panics and never allocates more than the file holds. A pickle is never opened.
@@ -31,6 +31,7 @@ mod error;
 mod fingerprint;
 mod gguf;
 mod header;
+mod hub;
 mod json;
 mod lock;
 mod names;
@@ -46,6 +47,7 @@ pub use checkpoint::Checkpoint;
 pub use error::{Error, Result};
 pub use fingerprint::{Fingerprint, LowrankJson, fingerprint};
 pub use gguf::Gguf;
+pub use hub::{Hub, HubId, Location, Network, Token};
 pub use json::{python_json, read_json_object};
 pub use lock::FolderLock;
 pub use names::{infer_adapter_infix, strip_adapter_infix};

@@ -28,7 +28,8 @@ pub fn copy_side_files(from: &Path, to: &Path) -> Result<Vec<String>> {
     Ok(copied)
 }
 
-fn is_side_file(name: &str) -> bool {
+/// Whether a file of this name belongs to a model and holds no weights.
+pub(crate) fn is_side_file(name: &str) -> bool {
     let suffix = name.rsplit_once('.').map_or("", |(_, suffix)| suffix);
     let foreign = name.ends_with(".index.json")
         || matches!(name, "adapter_config.json" | "lowrank.json")

@@ -79,15 +79,7 @@ pub(crate) fn open_file(path: &Path) -> Result<File> {
 /// # Errors
 /// [`Error::Outside`], naming `named_by`, if the name or the link leads elsewhere.
 pub(crate) fn inside(folder: &Path, file: &str, named_by: &Path) -> Result<Option<PathBuf>> {
-    let outside = || Error::Outside {
-        path: named_by.to_path_buf(),
-        file: file.to_owned(),
-    };
-    let mut parts = Path::new(file).components();
-    let plain = matches!(parts.next(), Some(Component::Normal(name)) if name == OsStr::new(file));
-    if !plain || parts.next().is_some() || file.contains(['/', '\\', '\0']) {
-        return Err(outside());
-    }
+    check_plain(file, named_by)?;
     let path = folder.join(file);
     let target = match path.canonicalize() {
         Ok(target) => target,
@@ -102,7 +94,27 @@ pub(crate) fn inside(folder: &Path, file: &str, named_by: &Path) -> Result<Optio
     if target.starts_with(&root) || blobs.is_some_and(|blobs| target.starts_with(blobs)) {
         Ok(Some(path))
     } else {
-        Err(outside())
+        Err(outside(file, named_by))
+    }
+}
+
+/// Checks that `file` is a name in a folder.
+///
+/// # Errors
+/// [`Error::Outside`], naming `named_by`, if it is anything else.
+pub(crate) fn check_plain(file: &str, named_by: &Path) -> Result<()> {
+    let mut parts = Path::new(file).components();
+    let plain = matches!(parts.next(), Some(Component::Normal(name)) if name == OsStr::new(file));
+    if !plain || parts.next().is_some() || file.contains(['/', '\\', '\0']) {
+        return Err(outside(file, named_by));
+    }
+    Ok(())
+}
+
+fn outside(file: &str, named_by: &Path) -> Error {
+    Error::Outside {
+        path: named_by.to_path_buf(),
+        file: file.to_owned(),
     }
 }
 

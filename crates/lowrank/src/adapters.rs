@@ -1,18 +1,19 @@
 //! Adapter folders and the models they are attached to.
 
 use crate::base::Base;
-use crate::{Error, Result};
+use crate::{Error, Result, hub};
 use lowrank_adapter::{AdapterConfig, Attached, ResidualBase, Source, Start, attach};
 use lowrank_format::{AtomicFolder, CONFIG_FILE, Existing, Fingerprint, LowrankJson, PeftFolder};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// `PATH`, or `NAME=PATH@WEIGHT` with name and weight optional.
+/// `PATH`, or `NAME=PATH@WEIGHT` with name and weight optional. The path may be a hub id with a revision,
+/// `org/name@revision@WEIGHT`: what follows the last `@` is a weight if it is a number and no commit's hash.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterSource {
     /// What it is selected by; positions name the others.
     pub name: Option<String>,
-    /// The folder.
+    /// The folder, or the hub id.
     pub path: PathBuf,
     /// The factor of its update.
     pub weight: f64,
@@ -28,15 +29,13 @@ impl FromStr for AdapterSource {
             _ => (None, text),
         };
         let (path, weight) = match rest.rsplit_once('@') {
-            Some((path, weight)) if !weight.contains('/') => {
-                let weight: f64 = weight
-                    .parse()
-                    .ok()
-                    .filter(|weight: &f64| weight.is_finite())
-                    .ok_or_else(|| format!("`{weight}` after `@` is not a weight"))?;
-                (path, weight)
-            }
-            _ => (rest, 1.0),
+            Some((path, word)) => match weight(word) {
+                Some(weight) => (path, weight),
+                // Part of a path, or the revision of a hub id; nothing else has a slash before the sign.
+                None if word.contains('/') || path.contains('/') => (rest, 1.0),
+                None => return Err(format!("`{word}` after `@` is not a weight")),
+            },
+            None => (rest, 1.0),
         };
         if path.is_empty() {
             return Err(format!("`{text}` names no folder"));
@@ -47,6 +46,16 @@ impl FromStr for AdapterSource {
             weight,
         })
     }
+}
+
+/// The number that a word is. A commit's hash may look like one.
+fn weight(word: &str) -> Option<f64> {
+    let weight = word
+        .parse()
+        .ok()
+        .filter(|weight: &f64| weight.is_finite())?;
+    let is_commit = word.len() == 40 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (!is_commit).then_some(weight)
 }
 
 /// What another base than the adapter's own means when only its values differ.
@@ -76,7 +85,7 @@ impl From<StrictBase> for Reading {
     }
 }
 
-/// Reads an adapter folder and attaches it under `name`.
+/// Reads an adapter folder, or one of the hub (`org/name[@revision]`), and attaches it under `name`.
 ///
 /// # Errors
 /// If the folder is damaged, its family unknown, its configuration or tensors do not fit, or it was trained on a base
@@ -88,6 +97,7 @@ pub fn load_adapter(
     reading: impl Into<Reading>,
 ) -> Result<Attached> {
     let reading = reading.into();
+    let folder = &hub::adapter(folder)?;
     let files = PeftFolder::read(folder)?;
     let in_config = Error::within(folder.join(CONFIG_FILE));
     let family = lowrank_registry::by_peft_type(&files.peft_type).map_err(&in_config)?;
@@ -175,6 +185,14 @@ mod tests {
         check("runs/x@-2", None, "runs/x", -2.0);
         check("runs/k=v/x", None, "runs/k=v/x", 1.0);
         check("runs@home/x", None, "runs@home/x", 1.0);
+        check("org/name@v1.5", None, "org/name@v1.5", 1.0);
+        check("a=org/name@main@0.5", Some("a"), "org/name@main", 0.5);
+        check("org/name@0.5", None, "org/name", 0.5);
+        check("org/name@2@1", None, "org/name@2", 1.0);
+        check("org/name@refs/pr/1@2", None, "org/name@refs/pr/1", 2.0);
+        let commit = "1234567890123456789012345678901234567890";
+        let pinned = format!("org/name@{commit}");
+        check(&pinned, None, &pinned, 1.0);
         let refused = |text: &str| text.parse::<AdapterSource>().unwrap_err();
         assert_eq!(refused("x@heavy"), "`heavy` after `@` is not a weight");
         assert_eq!(refused("a="), "`a=` names no folder");

@@ -1,16 +1,17 @@
 //! Opening a base model.
 
-use crate::{Error, Result};
+use crate::paths::absolute;
+use crate::{Error, Result, hub};
 use candle_core::DType;
 use lowrank_adapter::Model;
 use lowrank_data::{ChatTemplate, Tokenizer};
 use lowrank_format::{
-    Checkpoint, Fingerprint, Gguf, copy_side_files, fingerprint, read_json_object,
+    Checkpoint, Fingerprint, Gguf, HubId, copy_side_files, fingerprint, read_json_object,
 };
 use lowrank_frozen::{Encoding, Weights};
 use lowrank_models::{ModelInfo, Precision};
 use serde_json::{Map, Value};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A base model with what lies beside its weights.
 pub struct Base {
@@ -21,6 +22,7 @@ pub struct Base {
     /// config.json as it stands.
     pub config: Map<String, Value>,
     files: Files,
+    hub: Option<HubId>,
 }
 
 /// What a model was read from.
@@ -47,19 +49,20 @@ impl Files {
 }
 
 impl Base {
-    /// Opens a folder in Hugging Face layout, or a GGUF file. Other sources are planned and refused by name.
+    /// Opens a folder in Hugging Face layout, a GGUF file, or a repository of the hub (`org/name[@revision]`). What exists
+    /// as a path is never looked for on the hub. Other sources are planned and refused by name.
     ///
     /// # Errors
-    /// If there is no such folder or file, or something in it is missing, damaged or not supported.
+    /// If there is no such folder, file or repository, or something in it is missing, damaged or not supported.
     pub fn open(source: &str, precision: Precision) -> Result<Self> {
-        let path = Path::new(source);
-        if source == "tiny" && !path.exists() {
+        if source == "tiny" && !Path::new(source).exists() {
             return Err(Error::Usage(
                 "the model `tiny` is not yet supported; give a folder in Hugging Face layout"
                     .into(),
             ));
         }
-        let files = Files::open(path)?;
+        let (path, hub) = hub::model(source)?;
+        let files = Files::open(&path)?;
         let (config, origin) = match &files {
             Files::Folder(_) => {
                 let path = path.join("config.json");
@@ -74,10 +77,11 @@ impl Base {
             info,
             config,
             files,
+            hub,
         })
     }
 
-    /// The folder or the GGUF file that the model was read from.
+    /// The folder or the GGUF file that the model was read from; for one of the hub, a folder of its cache.
     #[must_use]
     pub fn path(&self) -> &Path {
         match &self.files {
@@ -187,10 +191,14 @@ impl Base {
         Ok(fingerprint(self.files.weights())?)
     }
 
-    /// [`Self::path`] as an absolute path, for files that others will read.
+    /// What files that others will read call it, and its revision: the hub's name and the revision that was asked for, or
+    /// an absolute path.
     #[must_use]
-    pub fn absolute(&self) -> PathBuf {
-        std::path::absolute(self.path()).unwrap_or_else(|_| self.path().to_path_buf())
+    pub fn name(&self) -> (String, Option<String>) {
+        match &self.hub {
+            Some(id) => (id.name().to_owned(), id.revision().map(str::to_owned)),
+            None => (absolute(self.path()).display().to_string(), None),
+        }
     }
 }
 

@@ -41,6 +41,14 @@ pub enum Error {
         /// What is wrong in it.
         source: Box<lowrank_adapter::Error>,
     },
+    /// What is no path was taken for a repository of the hub, and that could not be opened either.
+    #[error("{source} (nothing here is called `{}`)", path.display())]
+    NotHere {
+        /// What was given.
+        path: PathBuf,
+        /// Why the hub did not do.
+        source: lowrank_format::Error,
+    },
     /// A value of a run file leads to something that cannot be used.
     #[error("{}: `{key}`: {source}", path.display())]
     Key {

@@ -24,6 +24,7 @@ mod adapters;
 mod base;
 mod error;
 mod generate;
+mod hub;
 mod inspect;
 mod merged;
 mod paths;

@@ -2,7 +2,7 @@
 
 use crate::base::Base;
 use crate::paths::{absolute, real};
-use crate::{Error, Result, merge_into, save_adapter};
+use crate::{Error, Result, hub, merge_into, save_adapter};
 use candle_core::DType;
 use lowrank_adapter::{AdapterConfig, Selection, Source, Start, attach, train_all};
 use lowrank_data::{Dataset, Options, Reference, Tokenizer};
@@ -106,8 +106,9 @@ pub fn train(
             })
         }
         Some(Planned { mut config, start }) => {
-            let source = base.absolute().display().to_string();
-            config.common.base_model_name_or_path = Some(source);
+            let (name, revision) = base.name();
+            config.common.base_model_name_or_path = Some(name);
+            config.common.revision = revision;
             let model = base.model.as_mut();
             let init_from = run.adapter.init_from.as_ref().map(PathBuf::from);
             let mut attached =
@@ -173,14 +174,19 @@ fn keep_inputs(run: &RunFile, out: &Path, origin: &Path) -> Result<()> {
         ("adapter.init_from", run.adapter.init_from.as_ref()),
     ];
     for (key, input) in inputs {
-        if let Some(input) = input
-            && real(Path::new(input)).starts_with(real(out))
-        {
-            return Err(Error::Usage(format!(
-                "{}: `{key} = \"{input}\"` lies inside `output.dir`, which the run writes to; choose another folder",
-                origin.display()
-            )));
-        }
+        let Some(input) = input else { continue };
+        let (inner, outer) = (real(Path::new(input)), real(out));
+        let what = if inner.starts_with(&outer) {
+            "lies inside `output.dir`, which the run writes to"
+        } else if outer.starts_with(&inner) {
+            "contains `output.dir`, and a run writes nothing into what it reads"
+        } else {
+            continue;
+        };
+        return Err(Error::Usage(format!(
+            "{}: `{key} = \"{input}\"` {what}; choose another folder",
+            origin.display()
+        )));
     }
     Ok(())
 }
@@ -216,6 +222,7 @@ fn resolve(run: &mut RunFile, origin: &Path) -> Result<Option<Planned>> {
         }
     })?;
     if let Some(folder) = start {
+        let folder = hub::adapter(&folder).map_err(Error::under(origin, "adapter.init_from"))?;
         let files = PeftFolder::read(&folder)?;
         let in_config = Error::within(folder.join(CONFIG_FILE));
         let stored = lowrank_registry::by_peft_type(&files.peft_type).map_err(&in_config)?;
@@ -293,7 +300,8 @@ fn written_keys(config: &AdapterConfig) -> Map<String, Value> {
     sorted.into_iter().collect()
 }
 
-/// Opens rows with the base's tokenizer; rows of token ids need none.
+/// Opens rows with the base's tokenizer; rows of token ids need none. A file may be one of the hub's:
+/// `hub:org/name/file` or `hub:org/name@revision/file`.
 ///
 /// # Errors
 /// If a row cannot be read (the message names file and line), or is longer than the model can.
@@ -302,7 +310,7 @@ pub fn open_data(files: &[String], base: &Base, options: &Options) -> Result<Dat
         true => Some(base.tokenizer()?),
         false => None,
     };
-    let data = Dataset::open(files, tokenizer.as_ref(), options)?;
+    let data = Dataset::open(&hub::data(files)?, tokenizer.as_ref(), options)?;
     let (longest, limit) = (longest(&data), base.info.max_position_embeddings);
     if longest > limit {
         return Err(Error::TooLong {

@@ -27,12 +27,6 @@ pub(crate) fn table(run: &RunFile) -> Table {
         let table: Table = keys.map(|(key, value)| (key.to_owned(), value)).collect();
         root.insert(name.to_owned(), Value::Table(table));
     };
-    let source = &run.model.source;
-    let source = if Path::new(source).exists() {
-        absolute(source)
-    } else {
-        source.as_str().into()
-    };
     let dtype = match run.model.dtype {
         Held::AsStored => "as-stored",
         Held::F32 => "f32",
@@ -40,6 +34,7 @@ pub(crate) fn table(run: &RunFile) -> Table {
         Held::F16 => "f16",
         Held::Bf16 => "bf16",
     };
+    let source = located(&run.model.source);
     section("model", vec![("source", source), ("dtype", dtype.into())]);
 
     let mut adapter: Vec<(&str, Value)> = Vec::new();
@@ -53,7 +48,7 @@ pub(crate) fn table(run: &RunFile) -> Table {
         run.adapter
             .init_from
             .as_deref()
-            .map(|dir| ("init_from", absolute(dir))),
+            .map(|dir| ("init_from", located(dir))),
     );
     adapter.extend(
         run.adapter
@@ -166,7 +161,19 @@ fn integer(value: u64) -> Value {
 }
 
 fn paths(list: &[String]) -> Value {
-    Value::Array(list.iter().map(|path| absolute(path)).collect())
+    let path = |path: &String| match path.starts_with("hub:") {
+        true => path.as_str().into(),
+        false => absolute(path),
+    };
+    Value::Array(list.iter().map(path).collect())
+}
+
+/// What does not exist as a path is a hub id, or the name of an embedded model.
+fn located(source: &str) -> Value {
+    match Path::new(source).exists() {
+        true => absolute(source),
+        false => source.into(),
+    }
 }
 
 fn absolute(path: &str) -> Value {

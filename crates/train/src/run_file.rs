@@ -170,8 +170,8 @@ impl RunFile {
         })
     }
 
-    /// The file with every default filled in and paths made absolute from the working directory (`model.source` only
-    /// if it exists as a path). Reading it again gives the same run.
+    /// The file with every default filled in and paths made absolute from the working directory (a model or an
+    /// adapter only if it exists as a path). Reading it again gives the same run.
     #[must_use]
     pub fn resolved(&self) -> String {
         crate::resolved::table(self).to_string()
@@ -184,14 +184,16 @@ fn missing(origin: &Origin, key: &str, expected: &str) -> Error {
 
 fn model(keys: Keys<'_>, origin: &Origin) -> Result<ModelKeys> {
     const SOURCE: &str =
-        "a model folder, a GGUF file or the name of an embedded model, as a string";
+        "a model folder, a GGUF file, a hub id or the name of an embedded model, as a string";
     let mut keys = keys.only(&["source", "dtype"])?;
     let source = keys.string("source", SOURCE)?;
     let source = source.ok_or_else(|| missing(origin, "model.source", SOURCE))?;
     if source.starts_with("hub:") {
         return Err(origin.error(
             "model.source",
-            format!("`model.source = \"{source}\"` is not yet supported (only folders are)"),
+            format!(
+                "`model.source = \"{source}\"` is for data; give a model of the hub as `org/name`"
+            ),
         ));
     }
     let dtypes = [
@@ -275,12 +277,6 @@ fn data(keys: Keys<'_>, origin: &Origin) -> Result<DataKeys> {
         ));
     }
     let eval = keys.strings("eval", PATHS)?.unwrap_or_default();
-    for (key, list) in [("data.train", &train), ("data.eval", &eval)] {
-        if let Some(hub) = list.iter().find(|path| path.starts_with("hub:")) {
-            let what = format!("`\"{hub}\"` in `{key}` is not yet supported (only files are)");
-            return Err(origin.error(key, what));
-        }
-    }
     // A vocabulary's ids and positions are 32 bits wide.
     let max_length = count(&mut keys, "max_length", 2, u64::from(u32::MAX))?;
     Ok(DataKeys {

@@ -219,7 +219,7 @@ fn what_is_no_adapter_folder() {
     let missing = |place: &Place| fs::remove_dir_all(place.path("adapter")).unwrap();
     check(
         missing,
-        "adapter does not exist; expected an adapter folder in PEFT's layout",
+        "adapter does not exist; expected a path, or a hub id: `org/name` or `org/name@revision`",
     );
     let place = adapted();
     place.refuses(

@@ -238,7 +238,7 @@ fn sources() {
     );
     check(
         "hub:org/set/x.jsonl",
-        "data source `hub:org/set/x.jsonl`: data sets of the hub are not yet supported: download the file and give its path",
+        "error: data set `org/set` of the hub, revision `main`: is not in the cache ",
     );
 }
 

@@ -226,12 +226,12 @@ fn what_is_no_model_folder() {
     check(
         "none",
         1,
-        "none does not exist; expected a folder in Hugging Face layout (hub ids are not yet supported)",
+        "none does not exist; expected a path, or a hub id: `org/name` or `org/name@revision`",
     );
     check(
         "org/name@main",
         1,
-        "org/name@main does not exist; expected a folder in Hugging Face layout (hub ids are not yet supported)",
+        "error: model `org/name` of the hub, revision `main`: is not in the cache ",
     );
     check(
         "file.txt",

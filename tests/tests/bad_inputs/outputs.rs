@@ -222,6 +222,57 @@ fn a_run_does_not_write_over_what_it_reads() {
         &["output.dir=adapter", "adapter={init_from=\"adapter\"}"],
         "adapter.init_from = \"adapter\"",
     );
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("model", place.path("link")).unwrap();
+        refuse(&["output.dir=link"], "model.source = \"model\"");
+        refuse(
+            &["model.source=link", "output.dir=model"],
+            "model.source = \"link\"",
+        );
+    }
+    let inside = |sets: &[&str], key: &str| {
+        let mut arguments = vec!["train", "run.toml"];
+        for set in sets {
+            arguments.extend(["--set", set]);
+        }
+        let expected = format!(
+            "error: run.toml: `{key}` contains `output.dir`, and a run writes nothing into what it reads; choose another folder"
+        );
+        place.refuses(&arguments, 2, &[&expected]);
+    };
+    inside(&["output.dir=model/runs/a"], "model.source = \"model\"");
+    inside(&["output.dir=new/../model/a"], "model.source = \"model\"");
+    inside(
+        &["output.dir=adapter/out", "adapter={init_from=\"adapter\"}"],
+        "adapter.init_from = \"adapter\"",
+    );
+    #[cfg(unix)]
+    inside(&["output.dir=link/out"], "model.source = \"model\"");
+}
+
+#[test]
+fn what_no_run_has_made_is_not_replaced() {
+    let place = place();
+    for (name, file) in [
+        ("adapter", "adapter/adapter_config.json"),
+        ("model", "model/config.json"),
+        ("metrics.jsonl", "metrics.jsonl"),
+        ("checkpoints", "checkpoints/mine/notes.txt"),
+    ] {
+        let file = format!("mine/{file}");
+        place.write(&file, "mine");
+        for mode in ["--overwrite", "--resume"] {
+            let expected = format!(
+                "/mine/{name} was not made by a run (there is no run.toml beside it), and would be replaced by this one; \
+                 move it away or choose another `output.dir`"
+            );
+            let arguments = ["train", "run.toml", mode, "--set", "output.dir=mine"];
+            place.refuses(&arguments, 2, &[&expected]);
+        }
+        assert_eq!(place.text(&file), "mine");
+        fs::remove_dir_all(place.path("mine")).unwrap();
+    }
 }
 
 #[test]

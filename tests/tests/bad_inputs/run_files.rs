@@ -180,7 +180,7 @@ fn values() {
     check(
         "source = \"model\"",
         "",
-        ": `model.source` is missing, expected a model folder, a GGUF file or the name of an embedded model, as a string",
+        ": `model.source` is missing, expected a model folder, a GGUF file, a hub id or the name of an embedded model, as a string",
     );
     check(
         "train = [\"rows.jsonl\"]",
@@ -234,11 +234,6 @@ fn what_is_planned_is_refused_as_such() {
         "[data]",
         "[task]\nnum_labels = 2\n[data]",
         ": `task.num_labels` is not yet supported (leave it out)",
-    );
-    check(
-        "rows.jsonl",
-        "hub:org/set/file",
-        ": `\"hub:org/set/file\"` in `data.train` is not yet supported (only files are)",
     );
     check(
         "steps = 2",
@@ -362,7 +357,7 @@ fn adapters_to_start_from() {
     check(
         "init_from = \"none\"",
         1,
-        "none does not exist; expected an adapter folder in PEFT's layout",
+        "none does not exist; expected a path, or a hub id: `org/name` or `org/name@revision`",
     );
     check(
         "init_from = \"out/adapter\"",

@@ -267,7 +267,7 @@ fn what_is_not_a_checkpoint_is_refused_with_what_to_do() {
     }
     assert_eq!(
         open(&dir.join("none")),
-        "DIR/none does not exist; expected a folder in Hugging Face layout (hub ids are not yet supported)"
+        "DIR/none does not exist; expected a folder in Hugging Face layout"
     );
     fs::write(dir.join("file"), "x").unwrap();
     let expected = "DIR/file: is a file; expected a folder in Hugging Face layout";

@@ -226,7 +226,7 @@ fn folders_that_are_not_adapters_are_refused() {
     assert_eq!(read(), format!("DIR/adapter_model.bin: {pickled}"));
     assert_eq!(
         message(PeftFolder::read(&dir.join("none")), dir),
-        "DIR/none does not exist; expected an adapter folder in PEFT's layout (hub ids are not yet supported)"
+        "DIR/none does not exist; expected an adapter folder in PEFT's layout"
     );
 }
 

@@ -368,15 +368,11 @@ fn what_is_wrong_in_the_file_is_named() {
         refused(&text, &[], &format!("my/run.toml: {what}"));
     }
     for (text, what) in [
-        ("", "`model.source` is missing, expected a model folder, a GGUF file or the name of an embedded model, as a string".to_owned()),
+        ("", "`model.source` is missing, expected a model folder, a GGUF file, a hub id or the name of an embedded model, as a string".to_owned()),
         ("model.source = \"x\"", format!("`data.train` is missing, {PATHS}")),
         ("model.source = \"x\"\ndata.train = []", format!("`data.train` is [], {PATHS}")),
         ("model.source = \"x\"\ndata.train = \"a.jsonl\"", format!("`data.train` is \"a.jsonl\", {PATHS}")),
         ("model.source = \"x\"\ndata.train = [1]", format!("`data.train` is [1], {PATHS}")),
-        (
-            "model.source = \"x\"\ndata.train = [\"a\"]\ndata.eval = [\"hub:org/set/file\"]",
-            "`\"hub:org/set/file\"` in `data.eval` is not yet supported (only files are)".to_owned(),
-        ),
         (
             "model.source = \"x\"\ndata = { train = [\"a\"], packing = 1 }",
             "`data.packing` is 1, expected true or false".to_owned(),
