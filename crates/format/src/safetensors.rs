@@ -1,4 +1,4 @@
-//! One safetensors file, mapped into memory.
+//! One safetensors file, mapped into memory or part of the program.
 #![expect(
     unsafe_code,
     reason = "a memory map, so that a tensor is read when it is asked for and not before"
@@ -16,9 +16,26 @@ use std::path::{Path, PathBuf};
 /// A safetensors file whose header has been checked: whatever it lists lies inside it.
 pub struct Safetensors {
     path: PathBuf,
-    map: Mmap,
+    bytes: Bytes,
     tensors: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
+}
+
+/// Where a file's bytes lie.
+enum Bytes {
+    Map(Mmap),
+    Embedded(&'static [u8]),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Map(map) => map,
+            Self::Embedded(bytes) => bytes,
+        }
+    }
 }
 
 impl Safetensors {
@@ -31,24 +48,39 @@ impl Safetensors {
     pub fn open(path: &Path) -> Result<Self> {
         source::refuse_pickle(path, source::CONVERT_MODEL)?;
         let file = source::open_file(path)?;
-        let invalid = |what| Error::Header {
-            path: path.to_path_buf(),
-            what,
-        };
         // An empty file cannot be mapped.
         let length = file.metadata().map_err(Error::io("read", path))?.len();
         if length < header::LENGTH_BYTES {
             let what = format!("it is {length} bytes long, and the header's length alone takes 8");
-            return Err(invalid(what));
+            return Err(Error::Header {
+                path: path.to_path_buf(),
+                what,
+            });
         }
         // SAFETY: the map is read-only and private to this value. Nothing in this workspace changes a weight file in
         // place: writers make a new file and rename it. Another program that cuts the file short while it is being
         // read ends the process with SIGBUS, as it does for every reader that maps its weights.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
-        let header = header::parse(&map).map_err(invalid)?;
+        Self::checked(path, Bytes::Map(map))
+    }
+
+    /// Reads a file that is embedded in the program, and checks its header as [`Self::open`] does. `name` stands where a
+    /// file's path would, in messages.
+    ///
+    /// # Errors
+    /// If its header is damaged.
+    pub fn embedded(bytes: &'static [u8], name: &str) -> Result<Self> {
+        Self::checked(Path::new(name), Bytes::Embedded(bytes))
+    }
+
+    fn checked(path: &Path, bytes: Bytes) -> Result<Self> {
+        let header = header::parse(&bytes).map_err(|what| Error::Header {
+            path: path.to_path_buf(),
+            what,
+        })?;
         Ok(Self {
             path: path.to_path_buf(),
-            map,
+            bytes,
             tensors: header.tensors,
             metadata: header.metadata,
         })
@@ -97,7 +129,7 @@ impl Safetensors {
             name: name.to_owned(),
             dtype: entry.dtype.name().to_owned(),
         })?;
-        let bytes = &self.map[entry.bytes.clone()];
+        let bytes = &self.bytes[entry.bytes.clone()];
         Ok(Tensor::from_raw_buffer(
             bytes,
             dtype,
@@ -106,7 +138,7 @@ impl Safetensors {
         )?)
     }
 
-    /// The file.
+    /// The file, or the name of what is embedded.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path

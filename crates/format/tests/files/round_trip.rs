@@ -207,3 +207,28 @@ fn a_stream_of_tensors_gives_the_same_bytes_and_stops_whole_or_not_at_all() {
     assert_eq!(left.len(), 1, "{left:?}");
     assert_eq!(std::fs::read(&path).unwrap(), whole);
 }
+
+#[test]
+fn an_embedded_file_is_read_as_one_on_disk() {
+    let tensors = BTreeMap::from([
+        ("a".to_owned(), ramp(&[3, 5], DType::BF16)),
+        ("b".to_owned(), ramp(&[7], DType::F32)),
+    ]);
+    let bytes: &'static [u8] = write(&tensors).leak();
+    let file = Safetensors::embedded(bytes, "small").unwrap();
+    assert_eq!(file.names(), ["a", "b"]);
+    for (name, tensor) in &tensors {
+        let read = file.tensor(name).unwrap();
+        assert_eq!((read.dtype(), read.dims()), (tensor.dtype(), tensor.dims()));
+        assert_eq!(self::bytes(&read), self::bytes(tensor));
+    }
+    for cut in [0, 7, 40, bytes.len() - 1] {
+        let message = Safetensors::embedded(&bytes[..cut], "small")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.starts_with("small: not a valid safetensors file: "),
+            "{message}"
+        );
+    }
+}
