@@ -4,6 +4,7 @@
 mod ci;
 mod fetch;
 mod peer;
+mod pretrain;
 mod tidy;
 
 use anyhow::Result;
@@ -30,6 +31,8 @@ enum Chore {
         #[arg(long)]
         only: Option<fetch::Model>,
     },
+    /// Makes the embedded model `tiny` and the quick start's data anew: some minutes on two cores, in release.
+    Pretrain,
     /// Makes `.peer`, a virtual environment with PyTorch, transformers and PEFT in the pinned versions.
     PeerEnv,
     /// Regenerates the golden files of the parity tests with `.peer`.
@@ -46,6 +49,7 @@ fn main() -> Result<()> {
         Chore::Ci => ci::run(&root),
         Chore::Tidy => tidy::run(&root),
         Chore::Fetch { only } => fetch::run(&root, only),
+        Chore::Pretrain => pretrain::run(&root),
         Chore::PeerEnv => peer::environment(&root),
         Chore::Parity { check } => peer::parity(
             &root,

@@ -76,7 +76,8 @@ pub struct TrainArguments {
 /// How a base model and its adapters are given.
 #[derive(Debug, Args)]
 pub struct ModelArguments {
-    /// A model folder in Hugging Face layout, a GGUF file, or a hub id: org/name[@revision]
+    /// A model folder in Hugging Face layout, a GGUF file, a hub id (org/name[@revision]), or `tiny` (the embedded model; a
+    /// folder is `./tiny`)
     #[arg(long)]
     pub model: String,
     /// An adapter folder or hub id: PATH, or NAME=PATH@WEIGHT; may be given several times. After the last @, a number is
@@ -201,7 +202,7 @@ pub struct MergeArguments {
 /// `lowrank inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArguments {
-    /// An adapter or model folder, or a GGUF file
+    /// An adapter or model folder, a GGUF file, or `tiny` (the embedded model)
     pub path: PathBuf,
     /// Print one JSON object on stdout
     #[arg(long)]

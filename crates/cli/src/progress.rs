@@ -10,6 +10,7 @@ pub struct Shown {
     bar: ProgressBar,
     lines: Lines,
     total: u64,
+    before: Option<EvalLine>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,7 +39,13 @@ impl Shown {
             bar,
             lines,
             total: 0,
+            before: None,
         }
+    }
+
+    /// What was measured before the first step; none if there is nothing to measure on, or if the run was resumed.
+    pub const fn before(&self) -> Option<&EvalLine> {
+        self.before.as_ref()
     }
 
     fn line(&self, text: &str) {
@@ -82,15 +89,19 @@ impl Progress for Shown {
     }
 
     fn evaluated(&mut self, line: &EvalLine) {
+        let when = match line.step {
+            0 => "before training".to_owned(),
+            step => format!("after step {step}"),
+        };
         let loss = line
             .eval_loss
             .map_or("-".into(), |loss| format!("{loss:.4}"));
-        let accuracy = line.eval_accuracy;
-        let accuracy = accuracy.map_or(String::new(), |share| format!("  accuracy {share:.4}"));
-        self.line(&format!(
-            "step {}  evaluation loss {loss}{accuracy}",
-            line.step
-        ));
+        let accuracy = line.eval_accuracy.map(percent);
+        let accuracy = accuracy.map_or(String::new(), |share| format!(", accuracy {share}"));
+        self.line(&format!("{when}: held-out loss {loss}{accuracy}"));
+        if line.step == 0 {
+            self.before = Some(line.clone());
+        }
     }
 
     fn saved(&mut self, _step: u64, path: &Path) {
@@ -100,4 +111,9 @@ impl Progress for Shown {
     fn warning(&mut self, message: &str) {
         self.line(&format!("warning: {message}"));
     }
+}
+
+/// A share as people read it.
+pub fn percent(share: f64) -> String {
+    format!("{:.1} %", 100.0 * share)
 }

@@ -6,10 +6,11 @@ use candle_core::DType;
 use lowrank_adapter::Model;
 use lowrank_data::{ChatTemplate, Tokenizer};
 use lowrank_format::{
-    Checkpoint, Fingerprint, Gguf, HubId, copy_side_files, fingerprint, read_json_object,
+    Checkpoint, Fingerprint, Gguf, HubId, Safetensors, atomic_write_file, copy_side_files,
+    fingerprint, read_json_object,
 };
 use lowrank_frozen::{Encoding, Weights};
-use lowrank_models::{ModelInfo, Precision};
+use lowrank_models::{Embedded, ModelInfo, Precision};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -29,46 +30,50 @@ pub struct Base {
 enum Files {
     Folder(Checkpoint),
     Gguf(Gguf),
+    Embedded(&'static Embedded, Safetensors),
 }
 
 impl Files {
-    fn open(path: &Path) -> Result<Self> {
-        Ok(if is_gguf(path) {
-            Self::Gguf(Gguf::open(path)?)
+    /// With what the model is called on the hub, if it comes from there.
+    fn open(source: &str) -> Result<(Self, Option<HubId>)> {
+        if let Some(model) = Embedded::named(source) {
+            let file = Safetensors::embedded(model.weights, model.name)?;
+            return Ok((Self::Embedded(model, file), None));
+        }
+        let (path, hub) = hub::model(source)?;
+        let files = if is_gguf(&path) {
+            Self::Gguf(Gguf::open(&path)?)
         } else {
-            Self::Folder(Checkpoint::open(path)?)
-        })
+            Self::Folder(Checkpoint::open(&path)?)
+        };
+        Ok((files, hub))
     }
 
     fn weights(&self) -> &dyn Weights {
         match self {
             Self::Folder(checkpoint) => checkpoint,
             Self::Gguf(gguf) => gguf,
+            Self::Embedded(_, file) => file,
         }
     }
 }
 
 impl Base {
-    /// Opens a folder in Hugging Face layout, a GGUF file, or a repository of the hub (`org/name[@revision]`). What exists
-    /// as a path is never looked for on the hub. Other sources are planned and refused by name.
+    /// Opens an embedded model by its name, a folder in Hugging Face layout, a GGUF file, or a repository of the hub
+    /// (`org/name[@revision]`). `tiny` is always the embedded model, and a folder of that name is `./tiny`; anything else
+    /// that exists as a path is never looked for on the hub.
     ///
     /// # Errors
     /// If there is no such folder, file or repository, or something in it is missing, damaged or not supported.
     pub fn open(source: &str, precision: Precision) -> Result<Self> {
-        if source == "tiny" && !Path::new(source).exists() {
-            return Err(Error::Usage(
-                "the model `tiny` is not yet supported; give a folder in Hugging Face layout"
-                    .into(),
-            ));
-        }
-        let (path, hub) = hub::model(source)?;
-        let files = Files::open(&path)?;
+        let (files, hub) = Files::open(source)?;
         let (config, origin) = match &files {
-            Files::Folder(_) => {
-                let path = path.join("config.json");
+            Files::Folder(checkpoint) => {
+                let path = checkpoint.folder().join("config.json");
                 (read_json_object(&path)?, path.display().to_string())
             }
-            Files::Gguf(gguf) => (gguf.config().clone(), path.display().to_string()),
+            Files::Gguf(gguf) => (gguf.config().clone(), source.to_owned()),
+            Files::Embedded(model, _) => (embedded_config(model), format!("{source}/config.json")),
         };
         let info = ModelInfo::from_json(&config, &origin)?;
         let model = lowrank_models::load(&config, &origin, files.weights(), precision)?;
@@ -81,13 +86,21 @@ impl Base {
         })
     }
 
-    /// The folder or the GGUF file that the model was read from; for one of the hub, a folder of its cache.
+    /// The folder or the GGUF file that the model was read from; for one of the hub, a folder of its cache; of an embedded
+    /// model its name, which is no path.
     #[must_use]
     pub fn path(&self) -> &Path {
         match &self.files {
             Files::Folder(checkpoint) => checkpoint.folder(),
             Files::Gguf(gguf) => gguf.path(),
+            Files::Embedded(_, file) => file.path(),
         }
+    }
+
+    /// Whether the model is part of the program, so that [`Self::path`] leads nowhere.
+    #[must_use]
+    pub fn is_embedded(&self) -> bool {
+        matches!(self.files, Files::Embedded(..))
     }
 
     /// Its tokenizer.
@@ -101,6 +114,10 @@ impl Base {
                 let text = gguf.tokenizer()?.to_string();
                 Ok(Tokenizer::from_bytes(text.as_bytes(), gguf.path())?)
             }
+            Files::Embedded(model, file) => Ok(Tokenizer::from_bytes(
+                model.tokenizer.as_bytes(),
+                file.path(),
+            )?),
         }
     }
 
@@ -110,6 +127,7 @@ impl Base {
         match &self.files {
             Files::Folder(checkpoint) => checkpoint.folder().join("tokenizer.json").exists(),
             Files::Gguf(gguf) => gguf.has_tokenizer(),
+            Files::Embedded(..) => true,
         }
     }
 
@@ -126,6 +144,10 @@ impl Base {
                 let empty = Map::new();
                 let config = config.as_object().unwrap_or(&empty);
                 Ok(ChatTemplate::from_config(config, &origin)?)
+            }
+            Files::Embedded(model, _) => {
+                let config = embedded_object(model.tokenizer_config);
+                Ok(ChatTemplate::from_config(&config, model.name)?)
             }
         }
     }
@@ -150,7 +172,7 @@ impl Base {
                     gguf.path().to_path_buf(),
                 )
             }
-            Files::Gguf(_) => return Ok(self.info.eos_token_ids.clone()),
+            Files::Gguf(_) | Files::Embedded(..) => return Ok(self.info.eos_token_ids.clone()),
         };
         let origin = origin.display().to_string();
         Ok(self.info.end_tokens(&generation, &origin)?)
@@ -164,6 +186,11 @@ impl Base {
         match &self.files {
             Files::Folder(checkpoint) => drop(copy_side_files(checkpoint.folder(), folder)?),
             Files::Gguf(gguf) => gguf.write_side_files(folder)?,
+            Files::Embedded(model, _) => {
+                for (name, text) in model.side_files() {
+                    atomic_write_file(&folder.join(name), text.as_bytes())?;
+                }
+            }
         }
         Ok(())
     }
@@ -191,15 +218,25 @@ impl Base {
         Ok(fingerprint(self.files.weights())?)
     }
 
-    /// What files that others will read call it, and its revision: the hub's name and the revision that was asked for, or
-    /// an absolute path.
+    /// What files that others will read call it, and its revision: the hub's name and the revision that was asked for, an
+    /// embedded model's name, or an absolute path.
     #[must_use]
     pub fn name(&self) -> (String, Option<String>) {
         match &self.hub {
             Some(id) => (id.name().to_owned(), id.revision().map(str::to_owned)),
+            None if self.is_embedded() => (self.path().display().to_string(), None),
             None => (absolute(self.path()).display().to_string(), None),
         }
     }
+}
+
+/// The configuration of an embedded model.
+pub(crate) fn embedded_config(model: &Embedded) -> Map<String, Value> {
+    embedded_object(model.config)
+}
+
+fn embedded_object(text: &str) -> Map<String, Value> {
+    serde_json::from_str(text).expect("an embedded file is a JSON object")
 }
 
 /// Whether a path names a GGUF file.

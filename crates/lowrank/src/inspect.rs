@@ -1,6 +1,6 @@
 //! What an adapter or a model is, without running it.
 
-use crate::base::is_gguf;
+use crate::base::{embedded_config, is_gguf};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use lowrank_adapter::target::Targets;
@@ -8,8 +8,9 @@ use lowrank_adapter::{
     AdapterConfig, Ask, Attached, Batch, KvCache, Linear, Model, Part, Pass, ResidualBase, Source,
     Start, attach,
 };
-use lowrank_format::{CONFIG_FILE, Checkpoint, Gguf, PeftFolder, read_json_object};
+use lowrank_format::{CONFIG_FILE, Checkpoint, Gguf, PeftFolder, Safetensors, read_json_object};
 use lowrank_frozen::{FrozenLinear, Weights};
+use lowrank_models::Embedded;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -69,12 +70,15 @@ pub struct TensorSummary {
     pub shape: Vec<usize>,
 }
 
-/// Says what the folder or GGUF file at `path` is.
+/// Says what the folder or GGUF file at `path` is, or the embedded model of that name.
 ///
 /// # Errors
 /// If it is neither an adapter nor a model, or is damaged.
 pub fn inspect(path: &Path) -> Result<Inspection> {
-    if is_gguf(path) {
+    if let Some(model) = path.to_str().and_then(Embedded::named) {
+        let file = Safetensors::embedded(model.weights, model.name)?;
+        inspect_model(&file, embedded_config(model))
+    } else if is_gguf(path) {
         let gguf = Gguf::open(path)?;
         inspect_model(&gguf, gguf.config().clone())
     } else if path.join(CONFIG_FILE).exists() || !path.join("config.json").exists() {

@@ -36,7 +36,7 @@ pub fn merge_into(
     out: &Path,
     existing: Existing,
 ) -> Result<Written> {
-    check_output(base.path(), out, existing)?;
+    check_output((!base.is_embedded()).then(|| base.path()), out, existing)?;
     let folder = AtomicFolder::create(out, existing)?;
     let folded = fold(base.model.as_mut(), selection, dtype)?;
     let tensors = folded
@@ -76,26 +76,29 @@ pub fn merge_into(
 }
 
 /// Nothing but a model folder may be replaced, and not the one that is being read.
-fn check_output(source: &Path, out: &Path, existing: Existing) -> Result<()> {
+/// An embedded model has no `source`.
+fn check_output(source: Option<&Path>, out: &Path, existing: Existing) -> Result<()> {
     let refuse = |what: &str| {
         let out = out.display();
         Err(Error::Usage(format!(
             "the output folder {out} {what}; choose another"
         )))
     };
-    let (inner, outer) = (real(source), real(out));
-    if outer.starts_with(&inner) {
-        return refuse(&format!(
-            "lies inside the base model's folder {}",
-            source.display()
-        ));
-    }
-    if inner.starts_with(&outer) {
-        let what = if source.is_dir() { "'s folder" } else { "" };
-        return refuse(&format!(
-            "contains the base model{what} {}",
-            source.display()
-        ));
+    if let Some(source) = source {
+        let (inner, outer) = (real(source), real(out));
+        if outer.starts_with(&inner) {
+            return refuse(&format!(
+                "lies inside the base model's folder {}",
+                source.display()
+            ));
+        }
+        if inner.starts_with(&outer) {
+            let what = if source.is_dir() { "'s folder" } else { "" };
+            return refuse(&format!(
+                "contains the base model{what} {}",
+                source.display()
+            ));
+        }
     }
     let holds = out
         .read_dir()

@@ -7,7 +7,7 @@ use candle_core::DType;
 use lowrank_adapter::{AdapterConfig, Selection, Source, Start, attach, train_all};
 use lowrank_data::{Dataset, Options, Reference, Tokenizer};
 use lowrank_format::{CONFIG_FILE, Existing, PeftFolder};
-use lowrank_models::Precision;
+use lowrank_models::{Embedded, Precision};
 use lowrank_train::{Held, Mode, Progress, Rows, RunFile, RunFolder, Summary, Trainable, Trainer};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -169,8 +169,12 @@ fn in_adapter_table(origin: &Path, error: &lowrank_adapter::Error) -> Error {
 
 /// A run replaces what its folder holds: what it reads must lie elsewhere, or it could not be run again.
 fn keep_inputs(run: &RunFile, out: &Path, origin: &Path) -> Result<()> {
+    let source = &run.model.source;
     let inputs = [
-        ("model.source", Some(&run.model.source)),
+        (
+            "model.source",
+            Embedded::named(source).is_none().then_some(source),
+        ),
         ("adapter.init_from", run.adapter.init_from.as_ref()),
     ];
     for (key, input) in inputs {

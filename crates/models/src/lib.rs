@@ -14,6 +14,7 @@
 
 mod checkpoint;
 mod config;
+mod embedded;
 mod error;
 mod fields;
 mod generate;
@@ -24,6 +25,7 @@ mod sample;
 
 pub use checkpoint::Precision;
 pub use config::LlamaConfig;
+pub use embedded::{Embedded, TINY};
 pub use error::{Error, Result};
 pub use generate::{Continuation, Finish, Limits};
 pub use llama::Llama;

@@ -19,6 +19,9 @@ const FREE: [&str; 7] = [
     "train.recompute",
 ];
 
+/// Models that are part of the program: their names are no paths.
+const EMBEDDED: [&str; 1] = ["tiny"];
+
 /// Every key with its value, paths absolute.
 pub(crate) fn table(run: &RunFile) -> Table {
     let mut root = Table::new();
@@ -34,7 +37,13 @@ pub(crate) fn table(run: &RunFile) -> Table {
         Held::F16 => "f16",
         Held::Bf16 => "bf16",
     };
-    let source = located(&run.model.source);
+    let source = &run.model.source;
+    // An embedded model's name is that model, whatever else is called so here.
+    let source = if EMBEDDED.contains(&source.as_str()) {
+        source.as_str().into()
+    } else {
+        located(source)
+    };
     section("model", vec![("source", source), ("dtype", dtype.into())]);
 
     let mut adapter: Vec<(&str, Value)> = Vec::new();

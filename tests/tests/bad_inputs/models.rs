@@ -259,9 +259,9 @@ fn what_is_no_model_folder() {
         "short.gguf: not a valid GGUF file: it claims 2305843009213693952 metadata entries, and only 3 bytes follow: is it truncated?",
     );
     check(
-        "tiny",
-        2,
-        "the model `tiny` is not yet supported; give a folder in Hugging Face layout",
+        "tinny",
+        1,
+        "tinny does not exist; expected a folder in Hugging Face layout (hub ids are not yet supported)",
     );
     check(
         "weights.bin",

@@ -221,11 +221,6 @@ fn what_is_planned_is_refused_as_such() {
         ": `model.dtype = \"nf4\"` is not yet supported (only \"as-stored\" or \"f32\" or \"bf16\" or \"f16\" or \"f64\" is)",
     );
     check(
-        "source = \"model\"",
-        "source = \"tiny\"",
-        ": `model.source`: the model `tiny` is not yet supported; give a folder in Hugging Face layout",
-    );
-    check(
         "[data]",
         "[task]\nkind = \"classification\"\n[data]",
         ": `task.kind = \"classification\"` is not yet supported (only \"causal-lm\" is)",

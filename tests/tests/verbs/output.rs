@@ -59,7 +59,7 @@ fn lines_for_people_and_one_object_for_programs() {
         if verb[0] == "train" {
             for line in [
                 "3 steps over 24 rows, ",
-                "step 0  evaluation loss ",
+                "before training: held-out loss ",
                 "step 3/3  loss ",
                 "saved ",
             ] {

@@ -7,6 +7,7 @@ use candle_core::DType;
 use lowrank::adapter::Selection;
 use lowrank::data::{ChoiceExample, Dataset, Example, Kind, Options, Reference};
 use lowrank::format::{Planned, atomic_write_file, write_safetensors_streaming};
+use lowrank::models::Embedded;
 use lowrank::training::{self, Evaluation, Prediction, peak_rss_mb};
 use lowrank::{Base, Error, precision};
 use serde::Serialize;
@@ -184,9 +185,10 @@ fn check_outputs(arguments: &EvalArguments) -> lowrank::Result<()> {
                 path.display()
             )));
         }
-        let model = Path::new(&arguments.model.model);
+        let model = &arguments.model.model;
+        let in_model = Embedded::named(model).is_none() && within(path, Path::new(model));
         let inputs = arguments.data.iter().map(Path::new);
-        if inputs.into_iter().any(|input| same(input, path)) || within(path, model) {
+        if inputs.into_iter().any(|input| same(input, path)) || in_model {
             return Err(Error::Usage(format!(
                 "{flag} {}: this would overwrite what the evaluation reads",
                 path.display()

@@ -2,7 +2,7 @@
 
 use crate::arguments::TrainArguments;
 use crate::output::print;
-use crate::progress::Shown;
+use crate::progress::{Shown, percent};
 use anyhow::Result;
 use lowrank::Error;
 use lowrank::training::{EvalLine, Mode, RunFile, StepLine};
@@ -33,7 +33,11 @@ pub fn run(arguments: &TrainArguments, quiet: bool) -> Result<ExitCode> {
         (_, true) => Mode::Overwrite,
         _ => Mode::Fresh,
     };
-    let trained = lowrank::train(&run, path, mode, &mut Shown::new(quiet))?;
+    let mut shown = Shown::new(quiet);
+    let trained = lowrank::train(&run, path, mode, &mut shown)?;
+    let after = trained.summary.last_evaluation.as_ref();
+    let held_out = shown.before().zip(after);
+    let held_out = held_out.map_or(String::new(), |(before, after)| compared(before, after));
     let report = Report {
         folder: trained.summary.folder,
         result: trained.result,
@@ -42,6 +46,20 @@ pub fn run(arguments: &TrainArguments, quiet: bool) -> Result<ExitCode> {
         last_step: trained.summary.last_step,
         last_evaluation: trained.summary.last_evaluation,
     };
-    print(&report, arguments.json, "")?;
+    print(&report, arguments.json, &held_out)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What training changed on the held-out rows, for people.
+fn compared(before: &EvalLine, after: &EvalLine) -> String {
+    let mut text = String::new();
+    let losses = (before.eval_loss, after.eval_loss);
+    if let (Some(before), Some(after)) = losses {
+        text += &format!("held-out loss         {before:.4} before training, {after:.4} after\n");
+    }
+    if let (Some(before), Some(after)) = (before.eval_accuracy, after.eval_accuracy) {
+        let (before, after) = (percent(before), percent(after));
+        text += &format!("held-out accuracy     {before} before training, {after} after\n");
+    }
+    text
 }
