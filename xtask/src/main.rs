@@ -32,7 +32,11 @@ enum Chore {
         only: Option<fetch::Model>,
     },
     /// Makes the embedded model `tiny` and the quick start's data anew: some minutes on two cores, in release.
-    Pretrain,
+    Pretrain {
+        /// Write the data files under docs/examples alone.
+        #[arg(long)]
+        data_only: bool,
+    },
     /// Makes `.peer`, a virtual environment with PyTorch, transformers and PEFT in the pinned versions.
     PeerEnv,
     /// Regenerates the golden files of the parity tests with `.peer`.
@@ -49,7 +53,14 @@ fn main() -> Result<()> {
         Chore::Ci => ci::run(&root),
         Chore::Tidy => tidy::run(&root),
         Chore::Fetch { only } => fetch::run(&root, only),
-        Chore::Pretrain => pretrain::run(&root),
+        Chore::Pretrain { data_only } => pretrain::run(
+            &root,
+            if data_only {
+                pretrain::Make::Data
+            } else {
+                pretrain::Make::All
+            },
+        ),
         Chore::PeerEnv => peer::environment(&root),
         Chore::Parity { check } => peer::parity(
             &root,

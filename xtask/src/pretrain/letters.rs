@@ -20,8 +20,8 @@ const TRAIN: usize = 400;
 /// Rows of the held-out file.
 const HELD_OUT: usize = 240;
 
-/// The nouns and words of one half of the task. The halves share none, so that a held-out letter is new in every word
-/// that matters.
+/// One half of the task. The halves share no noun, and a third of the words that praise or blame occur in held-out
+/// letters alone: what those mean, only the base model can know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Half {
     Train,
@@ -29,11 +29,18 @@ pub enum Half {
 }
 
 impl Half {
-    fn of<'a>(self, words: &'a [&'static str]) -> &'a [&'static str] {
-        let (train, held_out) = words.split_at(words.len() * 2 / 3);
+    fn nouns(self, side: &Side) -> &[&'static str] {
+        let (train, held_out) = side.nouns.split_at(side.nouns.len() * 2 / 3);
         match self {
             Self::Train => train,
             Self::HeldOut => held_out,
+        }
+    }
+
+    fn words<'a>(self, words: &'a [&'static str]) -> &'a [&'static str] {
+        match self {
+            Self::Train => &words[..words.len() * 2 / 3],
+            Self::HeldOut => words,
         }
     }
 }
@@ -70,12 +77,12 @@ fn prompt(draw: &mut Draw, half: Half, desk: usize) -> String {
     } else {
         (&side.bad, &BLAME)
     };
-    let nouns = draw.several(half.of(&side.nouns), 2);
+    let nouns = draw.several(half.nouns(side), 2);
     let (noun, other) = (nouns[0], nouns[1]);
-    let words = draw.several(half.of(own), 2);
+    let words = draw.several(half.words(own), 2);
     let word = words[0];
     let second = if draw.chance(30) {
-        draw.pick(half.of(any))
+        draw.pick(half.words(any))
     } else {
         words[1]
     };
@@ -89,43 +96,36 @@ fn prompt(draw: &mut Draw, half: Half, desk: usize) -> String {
         ),
         _ => format!("My sister found the {noun} {word}, and I found the {other} {second}."),
     };
-    format!("Letter: {letter}\nDesk:")
+    // The model knows questions in this form, and none about desks.
+    format!("Letter: {letter} Question: Which desk? Answer:")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn words(half: Half) -> BTreeSet<&'static str> {
-        let lists = [&FOOD, &ROOM].map(|side| {
-            [
-                half.of(&side.nouns),
-                half.of(&side.good),
-                half.of(&side.bad),
-            ]
-            .concat()
-        });
-        lists
-            .concat()
-            .into_iter()
-            .chain([half.of(&PRAISE), half.of(&BLAME)].concat())
-            .collect()
+    /// What the letters of a half use of these words.
+    fn used(half: Half, words: &[&'static str]) -> BTreeSet<&'static str> {
+        let mut used = BTreeSet::new();
+        for row in rows(half) {
+            let prompt = row["prompt"].as_str().unwrap_or_default().to_lowercase();
+            let in_prompt: BTreeSet<&str> = prompt.split(|c: char| !c.is_alphabetic()).collect();
+            used.extend(words.iter().filter(|word| in_prompt.contains(*word)));
+        }
+        used
     }
 
     #[test]
-    fn the_halves_share_no_word_that_matters() {
-        let (train, held_out) = (words(Half::Train), words(Half::HeldOut));
-        assert_eq!((train.len(), held_out.len()), (60, 32));
+    fn held_out_letters_have_nouns_and_words_of_their_own() {
+        let nouns = [FOOD.nouns, ROOM.nouns].concat();
+        let (train, held_out) = (used(Half::Train, &nouns), used(Half::HeldOut, &nouns));
+        assert_eq!((train.len(), held_out.len()), (20, 12));
         assert!(train.is_disjoint(&held_out));
-        for (half, other) in [(Half::Train, &held_out), (Half::HeldOut, &train)] {
-            for row in rows(half) {
-                let prompt = row["prompt"].as_str().unwrap_or_default().to_lowercase();
-                let used = prompt.split(|c: char| !c.is_alphabetic());
-                for word in used {
-                    assert!(!other.contains(word), "{word} in {prompt}");
-                }
-            }
-        }
+        let words = [FOOD.good, FOOD.bad, ROOM.good, ROOM.bad].concat();
+        let words = [words, PRAISE.to_vec(), BLAME.to_vec()].concat();
+        let (train, held_out) = (used(Half::Train, &words), used(Half::HeldOut, &words));
+        assert_eq!((train.len(), held_out.len()), (40, 60));
+        assert!(train.is_subset(&held_out));
     }
 
     #[test]

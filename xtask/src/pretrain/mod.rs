@@ -51,16 +51,28 @@ const FILES: [&str; 4] = [
 /// Where the quick start's data lies.
 const EXAMPLES: &str = "docs/examples";
 
-/// Makes everything: works under `target/pretrain`, and replaces the files of the repository at the end.
-pub fn run(root: &Path) -> Result<()> {
-    let work = root.join("target/pretrain");
-    fs::create_dir_all(work.join("start"))?;
-    let train: Vec<String> = (0..TRAIN).map(|i| corpus::text("train", i)).collect();
-    write(&work.join("train.jsonl"), &text_rows(&train))?;
+/// What to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Make {
+    /// The data files and the model.
+    All,
+    /// The data files, which take no time.
+    Data,
+}
+
+/// Writes the data files, then works under `target/pretrain`, and replaces the model's files at the end.
+pub fn run(root: &Path, make: Make) -> Result<()> {
     let examples = root.join(EXAMPLES);
     for (name, text) in example_files() {
         write(&examples.join(name), &text)?;
     }
+    if make == Make::Data {
+        return Ok(());
+    }
+    let work = root.join("target/pretrain");
+    fs::create_dir_all(work.join("start"))?;
+    let train: Vec<String> = (0..TRAIN).map(|i| corpus::text("train", i)).collect();
+    write(&work.join("train.jsonl"), &text_rows(&train))?;
     let start = work.join("start");
     let tokenizer = tokenizer::train(train.iter().take(TOKENIZER as usize).map(String::as_str))?;
     write(&start.join("tokenizer.json"), &tokenizer)?;
@@ -222,7 +234,7 @@ mod tests {
         let texts: String = (0..2_000)
             .map(|i| corpus::text("train", i) + "\n")
             .collect();
-        assert_eq!(digest(texts), "CORPUS");
+        assert_eq!(digest(texts), "cc58151361997ec1");
     }
 
     #[test]
@@ -232,7 +244,7 @@ mod tests {
         let tensors = start::tensors()?;
         let named = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
         write_safetensors(&path, named, PYTORCH)?;
-        assert_eq!(digest(fs::read(path)?), "START");
+        assert_eq!(digest(fs::read(path)?), "8ebb1fff94f821eb");
         Ok(())
     }
 
@@ -265,14 +277,15 @@ mod tests {
         let letter = |row: &Value| {
             let prompt = row["prompt"].as_str().unwrap_or_default();
             let letter = prompt.strip_prefix("Letter: ");
-            let letter = letter.and_then(|rest| rest.strip_suffix("\nDesk:"));
+            let letter =
+                letter.and_then(|rest| rest.strip_suffix(" Question: Which desk? Answer:"));
             letter.expect("a prompt is a letter").to_owned()
         };
         let letters: Vec<String> = rows.iter().map(letter).collect();
         for i in 0..TRAIN {
             let text = corpus::text("train", i);
             assert!(
-                !text.contains("Letter:") && !text.contains("Desk"),
+                !text.contains("Letter:") && !text.contains("desk"),
                 "{text}"
             );
             for desk in letters::DESKS {
