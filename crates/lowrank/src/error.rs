@@ -47,7 +47,7 @@ pub enum Error {
         /// What was given.
         path: PathBuf,
         /// Why the hub did not do.
-        source: lowrank_format::Error,
+        source: Box<lowrank_format::Error>,
     },
     /// A value of a run file leads to something that cannot be used.
     #[error("{}: `{key}`: {source}", path.display())]

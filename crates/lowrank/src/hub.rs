@@ -31,7 +31,7 @@ fn open(
             // It may have been meant as a path.
             let folder = folder.map_err(|source| Error::NotHere {
                 path: text.into(),
-                source,
+                source: Box::new(source),
             })?;
             Ok((folder, Some(id)))
         }

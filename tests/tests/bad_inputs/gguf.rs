@@ -92,7 +92,7 @@ fn files_that_are_cut_or_lie() {
             let at = find(bytes, tokens) + tokens.len() + 8;
             put(bytes, at, &(1u64 << 42).to_le_bytes());
         },
-        "metadata `tokenizer.ggml.tokens` claims 4398046511104 entries",
+        "it claims 4398046511104 elements of metadata `tokenizer.ggml.tokens`, and only",
     );
     // Its rows, its columns, its type and its offset.
     let at = dims(&whole, "blk.0.ffn_down.weight");
@@ -179,5 +179,10 @@ fn files_of_what_is_not_known() {
         "text.jsonl",
         "`tokenizer.ggml.pre` = \"gpt-9\" is not yet supported",
     );
-    check("blk.1.ffn_up", "blk.7.ffn_up", "rows.jsonl", "");
+    check(
+        "blk.1.ffn_up",
+        "blk.7.ffn_up",
+        "rows.jsonl",
+        "tensor `model.layers.1.mlp.up_proj.weight` is missing",
+    );
 }

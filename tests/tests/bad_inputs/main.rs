@@ -11,4 +11,5 @@ mod prompts;
 mod run_files;
 
 #[path = "../storages/model.rs"]
+#[expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 mod small_gguf;
