@@ -19,6 +19,9 @@ const NAME: &str = "default";
 /// The family that trains every weight; it is no adapter.
 const FULL: &str = "full";
 
+/// The key that may hold a word for names that only the model knows.
+const TARGETS: &str = "target_modules";
+
 /// What a run left behind.
 #[derive(Debug)]
 pub struct Trained {
@@ -260,7 +263,16 @@ fn agree(
     stored: &AdapterConfig,
     given: &Map<String, Value>,
 ) -> Result<Map<String, Value>, lowrank_adapter::Error> {
-    let keys = written_keys(stored);
+    let mut keys = written_keys(stored);
+    // What all linear layers are depends on the model; if the adapter does not have them all, or has others, its tensors
+    // will not fit.
+    if given
+        .get(TARGETS)
+        .and_then(Value::as_str)
+        .is_some_and(|word| word.eq_ignore_ascii_case("all-linear"))
+    {
+        keys.insert(TARGETS.into(), given[TARGETS].clone());
+    }
     // Defaults filled in on both sides, so that `8` and `8.0`, or a missing key and its default, are the same.
     let written = written_keys(&AdapterConfig::parse(
         stored.family,

@@ -51,6 +51,7 @@ fn starting_from_an_adapter() {
             "output.dir=agree",
             "adapter.r=4",
             "adapter.lora_alpha=6.0",
+            "adapter.target_modules=all-linear",
         ],
     );
     assert_eq!(
