@@ -350,6 +350,20 @@ impl Problem {
     }
 }
 
+impl Error {
+    /// True if a row is of text, and there is no tokenizer.
+    #[must_use]
+    pub const fn needs_tokenizer(&self) -> bool {
+        matches!(
+            self,
+            Self::Row {
+                problem: Problem::NeedsTokenizer { .. },
+                ..
+            }
+        )
+    }
+}
+
 fn did_you_mean(suggestion: &Option<&'static str>) -> impl fmt::Display {
     suggestion.map_or_else(String::new, |field| format!(" (did you mean `{field}`?)"))
 }

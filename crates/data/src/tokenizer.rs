@@ -1,9 +1,11 @@
 //! Text to tokens and back, with the library's surprises taken out.
 
 use crate::error::{Error, Result};
+use std::cell::Cell;
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Once;
 use tokenizers::ModelWrapper;
 
 /// Files that hold tokenizers in forms that are not read.
@@ -162,7 +164,23 @@ impl Tokenizer {
 
 /// Calls the library. It panics on some files that lie (a template's token that is not defined), which is an error here.
 fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(call)) {
+    /// A panic that becomes an error is not also printed.
+    static HOOK: Once = Once::new();
+    thread_local! {
+        static GUARDED: Cell<bool> = const { Cell::new(false) };
+    }
+    HOOK.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !GUARDED.get() {
+                before(info);
+            }
+        }));
+    });
+    GUARDED.set(true);
+    let called = catch_unwind(AssertUnwindSafe(call));
+    GUARDED.set(false);
+    match called {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err(
             "the file contradicts itself, for example a special token that is not defined"

@@ -322,11 +322,21 @@ fn written_keys(config: &AdapterConfig) -> Map<String, Value> {
 /// # Errors
 /// If a row cannot be read (the message names file and line), or is longer than the model can.
 pub fn open_data(files: &[String], base: &Base, options: &Options) -> Result<Dataset> {
-    let tokenizer: Option<Tokenizer> = match base.has_tokenizer() {
-        true => Some(base.tokenizer()?),
-        false => None,
+    let (tokenizer, broken): (Option<Tokenizer>, Option<Error>) = match base.has_tokenizer() {
+        true => match base.tokenizer() {
+            Ok(tokenizer) => (Some(tokenizer), None),
+            Err(error) => (None, Some(error)),
+        },
+        false => (None, None),
     };
-    let data = Dataset::open(&hub::data(files)?, tokenizer.as_ref(), options)?;
+    let data = match (
+        Dataset::open(&hub::data(files)?, tokenizer.as_ref(), options),
+        broken,
+    ) {
+        // A tokenizer that cannot be read matters to rows that need one.
+        (Err(error), Some(broken)) if error.needs_tokenizer() => return Err(broken),
+        (data, _) => data?,
+    };
     let (longest, limit) = (longest(&data), base.info.max_position_embeddings);
     if longest > limit {
         return Err(Error::TooLong {

@@ -206,6 +206,21 @@ fn tokenizers() {
         Some(""),
         "tokenizer `model/tokenizer.json`: not a tokenizer file: EOF while parsing a value at line 1 column 0",
     );
+    // The library panics on a template whose tokens it does not know.
+    let place = Place::with_model("plain");
+    place.add_tokenizer("model", 90);
+    let template = serde_json::json!({"type": "TemplateProcessing", "special_tokens": {}, "pair": [],
+        "single": [{"SpecialToken": {"id": "<none>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]});
+    place.edit_json("model/tokenizer.json", |file| {
+        file.insert("post_processor".into(), template);
+    });
+    check(
+        Some(&place.text("model/tokenizer.json")),
+        "tokenizer `model/tokenizer.json`: ",
+    );
+    // Rows of tokens need none.
+    let arguments = ["eval", "--model", "model", "--data", "rows.jsonl"];
+    assert_eq!(place.run(&arguments).ok().stderr, "");
 }
 
 #[test]
