@@ -431,6 +431,8 @@ fn last(path: &str) -> &str {
 fn find_sites(model: &mut dyn Model, matcher: &Matcher) -> Result<Vec<Site>> {
     let mut sites: Vec<Site> = Vec::new();
     let mut known = BTreeSet::new();
+    // Of the modules that are left out again.
+    let mut named = 0;
     let mut embeddings: Vec<String> = Vec::new();
     let mut failed = None;
     model.parts(&mut |part| {
@@ -444,7 +446,10 @@ fn find_sites(model: &mut dyn Model, matcher: &Matcher) -> Result<Vec<Site>> {
         match (matcher.matches(&path), base) {
             (Ok(true), Some(base)) => sites.push(Site::new(SiteId(sites.len()), &path, base)),
             (Ok(true), None) => embeddings.push(path),
-            (Ok(false), Some(_)) => drop(known.insert(last(&path).to_owned())),
+            (Ok(false), Some(_)) => {
+                named += usize::from(matcher.names(&path).is_ok_and(|named| named));
+                known.insert(last(&path).to_owned());
+            }
             (Ok(false), None) => {}
             (Err(error), _) => failed = Some(error),
         }
@@ -464,6 +469,12 @@ fn find_sites(model: &mut dyn Model, matcher: &Matcher) -> Result<Vec<Site>> {
     }
     if sites.is_empty() {
         let what = format!("target_modules = {}", matcher.described());
+        if named > 0 {
+            return Err(Error::config(format!(
+                "{what} names {named} modules, and `exclude_modules`, `modules_to_save` and `layers_to_transform` leave \
+                 none of them"
+            )));
+        }
         return Err(Error::NoTarget {
             what,
             known: known.into_iter().collect(),

@@ -217,6 +217,14 @@ impl Matcher {
     fn in_layers(numbers: &[usize], regexes: &[Regex], path: &str) -> Result<bool> {
         for regex in regexes {
             if let Some(captures) = regex
+    /// True if the targets name the module at `path`, whatever leaves it out again.
+    ///
+    /// # Errors
+    /// If a regular expression takes too many steps.
+    pub fn names(&self, path: &str) -> Result<bool> {
+        self.targets.matches(path)
+    }
+
                 .captures(path)
                 .map_err(|error| too_many_steps(regex, &error))?
             {

@@ -324,6 +324,12 @@ fn families_and_targets() {
         "modules_to_save = [\"score\"]",
         ": [adapter]: modules_to_save = [\"score\"] matches no module of the model",
     );
+    check(
+        "[\"q_proj\", \"v_proj\"]",
+        "[\"q_proj\"]\nlayers_to_transform = [9]",
+        ": [adapter]: target_modules = [\"q_proj\"] names 3 modules, and `exclude_modules`, `modules_to_save` and \
+         `layers_to_transform` leave none of them",
+    );
 }
 
 #[test]

@@ -45,8 +45,8 @@ fn what_matches_nothing_is_answered_with_what_there_is() {
             "one",
             json!({"target_modules": ["q_proj"], "exclude_modules": ["q_proj"]})
         ),
-        "target_modules = [\"q_proj\"] matches no module of the model; it has modules named down_proj, k_proj, \
-         lm_head, o_proj, q_proj, up_proj, v_proj"
+        "target_modules = [\"q_proj\"] names 3 modules, and `exclude_modules`, `modules_to_save` and \
+         `layers_to_transform` leave none of them"
     );
 }
 
