@@ -272,14 +272,38 @@ impl<T: Copy> Pattern<T> {
     /// The value for the module at `path`, or `default`.
     ///
     /// # Errors
+    /// Warns of expressions that match none of the modules at `paths`; `key` is what the pattern is called.
+    ///
+    /// # Errors
+    /// If an expression is malformed.
+    pub fn warn_of_unused<'a>(
+        &self,
+        key: &str,
+        paths: impl Iterator<Item = &'a str> + Clone,
+    ) -> Result<()> {
+        for expression in self.0.keys() {
+            let regex = Self::regex(expression)?;
+            let mut used = false;
+            for path in paths.clone() {
+                used = used || is_match(&regex, path)?;
+            }
+            if !used {
+                tracing::warn!("`{key}`: `{expression}` matches none of the targeted modules");
+            }
+        }
+        Ok(())
+    }
+
+    /// What matches the end of a path.
+    fn regex(expression: &str) -> Result<Regex> {
+        let anchored = format!(r"\A(?:.*\.)?({expression})\z");
+        compile("rank_pattern or alpha_pattern", &anchored, expression)
+    }
+
     /// If an expression is malformed.
     pub fn get(&self, path: &str, default: T) -> Result<T> {
         for (expression, value) in &self.0 {
-            let regex = compile(
-                "rank_pattern or alpha_pattern",
-                &format!(r"\A(?:.*\.)?({expression})\z"),
-                expression,
-            )?;
+            let regex = Self::regex(expression)?;
             if is_match(&regex, path)? {
                 return Ok(*value);
             }

@@ -49,6 +49,17 @@ fn the_run_file_itself_is_sound() {
 }
 
 #[test]
+fn a_pattern_for_no_module_is_warned_of() {
+    let place = Place::with_model("plain");
+    place.write("run.toml", RUN);
+    let set = "adapter.rank_pattern={v_proj=2, up_proj=5}";
+    let ended = place.run(&["train", "run.toml", "--set", set]).ok();
+    let expected = "WARN `rank_pattern`: `up_proj` matches none of the targeted modules\n";
+    assert_eq!(ended.stderr.matches("matches none").count(), 1);
+    assert!(ended.stderr.contains(expected), "{}", ended.stderr);
+}
+
+#[test]
 fn syntax() {
     check("r = 3", "r = = 3", ":5:5: ");
     check("steps = 2", "steps = 2\nsteps = 3", ":12:1: duplicate key");

@@ -2,7 +2,7 @@
 
 use crate::init::InitLoraWeights;
 use lowrank_adapter::target::Pattern;
-use lowrank_adapter::{Error, Finite, Probability, Result};
+use lowrank_adapter::{Attach, Error, Finite, Probability, Result};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 
@@ -61,6 +61,16 @@ impl LoraConfig {
             rank as f64
         };
         Ok((rank, alpha / divisor))
+    }
+
+    /// Warns of patterns for modules that are not targeted.
+    pub(crate) fn warn_of_unused(&self, cx: &Attach<'_>) -> Result<()> {
+        let paths = cx.site_ids().map(|id| cx.site(id).path.as_str());
+        let paths: Vec<&str> = paths.collect();
+        let paths = paths.iter().copied();
+        self.rank_pattern
+            .warn_of_unused("rank_pattern", paths.clone())?;
+        self.alpha_pattern.warn_of_unused("alpha_pattern", paths)
     }
 
     /// The configuration of twice the ranks with the same scales, as PEFT writes it.

@@ -129,6 +129,7 @@ impl Family for Lora {
         if config.init_lora_weights.is_residual() {
             config.check_doubling()?;
         }
+        config.warn_of_unused(cx)?;
         Attachment::per_site(cx, |cx, site| Ok(Box::new(layer(config, cx, site)?)))
     }
 }
