@@ -267,12 +267,33 @@ fn is_void(value: &Value) -> bool {
     }
 }
 
+/// What serde expected, in a user's words, to stand after the value.
+fn expected(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let Some((_, expected)) = text.rsplit_once(", expected ") else {
+        return format!(": {text}");
+    };
+    let words = match expected {
+        "usize" | "u32" | "u64" => "an integer that is not negative",
+        "a nonzero usize" | "a nonzero u32" | "a nonzero u64" => "an integer above 0",
+        "f32" | "f64" => "a number",
+        "a boolean" => "true or false",
+        "a sequence" => "a list",
+        "a map" => "a table",
+        other => other,
+    };
+    format!(", expected {words}")
+}
+
 /// Parses an object all of whose keys have defaults; an error names the key and its value.
 pub(crate) fn parse_each<T: for<'de> Deserialize<'de>>(keys: &Map<String, Value>) -> Result<T> {
     for (key, value) in keys {
         let one = Map::from_iter([(key.clone(), value.clone())]);
         if let Err(error) = serde_json::from_value::<T>(Value::Object(one)) {
-            return Err(Error::config(format!("`{key} = {value}`: {error}")));
+            return Err(Error::config(format!(
+                "`{key} = {value}`{}",
+                expected(&error)
+            )));
         }
     }
     // Each key is fine alone; what fails now is a rule over several.

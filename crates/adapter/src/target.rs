@@ -11,7 +11,10 @@ const STEP_LIMIT: usize = 100_000;
 
 /// `target_modules` and `exclude_modules`: a list of path suffixes, or one regular expression.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected a list of names, or a regular expression"
+)]
 pub enum Targets {
     /// A regular expression that must match the whole path, or the word `all-linear`.
     Pattern(String),
@@ -21,7 +24,7 @@ pub enum Targets {
 
 /// A value or a list of values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected one value, or a list of them")]
 pub enum OneOrMany<T> {
     /// One.
     One(T),
@@ -214,9 +217,6 @@ impl Matcher {
         }
     }
 
-    fn in_layers(numbers: &[usize], regexes: &[Regex], path: &str) -> Result<bool> {
-        for regex in regexes {
-            if let Some(captures) = regex
     /// True if the targets name the module at `path`, whatever leaves it out again.
     ///
     /// # Errors
@@ -225,6 +225,9 @@ impl Matcher {
         self.targets.matches(path)
     }
 
+    fn in_layers(numbers: &[usize], regexes: &[Regex], path: &str) -> Result<bool> {
+        for regex in regexes {
+            if let Some(captures) = regex
                 .captures(path)
                 .map_err(|error| too_many_steps(regex, &error))?
             {
@@ -269,9 +272,6 @@ impl<T> Default for Pattern<T> {
 }
 
 impl<T: Copy> Pattern<T> {
-    /// The value for the module at `path`, or `default`.
-    ///
-    /// # Errors
     /// Warns of expressions that match none of the modules at `paths`; `key` is what the pattern is called.
     ///
     /// # Errors
@@ -300,6 +300,9 @@ impl<T: Copy> Pattern<T> {
         compile("rank_pattern or alpha_pattern", &anchored, expression)
     }
 
+    /// The value for the module at `path`, or `default`.
+    ///
+    /// # Errors
     /// If an expression is malformed.
     pub fn get(&self, path: &str, default: T) -> Result<T> {
         for (expression, value) in &self.0 {

@@ -67,7 +67,7 @@ fn configurations() {
     );
     check(
         set("r", json!(0)),
-        &says("`r = 0`: invalid value: integer `0`, expected a nonzero usize"),
+        &says("`r = 0`, expected an integer above 0"),
     );
     check(
         set("lora_bias", json!(true)),

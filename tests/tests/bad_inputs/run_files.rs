@@ -130,9 +130,13 @@ fn values() {
     check(
         "r = 3",
         "r = \"three\"",
-        ": [adapter]: `r = \"three\"`: invalid type: string \"three\", expected a nonzero usize",
+        ": [adapter]: `r = \"three\"`, expected an integer above 0",
     );
-    check("r = 3", "r = 0", ": [adapter]: `r = 0`: ");
+    check(
+        "r = 3",
+        "r = 0",
+        ": [adapter]: `r = 0`, expected an integer above 0",
+    );
     check(
         "lora_alpha = 5",
         "lora_alpha = nan",
@@ -322,6 +326,12 @@ fn families_and_targets() {
     );
     check(
         "[\"q_proj\", \"v_proj\"]",
+        "[\"q_proj\"]\nlayers_to_transform = [9]",
+        ": [adapter]: target_modules = [\"q_proj\"] names 3 modules, and `exclude_modules`, `modules_to_save` and \
+         `layers_to_transform` leave none of them",
+    );
+    check(
+        "[\"q_proj\", \"v_proj\"]",
         "\"q_(\"",
         ": [adapter]: `target_modules`: `q_(` is not a regular expression: ",
     );
@@ -334,12 +344,6 @@ fn families_and_targets() {
         "r = 3",
         "modules_to_save = [\"score\"]",
         ": [adapter]: modules_to_save = [\"score\"] matches no module of the model",
-    );
-    check(
-        "[\"q_proj\", \"v_proj\"]",
-        "[\"q_proj\"]\nlayers_to_transform = [9]",
-        ": [adapter]: target_modules = [\"q_proj\"] names 3 modules, and `exclude_modules`, `modules_to_save` and \
-         `layers_to_transform` leave none of them",
     );
 }
 
