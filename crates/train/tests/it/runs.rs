@@ -670,18 +670,23 @@ fn folders_are_not_lost_and_held_by_one_run() {
     }
     drop(held);
 
-    // A folder that no run wrote to keeps everything, also what is called like a run's.
+    // What is called as a run's results are, but was made by no run, is neither replaced now nor removed by a later run.
     let foreign = root.path().join("foreign");
     fs::create_dir_all(foreign.join("model")).unwrap();
     fs::write(foreign.join("model/weights"), "precious").unwrap();
-    setting
-        .run(
-            &foreign,
-            Mode::Overwrite,
-            &run_file(&foreign, "steps = 1"),
-            &mut (),
-        )
-        .unwrap();
+    for mode in [Mode::Resume, Mode::Overwrite] {
+        let error = RunFolder::open(&foreign, mode).unwrap_err();
+        assert!(error.is_usage());
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "{} was not made by a run (there is no run.toml beside it), and would be replaced by this one; move it \
+                 away or choose another `output.dir`",
+                foreign.join("model").display()
+            )
+        );
+    }
+    assert_eq!(names(&foreign), ["model"]);
     assert_eq!(
         fs::read_to_string(foreign.join("model/weights")).unwrap(),
         "precious"
