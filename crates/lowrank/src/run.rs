@@ -1,6 +1,7 @@
 //! Running a run file.
 
 use crate::base::Base;
+use crate::families::FULL;
 use crate::paths::{absolute, real};
 use crate::{Error, Result, hub, merge_into, save_adapter};
 use candle_core::DType;
@@ -15,9 +16,6 @@ use std::path::{Path, PathBuf};
 
 /// The name that run files train under; PEFT's own for a single adapter.
 const NAME: &str = "default";
-
-/// The family that trains every weight; it is no adapter.
-const FULL: &str = "full";
 
 /// The key that may hold a word for names that only the model knows.
 const TARGETS: &str = "target_modules";

@@ -14,7 +14,7 @@ use lowrank_adapter::{AnyFamily, Error, Result, nearest};
 pub static FAMILIES: &[&dyn AnyFamily] = &[&lowrank_lora::Lora];
 
 /// Families that are planned: their names are refused as such.
-const PLANNED: [&str; 9] = [
+const PLANNED: &[&str] = &[
     "adalora", "alora", "dora", "loha", "lokr", "mor", "reslora", "salora", "sbora",
 ];
 
@@ -46,7 +46,7 @@ fn find(key: &str, written: &str, name: String) -> Result<&'static dyn AnyFamily
         });
     }
     let known = FAMILIES.iter().map(|family| family.name());
-    let suggestion = nearest(&name, known.chain(PLANNED));
+    let suggestion = nearest(&name, known.chain(PLANNED.iter().copied()));
     Err(Error::Config {
         what: match suggestion {
             Some(near) => format!("unknown {key} `{written}`, did you mean `{near}`?"),
@@ -76,10 +76,14 @@ mod tests {
         let message = |name| by_name(name).err().map(|error| error.to_string());
         let check = |name, expected: &str| assert_eq!(message(name).as_deref(), Some(expected));
         check("lorra", "unknown family `lorra`, did you mean `lora`?");
-        check("prefix", "unknown family `prefix`, expected one of: lora");
+        let names = names();
+        check(
+            "prefix",
+            &format!("unknown family `prefix`, expected one of: {names}"),
+        );
         check(
             "salora",
-            "`family = salora` is not yet supported (only lora is)",
+            &format!("`family = salora` is not yet supported (only {names} is)"),
         );
     }
 }

@@ -7,6 +7,7 @@
 mod choices;
 mod continuing;
 mod eval;
+mod families;
 mod full;
 mod generating;
 mod inspecting;

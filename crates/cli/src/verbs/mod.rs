@@ -1,6 +1,7 @@
 //! One module a verb.
 
 pub mod eval;
+pub mod families;
 pub mod generate;
 pub mod inspect;
 pub mod merge;
@@ -13,8 +14,8 @@ use lowrank::{Base, Error, Reading, StrictBase, load_adapter};
 use std::ffi::OsString;
 use std::sync::Arc;
 
-const VERBS: [&str; 5] = ["eval", "generate", "inspect", "merge", "train"];
-const PLANNED: [&str; 5] = ["chat", "combine", "export", "families", "plan"];
+const VERBS: [&str; 6] = ["eval", "families", "generate", "inspect", "merge", "train"];
+const PLANNED: [&str; 4] = ["chat", "combine", "export", "plan"];
 
 /// Why an unknown verb is refused.
 pub fn other(words: &[OsString]) -> anyhow::Error {
