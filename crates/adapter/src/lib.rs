@@ -53,4 +53,4 @@ pub use number::{Finite, Probability};
 pub use pass::{Chain, Masks, Pass, Records, Selection};
 pub use site::{Site, SiteId};
 pub use spec::{Init, Spec};
-pub use sweep::{Memory, Share, Swept, sweep};
+pub use sweep::{Footprint, Memory, Share, Swept, footprint, sweep};

@@ -63,6 +63,24 @@ impl Weight {
         }
     }
 
+    /// How many numbers the base model's value has.
+    #[must_use]
+    pub fn elem_count(&self) -> usize {
+        match &self.base {
+            Base::Dense(base) => base.elem_count(),
+            Base::Table(table) => table.dims().0 * table.dims().1,
+        }
+    }
+
+    /// Bytes of the base model's value in memory, in the form it is held in.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match &self.base {
+            Base::Dense(base) => base.elem_count() * base.dtype().size_in_bytes(),
+            Base::Table(table) => table.bytes(),
+        }
+    }
+
     /// What this pass uses: the replacement of the selected adapter, else the base.
     ///
     /// # Errors

@@ -41,6 +41,34 @@ pub struct Swept {
     pub records: Records,
 }
 
+/// What [`sweep`] holds of a micro-batch until its backward pass, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Footprint {
+    /// What enters each block.
+    pub inputs: Vec<usize>,
+    /// Each block's graph, the parameters in it included; 0 below the first block that trains.
+    pub graphs: Vec<usize>,
+}
+
+/// Runs a micro-batch forward as [`sweep`] does and measures what would be held; nothing is held longer than its block.
+///
+/// # Errors
+/// Whatever the model or an operation refuses.
+pub fn footprint(model: &dyn Model, batch: &Batch, pass: &mut Pass) -> Result<Footprint> {
+    pass.set_tokens(batch.tokens());
+    let sweep = Sweep {
+        model,
+        batch,
+        pass,
+        params: &[],
+        share: Share {
+            token: 1.0,
+            auxiliary: 1.0,
+        },
+    };
+    sweep.measure()
+}
+
 /// A stretch of the model between two cuts, after its forward pass.
 struct Stretch {
     inputs: Leaves,
@@ -221,6 +249,32 @@ impl Sweep<'_> {
             auxiliary,
             records,
         })
+    }
+
+    fn measure(&self) -> Result<Footprint> {
+        let mut found = Footprint {
+            inputs: Vec::new(),
+            graphs: Vec::new(),
+        };
+        let mut pass = self.pass.again();
+        let h = self.model.embed(self.batch, &mut pass)?;
+        let mut outputs = Outputs {
+            h,
+            carries: pass.carries,
+            losses: pass.losses,
+        };
+        let mut tracked = outputs.tracked();
+        for i in 0..self.model.blocks() {
+            let inputs = Leaves::cut(&outputs.h, &outputs.carries, tracked)?;
+            let size = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+            found.inputs.push(outputs.tensors().map(size).sum());
+            (outputs, _) = self.block(i, &inputs)?;
+            let losses = outputs.losses.iter().map(|(_, loss)| loss);
+            let graph = ops::graph_bytes(outputs.tensors().chain(losses));
+            found.graphs.push(graph);
+            tracked = tracked || outputs.tracked();
+        }
+        Ok(found)
     }
 
     fn block(&self, i: usize, inputs: &Leaves) -> Result<(Outputs, Pass)> {

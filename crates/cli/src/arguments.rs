@@ -31,6 +31,14 @@ pub enum Verb {
         after_help = "Example: lowrank train run.toml --set train.steps=200 --set output.dir=runs/second"
     )]
     Train(TrainArguments),
+    /// Say what a run file would do, without training: what it trains, how much memory it takes, what its rows become
+    #[command(
+        after_help = "Nothing is written. With --json, `example` has the first training row as `tokens`, what each token \
+                      adds to the text, and `supervised`, whether its prediction counts in the loss; without, supervised \
+                      stretches stand in [[ ]], a space shows as \u{b7}, an end of line as \u{21b5}.\n\n\
+                      Example: lowrank plan run.toml --set train.batch_size=16"
+    )]
+    Plan(PlanArguments),
     /// Measure a model, with or without adapters: loss, perplexity, accuracy of choices, logits
     #[command(
         after_help = "Example: lowrank eval --model models/base --adapter runs/first/adapter --data test.jsonl"
@@ -71,6 +79,19 @@ pub struct TrainArguments {
     /// Throw away what the output folder holds
     #[arg(long)]
     pub overwrite: bool,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lowrank plan`.
+#[derive(Debug, Args)]
+pub struct PlanArguments {
+    /// The run file (TOML)
+    pub run: PathBuf,
+    /// Override a key: a dotted name, and a TOML value or a bare word
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
     /// Print one JSON object on stdout
     #[arg(long)]
     pub json: bool,

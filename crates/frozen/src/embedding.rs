@@ -30,6 +30,12 @@ impl FrozenEmbedding {
         self.table.dtype()
     }
 
+    /// Bytes in memory.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.table.bytes()
+    }
+
     /// The whole table in [`Self::dtype`].
     ///
     /// # Errors

@@ -90,6 +90,17 @@ impl FrozenLinear {
         }
     }
 
+    /// Bytes of weight and bias in memory; an absent weight has none.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let weight = match &self.weight {
+            Weight::Stored(weight) => weight.bytes(),
+            Weight::Absent { .. } => 0,
+        };
+        let bias = self.bias.as_ref();
+        weight + bias.map_or(0, |bias| bias.elem_count() * bias.dtype().size_in_bytes())
+    }
+
     /// The weight `[n_out, n_in]` as a dense tensor in [`Self::dtype`], detached; a copy if it is packed.
     ///
     /// # Errors

@@ -30,6 +30,7 @@ mod hub;
 mod inspect;
 mod merged;
 mod paths;
+mod plan;
 mod run;
 
 pub use adapters::{AdapterSource, Reading, StrictBase, load_adapter, save_adapter};
@@ -39,6 +40,7 @@ pub use families::{Capabilities, Merges, ToLora, families};
 pub use generate::{Generated, Generation, Generator, Prompt};
 pub use inspect::{Inspection, SiteSummary, TensorSummary, inspect};
 pub use merged::{Written, merge_into};
+pub use plan::{MemoryEstimate, PlannedSite, Rendered, RunPlan, plan};
 pub use run::{Trained, open_data, train};
 
 pub use lowrank_adapter as adapter;

@@ -5,8 +5,10 @@ use crate::families::FULL;
 use crate::paths::{absolute, real};
 use crate::{Error, Result, hub, merge_into, save_adapter};
 use candle_core::DType;
-use lowrank_adapter::{AdapterConfig, Selection, Source, Start, attach, train_all};
-use lowrank_data::{Dataset, Options, Reference, Tokenizer};
+use lowrank_adapter::{
+    AdapterConfig, Attached, Param, Selection, Source, Start, attach, train_all,
+};
+use lowrank_data::{Dataset, Options, Plan, Reference, Tokenizer};
 use lowrank_format::{CONFIG_FILE, Existing, PeftFolder};
 use lowrank_models::{Embedded, Precision};
 use lowrank_train::{Held, Mode, Progress, Rows, RunFile, RunFolder, Summary, Trainable, Trainer};
@@ -15,7 +17,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The name that run files train under; PEFT's own for a single adapter.
-const NAME: &str = "default";
+pub(crate) const NAME: &str = "default";
 
 /// The key that may hold a word for names that only the model knows.
 const TARGETS: &str = "target_modules";
@@ -31,10 +33,89 @@ pub struct Trained {
     pub trainable_parameters: usize,
 }
 
-/// The adapter that a run file trains.
-struct Planned {
-    config: AdapterConfig,
-    start: Start,
+/// A run before its first step: everything that its file names, opened and fitted together. Nothing has been written.
+pub(crate) struct Prepared {
+    /// The run file with every default of its family.
+    pub run: RunFile,
+    pub base: Base,
+    pub data: Dataset,
+    pub held_out: Option<Dataset>,
+    pub method: Method,
+    folder: PathBuf,
+}
+
+/// What a run trains.
+pub(crate) enum Method {
+    /// Every weight.
+    Whole(Vec<Param>),
+    Adapter(Box<Attached>),
+}
+
+impl Method {
+    pub fn trainable_parameters(&self) -> usize {
+        match self {
+            Self::Whole(params) => params.iter().map(Param::elem_count).sum(),
+            Self::Adapter(attached) => attached.trainable_parameters(),
+        }
+    }
+
+    pub fn trainable<'a>(&'a mut self, base: &'a Base) -> Trainable<'a> {
+        let model = base.model.as_ref();
+        match self {
+            Self::Whole(params) => Trainable::whole(model, NAME, params.clone()),
+            Self::Adapter(attached) => Trainable::adapter(model, attached),
+        }
+    }
+}
+
+impl Prepared {
+    /// # Errors
+    /// If the run file asks for what is not there, or for what a trainer refuses.
+    pub fn new(run: &RunFile, origin: &Path) -> Result<Self> {
+        let mut run = run.clone();
+        let folder = absolute(Path::new(&run.output.dir));
+        keep_inputs(&run, &folder, origin)?;
+        let plan = resolve(&mut run, origin)?;
+        let mut base = Base::open(&run.model.source, precision(run.model.dtype))
+            .map_err(Error::under(origin, "model.source"))?;
+        let options = Options {
+            max_length: run.data.max_length,
+            end_token: base.info.eos_token_ids.first().copied(),
+            vocab: base.info.vocab_size,
+            limit: None,
+        };
+        let open = |files: &[String], key| {
+            open_data(files, &base, &options).map_err(Error::under(origin, key))
+        };
+        let data = open(&run.data.train, "data.train")?;
+        let held_out = match run.data.eval.as_slice() {
+            [] => None,
+            files => Some(open(files, "data.eval")?),
+        };
+        let method = method(plan, &run, &mut base, origin)?;
+        let mut prepared = Self {
+            run,
+            base,
+            data,
+            held_out,
+            method,
+            folder,
+        };
+        // What a trainer refuses, before there is a folder, and before what is in it is removed.
+        prepared
+            .steps()
+            .map_err(|error| in_run_file(origin, error.into()))?;
+        Ok(prepared)
+    }
+
+    /// Which rows every step takes.
+    pub fn steps(&mut self) -> lowrank_train::Result<Plan> {
+        let mut trainable = self.method.trainable(&self.base);
+        let rows = Rows::new(&self.data, self.held_out.as_ref());
+        let (data, train) = (&self.run.data, &self.run.train);
+        let trainer = Trainer::new(&mut trainable, rows.train, rows.eval, data, train)?;
+        Ok(trainer.plan().clone())
+    }
 }
 
 /// Runs a run file to the end and writes its result. `origin` is the file, for messages.
@@ -47,34 +128,14 @@ pub fn train(
     mode: Mode,
     progress: &mut dyn Progress,
 ) -> Result<Trained> {
-    let mut run = run.clone();
-    let path = absolute(Path::new(&run.output.dir));
-    keep_inputs(&run, &path, origin)?;
-    let plan = resolve(&mut run, origin)?;
-    let precision = match run.model.dtype {
-        Held::AsStored => Precision::AsStored,
-        Held::F32 => Precision::Cast(DType::F32),
-        Held::F64 => Precision::Cast(DType::F64),
-        Held::F16 => Precision::Cast(DType::F16),
-        Held::Bf16 => Precision::Cast(DType::BF16),
-    };
-    let named = |error: Error| in_run_file(origin, error);
-    let mut base =
-        Base::open(&run.model.source, precision).map_err(Error::under(origin, "model.source"))?;
-    let options = Options {
-        max_length: run.data.max_length,
-        end_token: base.info.eos_token_ids.first().copied(),
-        vocab: base.info.vocab_size,
-        limit: None,
-    };
-    let data =
-        open_data(&run.data.train, &base, &options).map_err(Error::under(origin, "data.train"))?;
-    let held_out = match run.data.eval.as_slice() {
-        [] => None,
-        files => {
-            Some(open_data(files, &base, &options).map_err(Error::under(origin, "data.eval"))?)
-        }
-    };
+    let Prepared {
+        run,
+        mut base,
+        data,
+        held_out,
+        mut method,
+        folder,
+    } = Prepared::new(run, origin)?;
     for (what, data) in [
         ("data.train", Some(&data)),
         ("data.eval", held_out.as_ref()),
@@ -87,64 +148,66 @@ pub fn train(
             ));
         }
     }
+    let trainable_parameters = method.trainable_parameters();
+    let folder = open_folder(&folder, mode, origin)?;
     let rows = Rows::new(&data, held_out.as_ref());
-    match plan {
-        None => {
-            let params = train_all(base.model.as_mut(), NAME)?;
-            let trainable_parameters = params.iter().map(lowrank_adapter::Param::elem_count).sum();
-            let mut trainable = Trainable::whole(base.model.as_ref(), NAME, params);
-            check(&run, &mut trainable, rows).map_err(named)?;
-            let folder = open_folder(&path, mode, origin)?;
-            let summary = lowrank_train::train(&folder, &run, &mut trainable, rows, progress)?;
-            drop(trainable);
+    let mut trainable = method.trainable(&base);
+    let summary = lowrank_train::train(&folder, &run, &mut trainable, rows, progress)?;
+    drop(trainable);
+    let result = match method {
+        Method::Whole(_) => {
             let selection = Selection::one(NAME);
             let existing = Existing::Replace;
-            let written = merge_into(&mut base, &selection, None, &folder.model(), existing)?;
-            Ok(Trained {
-                summary,
-                result: written.folder,
-                trainable_parameters,
-            })
+            merge_into(&mut base, &selection, None, &folder.model(), existing)?.folder
         }
-        Some(Planned { mut config, start }) => {
-            let (name, revision) = base.name();
-            config.common.base_model_name_or_path = Some(name);
-            config.common.revision = revision;
-            let model = base.model.as_mut();
-            let init_from = run.adapter.init_from.as_ref().map(PathBuf::from);
-            let mut attached =
-                attach(model, NAME, &config, start).map_err(|source| match init_from {
-                    Some(folder) => Error::within(folder)(source),
-                    None => in_adapter_table(origin, &source),
-                })?;
-            let trainable_parameters = attached.trainable_parameters();
-            let mut trainable = Trainable::adapter(base.model.as_ref(), &mut attached);
-            check(&run, &mut trainable, rows).map_err(named)?;
-            let folder = open_folder(&path, mode, origin)?;
-            let summary = lowrank_train::train(&folder, &run, &mut trainable, rows, progress)?;
-            drop(trainable);
+        Method::Adapter(attached) => {
             let fingerprint = base.fingerprint()?;
-            let result = save_adapter(
+            save_adapter(
                 &attached,
                 &fingerprint,
                 &folder.adapter(),
                 Existing::Replace,
-            )?;
-            Ok(Trained {
-                summary,
-                result,
-                trainable_parameters,
-            })
+            )?
         }
+    };
+    Ok(Trained {
+        summary,
+        result,
+        trainable_parameters,
+    })
+}
+
+fn precision(held: Held) -> Precision {
+    match held {
+        Held::AsStored => Precision::AsStored,
+        Held::F32 => Precision::Cast(DType::F32),
+        Held::F64 => Precision::Cast(DType::F64),
+        Held::F16 => Precision::Cast(DType::F16),
+        Held::Bf16 => Precision::Cast(DType::BF16),
     }
 }
 
-/// What a trainer refuses, before there is a folder, and before what is in it is removed.
-fn check(run: &RunFile, trainable: &mut Trainable<'_>, rows: Rows<'_>) -> Result<()> {
-    drop(Trainer::new(
-        trainable, rows.train, rows.eval, &run.data, &run.train,
-    )?);
-    Ok(())
+/// The adapter that a run file trains.
+struct Planned {
+    config: AdapterConfig,
+    start: Start,
+}
+
+/// Puts what is trained into the model.
+fn method(plan: Option<Planned>, run: &RunFile, base: &mut Base, origin: &Path) -> Result<Method> {
+    let Some(Planned { mut config, start }) = plan else {
+        return Ok(Method::Whole(train_all(base.model.as_mut(), NAME)?));
+    };
+    let (name, revision) = base.name();
+    config.common.base_model_name_or_path = Some(name);
+    config.common.revision = revision;
+    let init_from = run.adapter.init_from.as_ref().map(PathBuf::from);
+    let attached = attach(base.model.as_mut(), NAME, &config, start);
+    let attached = attached.map_err(|source| match init_from {
+        Some(folder) => Error::within(folder)(source),
+        None => in_adapter_table(origin, &source),
+    })?;
+    Ok(Method::Adapter(Box::new(attached)))
 }
 
 /// A folder that is not empty is told as it is; anything else names the key.

@@ -105,6 +105,22 @@ pub fn backward(
     Ok((grads, leaves))
 }
 
+/// Bytes of the tensors that the graphs behind `outputs` keep for a backward pass, leaves among them; what several of
+/// them share counts once.
+#[must_use]
+pub fn graph_bytes<'a>(outputs: impl IntoIterator<Item = &'a Tensor>) -> usize {
+    let mut held: BTreeMap<usize, usize> = BTreeMap::new();
+    for node in outputs.into_iter().flat_map(Tensor::sorted_nodes) {
+        let (storage, _) = node.storage_and_layout();
+        let bytes = node.elem_count() * node.dtype().size_in_bytes();
+        // Views lie in one storage: the largest is the whole of it.
+        let known = held.entry(std::ptr::from_ref(&*storage).addr());
+        let known = known.or_default();
+        *known = bytes.max(*known);
+    }
+    held.values().sum()
+}
+
 /// A fresh leaf with the values of `tensor`: where the graph is cut between two blocks.
 ///
 /// # Errors

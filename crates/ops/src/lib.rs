@@ -46,7 +46,7 @@ pub use cross_entropy::cross_entropy;
 pub use dropout::dropout;
 pub use error::{Error, Result};
 pub use float::{Data, Float, argument, data};
-pub use grads::{Grads, Seed, backward, leaf};
+pub use grads::{Grads, Seed, backward, graph_bytes, leaf};
 pub use linear::linear;
 pub use low_rank::{add_scaled, low_rank};
 pub use norm::rms_norm;

@@ -144,3 +144,21 @@ fn a_parameter_keeps_its_own_copy() -> Result<(), Box<dyn Error>> {
     assert_eq!(numbers(&param.value())?, [3.0, 4.0]);
     Ok(())
 }
+
+#[test]
+fn a_graph_holds_what_its_backward_needs() -> Result<(), Box<dyn Error>> {
+    let w = param("a", 0, Kind::Trained, &[2.0, -3.0, 0.5])?;
+    let fixed = Tensor::new(&[1.0, 4.0, 7.0], &Device::Cpu)?;
+    let leaf = w.get(&All);
+    // A view adds nothing, a product its result; what is not tracked is not part of a graph.
+    let product = leaf.mul(&fixed)?;
+    let first = product.narrow(0, 0, 2)?;
+    assert_eq!(ops::graph_bytes([&leaf]), 3 * 8);
+    assert_eq!(ops::graph_bytes([&product]), 6 * 8);
+    assert_eq!(ops::graph_bytes([&first]), 6 * 8);
+    assert_eq!(ops::graph_bytes([&first, &product, &leaf]), 6 * 8);
+    let sum = ops::sum_all(&first)?;
+    assert_eq!(ops::graph_bytes([&sum]), 7 * 8);
+    assert_eq!(ops::graph_bytes([&fixed, &w.value(), &product.detach()]), 0);
+    Ok(())
+}

@@ -15,6 +15,7 @@ mod memory;
 mod merging;
 mod output;
 mod packing;
+mod planning;
 mod training;
 
 use candle_core::{DType, Tensor};

@@ -4,6 +4,7 @@
 
 mod attaching;
 mod configuration;
+mod footprints;
 mod full_training;
 mod gates;
 mod layers;

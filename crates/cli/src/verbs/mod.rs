@@ -5,17 +5,22 @@ pub mod families;
 pub mod generate;
 pub mod inspect;
 pub mod merge;
+pub mod plan;
 pub mod train;
 
 use crate::arguments::ModelArguments;
 use lowrank::adapter::{self, Selection};
 use lowrank::models::Precision;
+use lowrank::training::RunFile;
 use lowrank::{Base, Error, Reading, StrictBase, load_adapter};
 use std::ffi::OsString;
+use std::path::Path;
 use std::sync::Arc;
 
-const VERBS: [&str; 6] = ["eval", "families", "generate", "inspect", "merge", "train"];
-const PLANNED: [&str; 4] = ["chat", "combine", "export", "plan"];
+const VERBS: [&str; 7] = [
+    "eval", "families", "generate", "inspect", "merge", "plan", "train",
+];
+const PLANNED: [&str; 3] = ["chat", "combine", "export"];
 
 /// Why an unknown verb is refused.
 pub fn other(words: &[OsString]) -> anyhow::Error {
@@ -36,6 +41,13 @@ pub fn other(words: &[OsString]) -> anyhow::Error {
         }
     };
     Error::Usage(what).into()
+}
+
+/// Reads a run file.
+pub fn run_file(path: &Path, sets: &[String]) -> lowrank::Result<RunFile> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Error::Usage(format!("cannot read {}: {error}", path.display())))?;
+    Ok(RunFile::parse(&text, path, sets)?)
 }
 
 /// Opens the base and attaches its adapters; all of them are selected.

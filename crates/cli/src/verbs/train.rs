@@ -3,9 +3,9 @@
 use crate::arguments::TrainArguments;
 use crate::output::print;
 use crate::progress::{Shown, percent};
+use crate::verbs::run_file;
 use anyhow::Result;
-use lowrank::Error;
-use lowrank::training::{EvalLine, Mode, RunFile, StepLine};
+use lowrank::training::{EvalLine, Mode, StepLine};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,9 +25,7 @@ struct Report {
 /// Runs a run file.
 pub fn run(arguments: &TrainArguments, quiet: bool) -> Result<ExitCode> {
     let path = &arguments.run;
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Error::Usage(format!("cannot read {}: {error}", path.display())))?;
-    let run = RunFile::parse(&text, path, &arguments.sets).map_err(Error::from)?;
+    let run = run_file(path, &arguments.sets)?;
     let mode = match (arguments.resume, arguments.overwrite) {
         (true, _) => Mode::Resume,
         (_, true) => Mode::Overwrite,

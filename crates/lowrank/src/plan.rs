@@ -1,0 +1,338 @@
+//! What a run will be, without running it.
+
+use crate::Result;
+use crate::run::{Method, NAME, Prepared};
+use lowrank_adapter::{
+    Attached, Batch, Footprint, Kind, Memory, Model, Param, Part, Pass, Selection, Tokens,
+    footprint,
+};
+use lowrank_data::{FileSummary, UNSUPERVISED};
+use lowrank_ops::rng::{Key, Purpose};
+use lowrank_train::RunFile;
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// What [`plan`] found; keys as the binary prints them.
+#[derive(Debug, Clone, Serialize)]
+pub struct RunPlan {
+    /// What the targets match, in the order of the forward pass; every module under full training.
+    pub sites: Vec<PlannedSite>,
+    /// Scalars that are trained.
+    pub trainable_parameters: usize,
+    /// Those of the base, a tied head counted once, and those of the adapter's file.
+    pub total_parameters: usize,
+    /// What the run needs, in MiB.
+    pub memory_mb: MemoryEstimate,
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Rows of the training data.
+    pub examples: usize,
+    /// Those that lose their right end.
+    pub truncated: usize,
+    /// The first row of the training data as the model reads it.
+    pub example: Rendered,
+    /// The files of the training data, with the kinds of their rows; not among the keys.
+    #[serde(skip)]
+    pub files: Vec<FileSummary>,
+}
+
+/// A module that trains.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlannedSite {
+    /// Its path.
+    pub site: String,
+    /// How many components its update starts with; none if the method has no ranks.
+    pub rank: Option<usize>,
+    /// Scalars of its own that are trained.
+    pub parameters: usize,
+}
+
+/// What a run holds in memory at its peak, in MiB, by part. The program itself, the rows and the file that weights are
+/// read from (which the system may drop at any time) come on top.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct MemoryEstimate {
+    /// The base, as it is held.
+    pub weights: f64,
+    /// The adapter's tensors.
+    pub adapter: f64,
+    /// Two moments of everything that is trained.
+    pub optimizer: f64,
+    /// What blocks keep for the backward pass of the largest micro-batch, or the gradients if they are more, and the
+    /// work space of one block if it is more than the logits'.
+    pub activations: f64,
+    /// Logits at the supervised positions of that micro-batch, with their gradient.
+    pub logits: f64,
+    /// All of them.
+    pub total: f64,
+}
+
+/// A row in tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Rendered {
+    /// What each token adds to the text; its number if the model has no tokenizer.
+    pub tokens: Vec<String>,
+    /// Whether the token's prediction counts in the loss. Nothing predicts the first.
+    pub supervised: Vec<bool>,
+    /// Whether there is a tokenizer, so that tokens join to a text; not among the keys.
+    #[serde(skip)]
+    pub is_text: bool,
+}
+
+/// Resolves a run file as [`train`](crate::train) does, and says what would happen. `origin` is the file, for messages.
+/// Nothing is written, and the run's folder is not looked at.
+///
+/// # Errors
+/// As [`train`](crate::train), up to its first step.
+pub fn plan(run: &RunFile, origin: &Path) -> Result<RunPlan> {
+    let mut prepared = Prepared::new(run, origin)?;
+    let steps = prepared.steps()?;
+    let (weights, base_parameters) = weigh(prepared.base.model.as_mut());
+    let (params, sites) = match &prepared.method {
+        Method::Whole(params) => (params.as_slice(), modules(params)),
+        Method::Adapter(attached) => (attached.params.as_slice(), adapted(attached)?),
+    };
+    let saved = params
+        .iter()
+        .filter(|param| param.info().kind != Kind::Scratch);
+    let saved: usize = saved.map(Param::elem_count).sum();
+    let (adapter, added) = match &prepared.method {
+        // The parameters are the base.
+        Method::Whole(_) => (0, 0),
+        Method::Adapter(_) => (params.iter().map(bytes).sum(), saved),
+    };
+    let trained = params
+        .iter()
+        .filter(|param| param.info().kind == Kind::Trained);
+    let trained: Vec<&Param> = trained.collect();
+    let moments = 2 * trained.iter().copied().map(bytes).sum::<usize>();
+    let need = need(&prepared, steps, &trained)?;
+    let parts = [weights, adapter, moments, need.activations, need.logits];
+    let megabytes = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    let summary = prepared.data.summary();
+    Ok(RunPlan {
+        trainable_parameters: prepared.method.trainable_parameters(),
+        total_parameters: base_parameters + added,
+        memory_mb: MemoryEstimate {
+            weights: megabytes(parts[0]),
+            adapter: megabytes(parts[1]),
+            optimizer: megabytes(parts[2]),
+            activations: megabytes(parts[3]),
+            logits: megabytes(parts[4]),
+            total: megabytes(parts.iter().sum()),
+        },
+        steps: steps.total_steps(),
+        examples: summary.rows,
+        truncated: summary.truncated,
+        example: render(&prepared)?,
+        files: summary.files.clone(),
+        sites,
+    })
+}
+
+fn bytes(param: &Param) -> usize {
+    param.elem_count() * param.dtype().size_in_bytes()
+}
+
+/// The targeted modules.
+fn adapted(attached: &Attached) -> Result<Vec<PlannedSite>> {
+    let site = |path: &String| {
+        let prefix = format!("{path}.");
+        let own = || {
+            let params = attached.params.iter();
+            params.filter(|param| param.name().starts_with(&prefix))
+        };
+        let trained = own().filter(|param| param.info().kind == Kind::Trained);
+        let gates = attached.gates.iter();
+        let mut gates =
+            gates.filter(|gate| gate.gated().any(|param| own().any(|own| own == param)));
+        let rank = match gates.next() {
+            Some(gate) => Some(gate.live()?.into_iter().filter(|live| *live).count()),
+            None => own().find_map(|param| Some(param.shape().dims()[param.info().rank_axis?])),
+        };
+        Ok(PlannedSite {
+            site: path.clone(),
+            rank,
+            parameters: trained.map(Param::elem_count).sum(),
+        })
+    };
+    attached.sites.iter().map(site).collect()
+}
+
+/// The modules that the parameters belong to, in order.
+fn modules(params: &[Param]) -> Vec<PlannedSite> {
+    let mut sites: Vec<PlannedSite> = Vec::new();
+    for param in params {
+        let name = param.name();
+        let path = name.rsplit_once('.').map_or(name, |(path, _)| path);
+        match sites.last_mut().filter(|site| site.site == path) {
+            Some(site) => site.parameters += param.elem_count(),
+            None => sites.push(PlannedSite {
+                site: path.to_owned(),
+                rank: None,
+                parameters: param.elem_count(),
+            }),
+        }
+    }
+    sites
+}
+
+/// Bytes and numbers of the base.
+fn weigh(model: &mut dyn Model) -> (usize, usize) {
+    let (mut bytes, mut numbers) = (0, 0);
+    model.parts(&mut |part| match part {
+        // A tied head is the embedding.
+        Part::Linear(linear) | Part::Head(linear) if linear.tied_to().is_some() => {}
+        Part::Linear(linear) | Part::Head(linear) => {
+            let (n_out, n_in) = linear.base().dims();
+            let bias = linear.base().bias();
+            bytes += linear.base().bytes();
+            numbers += n_out * n_in + bias.map_or(0, candle_core::Tensor::elem_count);
+        }
+        Part::Embedding(embedding) => {
+            bytes += embedding.weight.bytes();
+            numbers += embedding.weight.elem_count();
+        }
+        Part::Norm(norm) => {
+            for weight in std::iter::once(&norm.weight).chain(&norm.bias) {
+                bytes += weight.bytes();
+                numbers += weight.elem_count();
+            }
+        }
+    });
+    (bytes, numbers)
+}
+
+/// What a step needs beside weights, adapter and moments, in bytes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Need {
+    activations: usize,
+    logits: usize,
+}
+
+/// A micro-batch in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Size {
+    /// Places, padding included.
+    tokens: usize,
+    supervised: usize,
+}
+
+/// So many rows are looked at: a run may go on for ever.
+const LOOKED_AT: usize = 1_000_000;
+
+/// The sizes of the run's micro-batches.
+fn sizes(prepared: &Prepared, steps: lowrank_data::Plan) -> BTreeSet<Size> {
+    let total = usize::try_from(steps.total_rows()).unwrap_or(usize::MAX);
+    let mut rows = steps.order.stream_at(0).take(total.min(LOOKED_AT));
+    let mut sizes = BTreeSet::new();
+    loop {
+        let batch = rows.by_ref().take(steps.batch_size.get());
+        let examples = batch.map(|row| &prepared.data.examples()[row]);
+        let (mut count, mut longest, mut supervised) = (0, 0, 0);
+        for example in examples {
+            count += 1;
+            longest = longest.max(example.ids.len());
+            supervised += example.supervised();
+        }
+        if count == 0 {
+            return sizes;
+        }
+        sizes.insert(Size {
+            tokens: count * longest,
+            supervised,
+        });
+    }
+}
+
+/// Logits, their gradient, and the sum that it is added to.
+const COPIES_OF_LOGITS: usize = 3;
+
+/// That of the micro-batch which needs most.
+fn need(prepared: &Prepared, steps: lowrank_data::Plan, trained: &[&Param]) -> Result<Need> {
+    let held = Held::new(prepared.base.model.as_ref())?;
+    let inputs: f64 = held.inputs.iter().sum();
+    let graphs: f64 = held.graphs.iter().sum();
+    let block = held.graphs.iter().copied().fold(0.0, f64::max);
+    let train = &prepared.run.train;
+    let (kept, work) = match train.memory {
+        Memory::Keep => (graphs, block),
+        Memory::Recompute => (inputs, 2.0 * block),
+    };
+    let number = trained
+        .first()
+        .map_or(0, |param| param.dtype().size_in_bytes());
+    let logit = COPIES_OF_LOGITS * number * prepared.base.info.vocab_size;
+    let gradients: usize = trained.iter().copied().map(bytes).sum();
+    let of = |size: Size| {
+        let bytes = |a_token: f64| (a_token * size.tokens as f64) as usize;
+        let logits = size.supervised * logit;
+        let kept = match train.accumulate.get() {
+            // The graphs are gone when the last gradients come.
+            1 => bytes(kept).max(gradients),
+            _ => bytes(kept) + gradients,
+        };
+        Need {
+            activations: kept + bytes(work).saturating_sub(logits),
+            logits,
+        }
+    };
+    let needs = sizes(prepared, steps).into_iter().map(of);
+    let largest = needs.max_by_key(|need| need.activations + need.logits);
+    Ok(largest.unwrap_or_default())
+}
+
+/// Bytes that a token leaves in each block.
+struct Held {
+    inputs: Vec<f64>,
+    graphs: Vec<f64>,
+}
+
+impl Held {
+    /// Runs two tiny batches through the model: what they differ in is what tokens need, the rest are parameters.
+    fn new(model: &dyn Model) -> Result<Self> {
+        const FEW: usize = 2;
+        let found = |rows: usize| -> Result<Footprint> {
+            let tokens = Tokens {
+                rows,
+                length: FEW,
+                ids: vec![0; rows * FEW],
+                segments: vec![1; rows * FEW],
+                positions: (0..rows).flat_map(|_| 0..FEW as u32).collect(),
+            };
+            let labels = vec![UNSUPERVISED; rows * FEW];
+            let key = Key::new(0, Purpose::Dropout).step(1);
+            let mut pass = Pass::training_pass(Selection::one(NAME), key);
+            Ok(footprint(model, &Batch::new(tokens, labels)?, &mut pass)?)
+        };
+        let (small, large) = (found(4)?, found(8)?);
+        let slopes = |small: &[usize], large: &[usize]| -> Vec<f64> {
+            let pairs = small.iter().zip(large);
+            let slope = |(small, large): (&usize, &usize)| {
+                large.saturating_sub(*small) as f64 / (4 * FEW) as f64
+            };
+            pairs.map(slope).collect()
+        };
+        Ok(Self {
+            inputs: slopes(&small.inputs, &large.inputs),
+            graphs: slopes(&small.graphs, &large.graphs),
+        })
+    }
+}
+
+fn render(prepared: &Prepared) -> Result<Rendered> {
+    let examples = prepared.data.examples();
+    let example = examples.first().ok_or(lowrank_train::Error::NoRows)?;
+    let is_text = prepared.base.has_tokenizer();
+    let tokens = if is_text {
+        prepared.base.tokenizer()?.decode_tokens(&example.ids)?
+    } else {
+        example.ids.iter().map(u32::to_string).collect()
+    };
+    let counts = |(place, &label): (usize, &i32)| place > 0 && label != UNSUPERVISED;
+    Ok(Rendered {
+        tokens,
+        supervised: example.labels.iter().enumerate().map(counts).collect(),
+        is_text,
+    })
+}
