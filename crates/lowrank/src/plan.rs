@@ -106,7 +106,7 @@ pub fn plan(run: &RunFile, origin: &Path) -> Result<RunPlan> {
         .filter(|param| param.info().kind == Kind::Trained);
     let trained: Vec<&Param> = trained.collect();
     let moments = 2 * trained.iter().copied().map(bytes).sum::<usize>();
-    let need = need(&prepared, steps, &trained)?;
+    let need = need(&prepared, &steps, &trained)?;
     let parts = [weights, adapter, moments, need.activations, need.logits];
     let megabytes = |bytes: usize| bytes as f64 / f64::from(1 << 20);
     let summary = prepared.data.summary();
@@ -222,34 +222,31 @@ struct Size {
 const LOOKED_AT: usize = 1_000_000;
 
 /// The sizes of the run's micro-batches.
-fn sizes(prepared: &Prepared, steps: lowrank_data::Plan) -> BTreeSet<Size> {
-    let total = usize::try_from(steps.total_rows()).unwrap_or(usize::MAX);
-    let mut rows = steps.order.stream_at(0).take(total.min(LOOKED_AT));
-    let mut sizes = BTreeSet::new();
-    loop {
-        let batch = rows.by_ref().take(steps.batch_size.get());
-        let examples = batch.map(|row| &prepared.data.examples()[row]);
-        let (mut count, mut longest, mut supervised) = (0, 0, 0);
-        for example in examples {
-            count += 1;
-            longest = longest.max(example.ids.len());
-            supervised += example.supervised();
-        }
-        if count == 0 {
-            return sizes;
-        }
+fn sizes(prepared: &Prepared, steps: &lowrank_data::Plan) -> BTreeSet<Size> {
+    let examples = prepared.data.examples();
+    let (mut sizes, mut seen) = (BTreeSet::new(), 0);
+    let micro_batches = steps.steps_after(0).flat_map(|step| step.micro_batches);
+    for sequences in micro_batches {
+        let tokens = |rows: &Vec<usize>| rows.iter().map(|&row| examples[row].ids.len()).sum();
+        let longest: usize = sequences.iter().map(tokens).max().unwrap_or(0);
+        let rows = || sequences.iter().flatten();
         sizes.insert(Size {
-            tokens: count * longest,
-            supervised,
+            tokens: sequences.len() * longest,
+            supervised: rows().map(|&row| examples[row].supervised()).sum(),
         });
+        seen += rows().count();
+        if seen >= LOOKED_AT {
+            break;
+        }
     }
+    sizes
 }
 
 /// Logits, their gradient, and the sum that it is added to.
 const COPIES_OF_LOGITS: usize = 3;
 
 /// That of the micro-batch which needs most.
-fn need(prepared: &Prepared, steps: lowrank_data::Plan, trained: &[&Param]) -> Result<Need> {
+fn need(prepared: &Prepared, steps: &lowrank_data::Plan, trained: &[&Param]) -> Result<Need> {
     let held = Held::new(prepared.base.model.as_ref())?;
     let inputs: f64 = held.inputs.iter().sum();
     let graphs: f64 = held.graphs.iter().sum();
