@@ -261,7 +261,7 @@ fn what_is_no_model_folder() {
     check(
         "tinny",
         1,
-        "tinny does not exist; expected a folder in Hugging Face layout (hub ids are not yet supported)",
+        "tinny does not exist; expected a path, or a hub id: `org/name` or `org/name@revision`",
     );
     check(
         "weights.bin",
