@@ -12,7 +12,7 @@ pub fn values(tensor: &Tensor) -> Result<Vec<f64>> {
     Ok(tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?)
 }
 
-/// The largest absolute difference.
+/// The largest absolute difference; NaN if any is, which `f64::max` would forget.
 ///
 /// # Errors
 /// If the shapes differ.
@@ -27,7 +27,14 @@ pub fn max_difference(a: &Tensor, b: &Tensor) -> Result<f64> {
         .into_iter()
         .zip(values(b)?)
         .map(|(a, b)| (a - b).abs());
-    Ok(differences.fold(0.0, f64::max))
+    let larger = |worst: f64, next: f64| {
+        if next > worst || next.is_nan() {
+            next
+        } else {
+            worst
+        }
+    };
+    Ok(differences.fold(0.0, larger))
 }
 
 /// The L2 norm of the difference over the L2 norm of `b`.

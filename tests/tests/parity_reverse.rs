@@ -42,7 +42,7 @@ fn check(case: &Case, python: &Path, scripts: &Path) -> Result<()> {
         String::from_utf8_lossy(&output.stderr)
     );
     let theirs = candle_core::safetensors::load(&written, &Device::Cpu)?;
-    let theirs = theirs.get("logits").context("logits")?;
+    let theirs = theirs.get("logits64").context("logits64")?;
 
     let batch = &case.batches[0];
     let tokens = batch.tokens();

@@ -1,6 +1,7 @@
 //! Which base an adapter was trained on: two hashes of its weights, and the file that keeps them.
 
 use crate::{Error, Result, atomic_write_file, bytes, python_json, read_json_object};
+use candle_core::DType;
 use lowrank_frozen::Weights;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,7 @@ use std::path::Path;
 pub struct Fingerprint {
     /// Of the tensors' names and shapes.
     pub shape: String,
-    /// Of names, shapes, dtypes and every byte of the values.
+    /// Of names, shapes, dtypes and every byte of the values, where halves and blocks count as the f32 numbers they are.
     pub content: String,
 }
 
@@ -29,7 +30,13 @@ pub fn fingerprint(weights: &dyn Weights) -> Result<Fingerprint, lowrank_frozen:
     let mut shape = Sha256::new();
     let mut content = Sha256::new();
     for name in weights.names() {
-        let tensor = weights.tensor(name)?;
+        // Halves are hashed as the f32 numbers that they are, as blocks are: what counts is the numbers, not their storage.
+        let tensor = match weights.tensor(name)? {
+            half if matches!(half.dtype(), DType::F16 | DType::BF16) => {
+                half.to_dtype(DType::F32)?
+            }
+            tensor => tensor,
+        };
         let mut head = Vec::new();
         put(&mut head, name.as_bytes());
         head.extend((tensor.rank() as u64).to_le_bytes());

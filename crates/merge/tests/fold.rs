@@ -79,7 +79,14 @@ fn assert_near(a: &[f64], b: &[f64]) {
         .iter()
         .zip(b)
         .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f64::max);
+        // `f64::max` would forget a NaN.
+        .fold(0.0, |worst: f64, next| {
+            if next > worst || next.is_nan() {
+                next
+            } else {
+                worst
+            }
+        });
     assert!(a.len() == b.len() && worst < 1e-11, "{worst:e}");
 }
 

@@ -51,7 +51,7 @@ pub fn run(arguments: &MergeArguments) -> Result<ExitCode> {
     let dtype = dtype.or_else(|| base.stored_half());
     let written = merge_into(&mut base, &selection, dtype, &arguments.out, existing)?;
     let mut report = Report {
-        out: written.folder,
+        out: arguments.out.clone(),
         dtype: written.dtype.as_str(),
         exact: written.exact,
         max_abs_logit_diff: None,

@@ -138,7 +138,7 @@ fn trained(
     for ((param, grad), (_, expected)) in got.grads.iter().zip(expected.grads.iter()) {
         let what = format!("the gradient of `{}`, packed against padded", param.name());
         let (gap, size) = difference(grad, expected)?;
-        // Rounding grows on the way back through norms of small rows: a hundredfold in f64 as well as in f32.
+        // Rounding grows on the way back through norms of small rows, in f64 as well as in f32: tenfold.
         let allowed = 10.0 * tolerance(dtype) * size.max(1.0);
         require(gap <= allowed, || {
             format!("{what}: differs by {gap:e}, allowed is {allowed:e}")

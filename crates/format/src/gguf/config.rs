@@ -75,7 +75,9 @@ pub(super) fn config(
 ) -> Result<Map<String, Value>, String> {
     for key in metadata.keys("llama.") {
         let whole = format!("llama.{key}");
-        if !KNOWN.contains(&key) && !metadata.is_empty(&whole) {
+        // Of this one it is `false` that would change the model.
+        let says_nothing = metadata.is_empty(&whole) != (key == "attention.causal");
+        if !KNOWN.contains(&key) && !says_nothing {
             return Err(format!(
                 "unknown metadata `{whole}` with the value {}, which may change what the model computes",
                 metadata.shown(&whole)

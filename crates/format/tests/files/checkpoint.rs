@@ -130,6 +130,14 @@ fn fingerprints_see_names_shapes_dtypes_and_every_value() {
     let other_dtype = print("w", &integers);
     assert_eq!(base.shape, other_dtype.shape);
     assert_ne!(base.content, other_dtype.content);
+    // Halves count as the numbers that they are.
+    for dtype in [DType::F16, DType::BF16] {
+        let small = (tensor(&values, (1500, 1000)) * 1e-2).unwrap();
+        let half = small.to_dtype(dtype).unwrap();
+        let wide = half.to_dtype(DType::F32).unwrap();
+        assert_eq!(print("w", &half), print("w", &wide));
+        assert_ne!(base.content, print("w", &half).content);
+    }
     for place in [0, 1_048_576, 1_499_999] {
         let mut changed = values.clone();
         changed[place] += 0.5;

@@ -208,6 +208,11 @@ fn what_is_not_yet_supported_is_refused_by_name() {
     );
     check(
         "",
+        &|file| file.flag("llama.attention.causal", false),
+        "unknown metadata `llama.attention.causal` with the value false, which may change what the model computes",
+    );
+    check(
+        "",
         &|file| file.text("llama.rope.scaling.type", "yarn"),
         "`llama.rope.scaling.type` = \"yarn\" is not yet supported (only \"none\" and \"linear\" are)",
     );

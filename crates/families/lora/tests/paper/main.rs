@@ -95,7 +95,15 @@ fn assert_near(got: &[f64], expected: &[f64], tolerance: f64) {
     assert_eq!(got.len(), expected.len());
     let size = expected.iter().fold(1f64, |size, x| size.max(x.abs()));
     let off = got.iter().zip(expected);
-    let off = off.map(|(a, b)| (a - b).abs()).fold(0f64, f64::max);
+    // `f64::max` would forget a NaN.
+    let larger = |worst: f64, next: f64| {
+        if next > worst || next.is_nan() {
+            next
+        } else {
+            worst
+        }
+    };
+    let off = off.map(|(a, b)| (a - b).abs()).fold(0f64, larger);
     assert!(
         off <= tolerance * size,
         "{got:?} instead of {expected:?}, off by {off:e}"
