@@ -148,6 +148,7 @@ const MAX: u64 = i64::MAX as u64;
 
 /// A step's rows are listed in memory.
 const MAX_ROWS: u64 = 65_536;
+const MAX_STEP_ROWS: u64 = 1 << 20;
 
 impl RunFile {
     /// Reads a run file's text. `path` is for messages only; `sets` are `key=value` with a dotted key and a TOML value
@@ -348,11 +349,20 @@ fn train(keys: Keys<'_>, origin: &Origin) -> Result<TrainKeys> {
     ];
     let default = AdamW::default();
     let on_non_finite = [("stop", OnNonFinite::Stop), ("skip", OnNonFinite::Skip)];
+    let batch_size = count(&mut keys, "batch_size", 1, MAX_ROWS)?
+        .unwrap_or(const { NonZeroUsize::new(8).expect("not 0") });
+    let accumulate = count(&mut keys, "accumulate", 1, MAX_ROWS)?.unwrap_or(NonZeroUsize::MIN);
+    let rows = batch_size.saturating_mul(accumulate);
+    if rows.get() as u64 > MAX_STEP_ROWS {
+        let what = format!(
+            "`train.batch_size` * `train.accumulate` is {rows}, expected at most {MAX_STEP_ROWS} rows a step"
+        );
+        return Err(origin.error("train.accumulate", what));
+    }
     Ok(TrainKeys {
         length,
-        batch_size: count(&mut keys, "batch_size", 1, MAX_ROWS)?
-            .unwrap_or(const { NonZeroUsize::new(8).expect("not 0") }),
-        accumulate: count(&mut keys, "accumulate", 1, MAX_ROWS)?.unwrap_or(NonZeroUsize::MIN),
+        batch_size,
+        accumulate,
         adamw: AdamW {
             betas: betas(&mut keys)?.unwrap_or(default.betas),
             eps: keys

@@ -294,10 +294,33 @@ fn an_evaluation_does_not_overwrite_what_it_reads() {
         &["--logits", "model/model-00001-of-00003.safetensors"],
         &format!("error: --logits model/model-00001-of-00003.safetensors: {overwrite}"),
     );
+    for (flag, file) in [
+        ("--predictions", "adapter/adapter_config.json"),
+        ("--logits", "model/../adapter/new.safetensors"),
+    ] {
+        check(
+            &["--adapter", "adapter", flag, file],
+            &format!("error: {flag} {file}: {overwrite}"),
+        );
+    }
     check(
         &["--predictions", "both", "--logits", "./both"],
         "error: --predictions and --logits are both ./both",
     );
+}
+
+#[test]
+fn a_merge_does_not_write_into_its_adapter() {
+    let place = place();
+    let before = place.entries();
+    let arguments = ["merge", "--model", "model", "--adapter", "adapter", "--out"];
+    for out in ["adapter/merged", "model/../adapter"] {
+        let expected = format!(
+            "the output folder {out} lies inside the adapter's folder adapter; choose another"
+        );
+        place.refuses(&[&arguments[..], &[out]].concat(), 2, &[&expected]);
+    }
+    assert_eq!(place.entries(), before);
 }
 
 #[test]

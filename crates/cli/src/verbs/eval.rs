@@ -2,6 +2,7 @@
 
 use crate::arguments::{EvalArguments, Task};
 use crate::output::print;
+use crate::verbs::{same, within};
 use anyhow::Result;
 use candle_core::DType;
 use lowrank::adapter::Selection;
@@ -12,7 +13,7 @@ use lowrank::training::{self, Evaluation, Prediction, peak_rss_mb};
 use lowrank::{Base, Error, precision};
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -187,8 +188,10 @@ fn check_outputs(arguments: &EvalArguments) -> lowrank::Result<()> {
         }
         let model = &arguments.model.model;
         let in_model = Embedded::named(model).is_none() && within(path, Path::new(model));
-        let inputs = arguments.data.iter().map(Path::new);
-        if inputs.into_iter().any(|input| same(input, path)) || in_model {
+        let mut adapters = arguments.model.adapters.iter();
+        let in_adapter = adapters.any(|adapter| within(path, &adapter.path));
+        let mut inputs = arguments.data.iter().map(Path::new);
+        if inputs.any(|input| same(input, path)) || in_model || in_adapter {
             return Err(Error::Usage(format!(
                 "{flag} {}: this would overwrite what the evaluation reads",
                 path.display()
@@ -200,30 +203,5 @@ fn check_outputs(arguments: &EvalArguments) -> lowrank::Result<()> {
             format!("--predictions and --logits are both {}", logits.display()),
         )),
         _ => Ok(()),
-    }
-}
-
-/// True if both paths lead to the same place, which may not exist yet.
-fn same(a: &Path, b: &Path) -> bool {
-    resolved(a) == resolved(b)
-}
-
-fn within(path: &Path, folder: &Path) -> bool {
-    resolved(path).starts_with(resolved(folder))
-}
-
-fn resolved(path: &Path) -> PathBuf {
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-    if let Ok(found) = absolute.canonicalize() {
-        return found;
-    }
-    match (
-        absolute
-            .parent()
-            .and_then(|parent| parent.canonicalize().ok()),
-        absolute.file_name(),
-    ) {
-        (Some(parent), Some(name)) => parent.join(name),
-        _ => absolute,
     }
 }

@@ -41,6 +41,15 @@ pub fn run(arguments: &MergeArguments) -> Result<ExitCode> {
         Some(_) => Precision::Cast(DType::F32),
         None => Precision::AsStored,
     };
+    let mut adapters = arguments.model.adapters.iter();
+    if let Some(adapter) = adapters.find(|adapter| super::within(&arguments.out, &adapter.path)) {
+        return Err(Error::Usage(format!(
+            "the output folder {} lies inside the adapter's folder {}; choose another",
+            arguments.out.display(),
+            adapter.path.display()
+        ))
+        .into());
+    }
     let (mut base, selection) = super::open(&arguments.model, precision)?;
     let existing = if arguments.force {
         Existing::Replace

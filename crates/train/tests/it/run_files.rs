@@ -259,6 +259,10 @@ fn what_is_wrong_in_the_file_is_named() {
             "`train.batch_size` is \"8\", expected an integer from 1 to 65536",
         ),
         (
+            "[train]\nbatch_size = 65536\naccumulate = 17",
+            "`train.batch_size` * `train.accumulate` is 1114112, expected at most 1048576 rows a step",
+        ),
+        (
             "[train]\naccumulate = -1",
             "`train.accumulate` is -1, expected an integer from 1 to 65536",
         ),
