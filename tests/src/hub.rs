@@ -1,6 +1,7 @@
 //! A server on this machine that answers as the hub does, and as a hub must not.
 
 use serde_json::json;
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -173,7 +174,7 @@ impl Repository {
                 .with("x-linked-etag", format!("\"{digest}\""))
                 .with("x-linked-size", contents.len().to_string())
         } else {
-            Reply::ok(contents.clone()).with("etag", format!("\"{}\"", &digest[..40]))
+            Reply::ok(contents.clone()).with("etag", format!("\"{}\"", git_hash(contents)))
         };
         reply.with("x-repo-commit", self.commit.as_str())
     }
@@ -186,8 +187,19 @@ impl Repository {
 /// A hash in hexadecimal digits.
 #[must_use]
 pub fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// The name that git gives to these contents.
+#[must_use]
+pub fn git_hash(bytes: &[u8]) -> String {
+    let header = format!("blob {}\0", bytes.len());
+    hex(&Sha1::digest([header.as_bytes(), bytes].concat()))
+}
+
+fn hex(bytes: &[u8]) -> String {
     let mut text = String::new();
-    for byte in Sha256::digest(bytes) {
+    for byte in bytes {
         let _ = write!(text, "{byte:02x}");
     }
     text

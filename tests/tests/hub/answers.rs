@@ -4,7 +4,7 @@
 use crate::{files, hub};
 use lowrank::format::{Checkpoint, Hub, HubId, Network, Token};
 use lowrank_tests::golden;
-use lowrank_tests::hub::{HubServer, Reply, Repository, Request, sha256};
+use lowrank_tests::hub::{HubServer, Reply, Repository, Request, git_hash, sha256};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -194,6 +194,37 @@ fn files_that_are_not_what_was_promised() {
             },
             "org/name",
             &format!("{MAIN}: {FILE}: {expected}"),
+        );
+    }
+}
+
+#[test]
+fn small_files_that_are_not_what_was_promised() {
+    let contents = repository().files["config.json"].clone();
+    let promised = git_hash(&contents);
+    let mut wrong = contents.clone();
+    let at = wrong.iter().position(u8::is_ascii_digit).unwrap();
+    wrong[at] = if wrong[at] == b'7' { b'8' } else { b'7' };
+    // Another number of the same length, and an answer that ends early without a length that says so.
+    for body in [wrong, contents[..contents.len() / 2].to_vec()] {
+        let came = git_hash(&body);
+        let etag = format!("\"{promised}\"");
+        refused(
+            move |request| {
+                request
+                    .path
+                    .ends_with("/config.json")
+                    .then(|| Reply::Answer {
+                        status: 200,
+                        headers: vec![("etag", etag.clone())],
+                        length: None,
+                        body: body.clone(),
+                    })
+            },
+            "org/name",
+            &format!(
+                "{MAIN}: config.json: what came has the git hash {came}, and the server promised {promised}; nothing is kept, try again"
+            ),
         );
     }
 }

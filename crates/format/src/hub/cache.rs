@@ -2,9 +2,10 @@
 
 use super::client::{Client, Failure, Incoming};
 use crate::{Error, Result, atomic_write_file};
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
-use std::fs;
-use std::io::{Read, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// A file whose length the server does not say is small.
@@ -64,11 +65,17 @@ impl Cache {
                 Ok(found) => found,
                 Err(failure) => return Ok(Err(failure)),
             };
-            if let Some(promised) = etag.filter(|etag| etag.len() == 64)
-                && promised != digest
-            {
+            // Large files are called by the SHA-256 of their bytes, small ones by git's hash of them.
+            let (kind, came) = match &etag {
+                Some(etag) if etag.len() == 40 => {
+                    let hash = found.reopen().and_then(git_hash);
+                    ("git hash", hash.map_err(Error::io("read", found.path()))?)
+                }
+                _ => ("SHA-256", digest.clone()),
+            };
+            if let Some(promised) = etag.filter(|etag| *etag != came) {
                 let what = format!(
-                    "what came has the SHA-256 {digest}, and the server promised {promised}; nothing is kept, try again"
+                    "what came has the {kind} {came}, and the server promised {promised}; nothing is kept, try again"
                 );
                 return Ok(Err(Failure::answer(what)));
             }
@@ -132,13 +139,25 @@ impl Cache {
         file.as_file()
             .sync_all()
             .map_err(Error::io("sync", blobs))?;
-        let hex: String = digest
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        Ok(Ok((file, hex)))
+        Ok(Ok((file, hex(&digest.finalize()))))
     }
+}
+
+/// The SHA-1 by which git knows the contents of a file.
+fn git_hash(mut file: File) -> io::Result<String> {
+    let mut digest = Sha1::new();
+    digest.update(format!("blob {}\0", file.metadata()?.len()));
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex(&digest.finalize())),
+            read => digest.update(&buffer[..read]),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whether this is a commit's hash, in SHA-1 or SHA-256.
@@ -172,7 +191,7 @@ fn link(blob: &Path, path: &Path, file: &str) -> Result<()> {
     }
     match std::os::unix::fs::symlink(target, path) {
         // Another process was faster, with the same file.
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         linked => linked.map_err(Error::io("write", path)),
     }
 }
@@ -186,6 +205,20 @@ fn link(blob: &Path, path: &Path, _file: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn contents_are_called_as_git_calls_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        // What `git hash-object` says of these files.
+        for (contents, expected) in [
+            ("", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),
+            ("hello\n", "ce013625030ba8dba906f756967f9e9ca394464a"),
+        ] {
+            fs::write(&path, contents).unwrap();
+            assert_eq!(git_hash(File::open(&path).unwrap()).unwrap(), expected);
+        }
+    }
 
     #[test]
     fn only_hashes_become_file_names() {
