@@ -40,6 +40,7 @@ pub use families::{Capabilities, Merges, ToLora, families};
 pub use generate::{Generated, Generation, Generator, Prompt};
 pub use inspect::{Inspection, SiteSummary, TensorSummary, inspect};
 pub use merged::{Written, merge_into};
+pub use paths::real as real_path;
 pub use plan::{MemoryEstimate, PlannedSite, Rendered, RunPlan, plan};
 pub use run::{Trained, open_data, train};
 

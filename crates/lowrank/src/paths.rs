@@ -2,7 +2,8 @@
 
 use std::path::{Component, Path, PathBuf};
 
-/// The path without links and `..`.
+/// The path from the root, without links and `..`, whether it exists or not: equal for paths that lead to the same place.
+#[must_use]
 pub fn real(path: &Path) -> PathBuf {
     let path = absolute(path);
     let found = path.ancestors().find_map(|ancestor| {

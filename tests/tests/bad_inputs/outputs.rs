@@ -314,7 +314,11 @@ fn a_merge_does_not_write_into_its_adapter() {
     let place = place();
     let before = place.entries();
     let arguments = ["merge", "--model", "model", "--adapter", "adapter", "--out"];
-    for out in ["adapter/merged", "model/../adapter"] {
+    for out in [
+        "adapter/merged",
+        "model/../adapter",
+        "new/../adapter/merged",
+    ] {
         let expected = format!(
             "the output folder {out} lies inside the adapter's folder adapter; choose another"
         );

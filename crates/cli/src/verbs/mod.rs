@@ -12,9 +12,9 @@ use crate::arguments::ModelArguments;
 use lowrank::adapter::{self, Selection};
 use lowrank::models::Precision;
 use lowrank::training::RunFile;
-use lowrank::{Base, Error, Reading, StrictBase, load_adapter};
+use lowrank::{Base, Error, Reading, StrictBase, load_adapter, real_path};
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 const VERBS: [&str; 7] = [
@@ -86,26 +86,10 @@ pub fn open(
 
 /// True if both paths lead to the same place, which may not exist yet.
 pub fn same(a: &Path, b: &Path) -> bool {
-    resolved(a) == resolved(b)
+    real_path(a) == real_path(b)
 }
 
 /// True if `path` leads into the folder, which may not exist yet.
 pub fn within(path: &Path, folder: &Path) -> bool {
-    resolved(path).starts_with(resolved(folder))
-}
-
-fn resolved(path: &Path) -> PathBuf {
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-    if let Ok(found) = absolute.canonicalize() {
-        return found;
-    }
-    match (
-        absolute
-            .parent()
-            .and_then(|parent| parent.canonicalize().ok()),
-        absolute.file_name(),
-    ) {
-        (Some(parent), Some(name)) => parent.join(name),
-        _ => absolute,
-    }
+    real_path(path).starts_with(real_path(folder))
 }

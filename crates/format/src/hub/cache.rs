@@ -1,6 +1,7 @@
 //! The folder that all tools of the hub share: `blobs` by content, `snapshots/<commit>` that link to them, `refs`.
 
 use super::client::{Client, Failure, Incoming};
+use crate::fingerprint::hex;
 use crate::{Error, Result, atomic_write_file};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -154,10 +155,6 @@ fn git_hash(mut file: File) -> io::Result<String> {
             read => digest.update(&buffer[..read]),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Whether this is a commit's hash, in SHA-1 or SHA-256.
