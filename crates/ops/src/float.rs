@@ -40,7 +40,7 @@ impl Float for f32 {
     const ONE: Self = 1.0;
 
     /// Without branches or calls, so that loops over it become SIMD; the library's is not.
-    #[inline]
+    #[inline(always)]
     fn exp(self) -> Self {
         // Below and above these the result is 0 and infinity. A NaN passes both comparisons.
         let x = if self < -104.0 { -104.0 } else { self };

@@ -1,5 +1,6 @@
 //! Work over the rows of a matrix: split over threads so that the bits do not depend on the split.
 
+use crate::simd::vectorised;
 use crate::{Error, Float, Result};
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -49,7 +50,7 @@ pub(crate) fn for_rows<T: Float>(out: &mut [T], n: usize, write: impl Fn(usize, 
     out.par_chunks_mut(n)
         .with_min_len(GRAIN.div_ceil(n))
         .enumerate()
-        .for_each(|(row, numbers)| write(row, numbers));
+        .for_each(|(row, numbers)| vectorised(|| write(row, numbers)));
 }
 
 /// `value(row)` of every row, where a row costs about `n` operations.
@@ -61,7 +62,7 @@ pub(crate) fn map_rows<R: Send>(
     (0..rows)
         .into_par_iter()
         .with_min_len(GRAIN.div_ceil(n))
-        .map(&value)
+        .map(|row| vectorised(|| value(row)))
         .collect()
 }
 
@@ -71,9 +72,11 @@ pub(crate) fn zip<T: Float>(x: &[T], y: &[T], value: impl Fn(T, T) -> T + Sync) 
     out.par_chunks_mut(GRAIN)
         .zip(x.par_chunks(GRAIN).zip(y.par_chunks(GRAIN)))
         .for_each(|(out, (x, y))| {
-            for (out, (x, y)) in out.iter_mut().zip(x.iter().zip(y)) {
-                *out = value(*x, *y);
-            }
+            vectorised(|| {
+                for (out, (x, y)) in out.iter_mut().zip(x.iter().zip(y)) {
+                    *out = value(*x, *y);
+                }
+            });
         });
     out
 }
@@ -91,9 +94,11 @@ pub(crate) fn column_sums<T: Float>(
         .for_each(|(block, out)| {
             let mut sums = [0f64; WIDTH];
             let columns = block * WIDTH..block * WIDTH + out.len();
-            for row in 0..rows {
-                add(row, columns.clone(), &mut sums);
-            }
+            vectorised(|| {
+                for row in 0..rows {
+                    add(row, columns.clone(), &mut sums);
+                }
+            });
             for (out, sum) in out.iter_mut().zip(sums) {
                 *out = T::from_f64(sum);
             }
@@ -102,6 +107,7 @@ pub(crate) fn column_sums<T: Float>(
 }
 
 /// The sum of `term(x)`, over eight lanes because a single sum waits for every addition.
+#[inline(always)]
 pub(crate) fn sum<T: Float>(x: &[T], term: impl Fn(T) -> f64) -> f64 {
     let mut lanes = [0f64; 8];
     let (chunks, rest) = x.as_chunks::<8>();
@@ -114,6 +120,7 @@ pub(crate) fn sum<T: Float>(x: &[T], term: impl Fn(T) -> f64) -> f64 {
 }
 
 /// The sum of x * y, over eight lanes.
+#[inline(always)]
 pub(crate) fn dot<T: Float>(x: &[T], y: &[T]) -> f64 {
     let mut lanes = [0f64; 8];
     let ((x_chunks, x_rest), (y_chunks, y_rest)) = (x.as_chunks::<8>(), y.as_chunks::<8>());
@@ -127,6 +134,7 @@ pub(crate) fn dot<T: Float>(x: &[T], y: &[T]) -> f64 {
 }
 
 /// The largest number of a row that is not empty.
+#[inline(always)]
 pub(crate) fn max<T: Float>(x: &[T]) -> T {
     let larger = |max: T, x: &T| if *x > max { *x } else { max };
     let mut lanes = [x[0]; 8];

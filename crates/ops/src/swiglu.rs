@@ -20,6 +20,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 struct Swiglu<T>(PhantomData<T>);
 
+#[inline(always)]
 fn sigmoid<T: Float>(z: T) -> T {
     T::ONE / (T::ONE + Float::exp(-z))
 }

@@ -1,0 +1,94 @@
+//! Which vector instructions the loops of this crate use.
+//!
+//! The crate is compiled for the oldest machine of its kind, and loops are compiled once more for each newer set of
+//! instructions; the best one that the machine has is chosen when the first loop runs. No loop contracts a product and
+//! a sum into one instruction on its own, so the choice changes how fast a result is there, not its bits.
+#![expect(
+    unsafe_code,
+    reason = "calling a function that was compiled for instructions that the machine may lack"
+)]
+
+use std::sync::OnceLock;
+
+/// A set of vector instructions. Later ones contain the earlier ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// What every machine of this architecture has.
+    Portable,
+    /// x86-64-v3: AVX2 and FMA.
+    Avx2,
+    /// x86-64-v4: AVX-512 F, BW, CD, DQ, VL.
+    Avx512,
+}
+
+/// The environment variable that holds the choice below what the machine has: `portable`, `avx2` or `avx512`.
+pub const VARIABLE: &str = "LOWRANK_SIMD";
+
+impl Level {
+    /// All, with the words of [`VARIABLE`].
+    pub const WORDS: [(&'static str, Self); 3] = [
+        ("portable", Self::Portable),
+        ("avx2", Self::Avx2),
+        ("avx512", Self::Avx512),
+    ];
+
+    /// The best that this machine has.
+    #[must_use]
+    pub fn of_machine() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512cd")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            if avx2 && avx512 {
+                return Self::Avx512;
+            }
+            if avx2 {
+                return Self::Avx2;
+            }
+        }
+        Self::Portable
+    }
+
+    /// What is used: the machine's best, or less if [`VARIABLE`] says so. The variable is read once, by whoever asks
+    /// first; a word in it that is none of [`Level::WORDS`], or that the machine lacks, changes nothing.
+    #[must_use]
+    pub fn used() -> Self {
+        static USED: OnceLock<Level> = OnceLock::new();
+        *USED.get_or_init(|| {
+            let best = Self::of_machine();
+            let word = std::env::var(VARIABLE).unwrap_or_default();
+            let asked = Self::WORDS.iter().find(|(known, _)| *known == word);
+            asked.map_or(best, |(_, asked)| best.min(*asked))
+        })
+    }
+}
+
+/// Runs `work` compiled for the level in use: whatever is inlined into it uses those instructions.
+#[inline(always)]
+pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+    match Level::used() {
+        // SAFETY: `used` never says more than the machine has.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { avx512(work) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { avx2(work) },
+        _ => work(),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
+fn avx512<R>(work: impl FnOnce() -> R) -> R {
+    work()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn avx2<R>(work: impl FnOnce() -> R) -> R {
+    work()
+}
