@@ -1,10 +1,10 @@
 //! The frozen linear layer: a product whose weight is not part of the graph.
 
-use crate::product::{Dense, Product, ProductPlus};
+use crate::product::{Dense, Product, ProductLowRank, ProductPlus};
 use crate::stored::Form;
 use crate::{Encoding, Error, Result, Stored};
 use candle_core::{DType, Tensor};
-use lowrank_ops as ops;
+use lowrank_ops::{self as ops, Dropout};
 
 /// A linear layer that is never trained. Its operations own the weight, so candle sees one tracked argument and no
 /// gradient of the weight's size is ever computed. Clones share the weight.
@@ -181,8 +181,58 @@ impl FrozenLinear {
         b: &Tensor,
         scale: f64,
     ) -> Result<Tensor> {
-        let h = (ops::linear(x, a, None)? * scale)?;
-        self.forward_plus(x, &h, b)
+        self.low_rank(x, (a, b), scale, None)
+    }
+
+    /// The same with a dropout on what A sees: y = x W^T + scale * (drop(x) A^T) B^T + bias.
+    ///
+    /// # Errors
+    /// If the last dimension or the dtype of `x` is not the weight's, or A or B do not fit.
+    pub fn forward_low_rank_dropped(
+        &self,
+        x: &Tensor,
+        a: &Tensor,
+        b: &Tensor,
+        scale: f64,
+        dropout: Dropout,
+    ) -> Result<Tensor> {
+        self.low_rank(x, (a, b), scale, Some(dropout))
+    }
+
+    fn low_rank(
+        &self,
+        x: &Tensor,
+        (a, b): (&Tensor, &Tensor),
+        scale: f64,
+        dropout: Option<Dropout>,
+    ) -> Result<Tensor> {
+        let x = self.input(x)?;
+        let (n_out, n_in) = self.dims();
+        let rank = b.dims().last().copied().unwrap_or(0);
+        for (what, tensor, dims) in [("A", a, [rank, n_in]), ("B", b, [n_out, rank])] {
+            if tensor.dims() != dims {
+                return Err(refuse(what, tensor, format!("{dims:?}")));
+            }
+            if tensor.dtype() != self.dtype() {
+                return Err(self.wrong_dtype(what, tensor));
+            }
+        }
+        let (a, b) = (a.contiguous()?, b.contiguous()?);
+        let y = match &self.form()?.0 {
+            Form::Dense(weight) if weight.dtype() == DType::F64 => {
+                let op = ProductLowRank::new(Dense::<f64>::new(weight), scale, dropout);
+                x.apply_op3(&a, &b, op)?
+            }
+            Form::Dense(weight) => {
+                let op = ProductLowRank::new(Dense::<f32>::new(weight), scale, dropout);
+                x.apply_op3(&a, &b, op)?
+            }
+            Form::Packed(packed) => {
+                let op = ProductLowRank::new(packed.clone(), scale, dropout);
+                x.apply_op3(&a, &b, op)?
+            }
+        };
+        self.shifted(y)
     }
 
     fn form(&self) -> Result<&Stored> {

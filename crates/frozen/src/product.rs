@@ -2,10 +2,12 @@
 //! computed.
 
 use crate::Result;
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Shape, Tensor, WithDType};
 use lowrank_ops::gemm::{Matrix, matmul, matmul_add};
-use lowrank_ops::{Float, argument, data};
+use lowrank_ops::{Dropout, Float, argument, data};
+use std::borrow::Cow;
 use std::marker::PhantomData;
+use std::sync::OnceLock;
 
 /// A weight `[n_out, n_in]` that can be multiplied with, whatever it is held in.
 pub(crate) trait Factor: Send + Sync {
@@ -133,6 +135,126 @@ impl<W: Factor> CustomOp3 for ProductPlus<W> {
             b_grad = Some(Tensor::from_vec(into, b.shape(), b.device())?);
         }
         Ok((x_grad, h_grad, b_grad))
+    }
+}
+
+/// x W^T + scale * (drop(x) A^T) B^T with the gradients of x, A and B.
+pub(crate) struct ProductLowRank<W: Factor> {
+    weight: W,
+    scale: f64,
+    dropout: Option<Dropout>,
+    /// drop(x) A^T `[rows, rank]`, which the gradient of B needs.
+    down: OnceLock<Vec<W::Number>>,
+}
+
+impl<W: Factor> ProductLowRank<W> {
+    pub(crate) const fn new(weight: W, scale: f64, dropout: Option<Dropout>) -> Self {
+        Self {
+            weight,
+            scale,
+            dropout,
+            down: OnceLock::new(),
+        }
+    }
+
+    /// What A sees of x. Drawn again for the backward pass instead of being kept.
+    fn dropped<'a>(&self, x: &'a [W::Number]) -> Cow<'a, [W::Number]> {
+        let mut x = Cow::Borrowed(x);
+        if let Some(dropout) = self.dropout {
+            dropout.apply(x.to_mut());
+        }
+        x
+    }
+}
+
+impl<W: Factor> CustomOp3 for ProductLowRank<W> {
+    fn name(&self) -> &'static str {
+        "frozen_linear_low_rank"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        a: &CpuStorage,
+        a_layout: &Layout,
+        b: &CpuStorage,
+        b_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (rank, n_in) = a_layout.shape().dims2()?;
+        let (n_out, _) = b_layout.shape().dims2()?;
+        let rows = rows(x_layout.shape());
+        let mut y = forward(&self.weight, x, x_layout)?;
+        let x = self.dropped(argument::<W::Number>(x, x_layout)?);
+        let a = Matrix::new(argument::<W::Number>(a, a_layout)?, rank, n_in)?;
+        let b = Matrix::new(argument::<W::Number>(b, b_layout)?, n_out, rank)?;
+        let mut down = vec![W::Number::ZERO; rows * rank];
+        matmul(Matrix::new(&x, rows, n_in)?, a.transposed(), &mut down)?;
+        let scale = <W::Number as WithDType>::from_f64(self.scale);
+        let h = Matrix::new(&down, rows, rank)?;
+        matmul_add(scale, h, b.transposed(), &mut y)?;
+        // An op instance runs forward once, so the cell is empty.
+        self.down.get_or_init(|| down);
+        Ok((W::Number::storage(y), output_shape(&self.weight, x_layout)))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        a: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let ((rank, n_in), (n_out, _)) = (a.dims2()?, b.dims2()?);
+        let rows = rows(grad.shape());
+        let scale = <W::Number as WithDType>::from_f64(self.scale);
+        let grad = grad.contiguous()?;
+        let numbers = data::<W::Number>(&grad)?;
+        let g = Matrix::new(&numbers, rows, n_out)?;
+
+        let mut down_grad = Vec::new();
+        if x.track_op() || a.track_op() {
+            down_grad = vec![W::Number::ZERO; rows * rank];
+            let b = data::<W::Number>(b)?;
+            matmul_add(scale, g, Matrix::new(&b, n_out, rank)?, &mut down_grad)?;
+        }
+        let down_of = |down_grad| Matrix::new(down_grad, rows, rank);
+        let mut x_grad = None;
+        if x.track_op() {
+            let mut into = self.weight.backward(&numbers, rows)?;
+            let a = data::<W::Number>(a)?;
+            let a = Matrix::new(&a, rank, n_in)?;
+            match self.dropout {
+                None => matmul_add(W::Number::ONE, down_of(&down_grad)?, a, &mut into)?,
+                Some(dropout) => {
+                    let mut through = vec![W::Number::ZERO; rows * n_in];
+                    matmul(down_of(&down_grad)?, a, &mut through)?;
+                    dropout.apply(&mut through);
+                    for (into, through) in into.iter_mut().zip(through) {
+                        *into += through;
+                    }
+                }
+            }
+            x_grad = Some(Tensor::from_vec(into, x.shape(), x.device())?);
+        }
+        let mut a_grad = None;
+        if a.track_op() {
+            let mut into = vec![W::Number::ZERO; rank * n_in];
+            let x = data::<W::Number>(x)?;
+            let x = self.dropped(&x);
+            let x = Matrix::new(&x, rows, n_in)?;
+            matmul(down_of(&down_grad)?.transposed(), x, &mut into)?;
+            a_grad = Some(Tensor::from_vec(into, a.shape(), a.device())?);
+        }
+        let mut b_grad = None;
+        if b.track_op() {
+            let mut into = vec![W::Number::ZERO; n_out * rank];
+            let down = self.down.get().expect("set by the forward pass");
+            matmul_add(scale, g.transposed(), down_of(down)?, &mut into)?;
+            b_grad = Some(Tensor::from_vec(into, b.shape(), b.device())?);
+        }
+        Ok((x_grad, a_grad, b_grad))
     }
 }
 

@@ -103,6 +103,61 @@ fn outputs_and_gradients_equal_the_composed_form() {
     }
 }
 
+/// Every form a weight is held in, with and without dropout: values, and the gradients of x, A, B and the bias.
+#[test]
+fn the_low_rank_path_equals_its_parts() {
+    for (held, dtype, tolerance) in [
+        (DType::F32, DType::F32, 1e-4),
+        (DType::F64, DType::F64, 1e-12),
+        (DType::F16, DType::F32, 1e-4),
+        (DType::BF16, DType::F32, 1e-4),
+    ] {
+        for (lead, n_in, n_out, rank) in [
+            (vec![7], 13, 5, 3),
+            (vec![2, 9], 24, 31, 2),
+            (vec![3, 1, 4], 6, 17, 5),
+        ] {
+            let shape = |last| [lead.clone(), vec![last]].concat();
+            let var =
+                |name, shape: &[usize]| Var::from_tensor(&random(name, shape, dtype)).unwrap();
+            let x = var("x", &shape(n_in));
+            let (a, b) = (var("a", &[n_in, rank]), var("b", &[n_out, rank]));
+            let bias = var("bias", &[n_out]);
+            let w = random("w", &[n_out, n_in], DType::F64)
+                .to_dtype(held)
+                .unwrap();
+            let g = random("g", &shape(n_out), dtype);
+            let layer = FrozenLinear::new(w, None)
+                .unwrap()
+                .with_bias(Some(bias.as_tensor().clone()));
+            let key = Key::new(5, Purpose::Test).site("dropped");
+            let back = |y: &Tensor| {
+                let root = ops::Seed::apply(y, &g).unwrap();
+                let grads = ops::backward(&root, &[], &[&x, &a, &b, &bias]).unwrap().1;
+                grads.into_iter().map(Option::unwrap).collect::<Vec<_>>()
+            };
+            for p in [0.0, 0.4] {
+                // A has other strides than a fresh tensor.
+                let view = a.as_tensor().t().unwrap();
+                let ours = if p == 0.0 {
+                    layer.forward_low_rank(&x, &view, &b, 1.75)
+                } else {
+                    let dropout = ops::Dropout::new(p, key).unwrap();
+                    layer.forward_low_rank_dropped(&x, &view, &b, 1.75, dropout)
+                };
+                let ours = ours.unwrap();
+                let dropped = ops::dropout(&x, p, key).unwrap();
+                let update = ops::low_rank(&dropped, &view, &b, 1.75).unwrap();
+                let oracle = (layer.forward(&x).unwrap() + update).unwrap();
+                assert_close(&ours, &oracle, tolerance);
+                for (ours, oracle) in back(&ours).iter().zip(&back(&oracle)) {
+                    assert_close(ours, oracle, tolerance);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn the_low_rank_path_is_its_formula() {
     let (x, a, b) = (

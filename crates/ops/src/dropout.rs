@@ -14,20 +14,43 @@ use std::marker::PhantomData;
 /// # Errors
 /// If `p` is not a probability, or the dtype is neither f32 nor f64.
 pub fn dropout(x: &Tensor, p: f64, key: Key) -> Result<Tensor> {
-    if !(0.0..=1.0).contains(&p) {
-        let what = format!("p is {p}, expected a number from 0 to 1");
-        return Err(Error::Argument {
-            op: "dropout",
-            what,
-        });
-    }
+    let dropout = Dropout::new(p, key)?;
     if p == 0.0 {
         return Ok(x.clone());
     }
     let x = x.contiguous()?;
     Ok(with_float!("dropout", x.dtype(), T => {
-        x.apply_op1(Dropout::<T> { p, key, dtype: PhantomData })
+        x.apply_op1(DropoutOp::<T> { dropout, dtype: PhantomData })
     })?)
+}
+
+/// What [`dropout`] does, for operations that have it inside.
+#[derive(Debug, Clone, Copy)]
+pub struct Dropout {
+    p: f64,
+    key: Key,
+}
+
+impl Dropout {
+    /// Drops with probability `p`, the places being those of `key`.
+    ///
+    /// # Errors
+    /// If `p` is not a probability.
+    pub fn new(p: f64, key: Key) -> Result<Self> {
+        if (0.0..=1.0).contains(&p) {
+            return Ok(Self { p, key });
+        }
+        let what = format!("p is {p}, expected a number from 0 to 1");
+        Err(Error::Argument {
+            op: "dropout",
+            what,
+        })
+    }
+
+    /// Drops in place. Applied to a gradient it is its own backward.
+    pub fn apply<T: Float>(self, numbers: &mut [T]) {
+        drop_out(numbers, self.p, self.key);
+    }
 }
 
 /// What [`dropout`] multiplies each of `len` numbers by: 0 or 1 / (1 - p).
@@ -37,9 +60,8 @@ pub(crate) fn mask<T: Float>(len: usize, p: f64, key: Key) -> Vec<T> {
     mask
 }
 
-struct Dropout<T> {
-    p: f64,
-    key: Key,
+struct DropoutOp<T> {
+    dropout: Dropout,
     dtype: PhantomData<T>,
 }
 
@@ -71,21 +93,21 @@ fn drop_out<T: Float>(numbers: &mut [T], p: f64, key: Key) {
         });
 }
 
-impl<T: Float> CustomOp1 for Dropout<T> {
+impl<T: Float> CustomOp1 for DropoutOp<T> {
     fn name(&self) -> &'static str {
         "dropout"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let mut y = argument::<T>(x, layout)?.to_vec();
-        drop_out(&mut y, self.p, self.key);
+        self.dropout.apply(&mut y);
         Ok((T::storage(y), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
         let grad = grad.contiguous()?;
         let mut x_grad = data::<T>(&grad)?.to_vec();
-        drop_out(&mut x_grad, self.p, self.key);
+        self.dropout.apply(&mut x_grad);
         Ok(Some(tensor(x_grad, x)?))
     }
 }

@@ -19,6 +19,7 @@ pub mod composed;
 pub mod gemm;
 pub mod linalg;
 pub mod rng;
+pub mod simd;
 
 mod attention;
 mod attention_mask;
@@ -43,7 +44,7 @@ pub use attention::attention;
 pub use attention_mask::AttentionMask;
 pub use bias::add_bias;
 pub use cross_entropy::cross_entropy;
-pub use dropout::dropout;
+pub use dropout::{Dropout, dropout};
 pub use error::{Error, Result};
 pub use float::{Data, Float, argument, data};
 pub use grads::{Grads, Seed, backward, graph_bytes, leaf};

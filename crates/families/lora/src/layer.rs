@@ -4,7 +4,8 @@ use crate::dora::{Magnitude, dense_norms};
 use candle_core::Tensor;
 use lowrank_adapter::{Adapter, LowRank, Merge, Param, Pass, Result};
 use lowrank_frozen::FrozenLinear;
-use lowrank_ops::{self as ops, rng::Purpose};
+use lowrank_ops::rng::{Key, Purpose};
+use lowrank_ops::{self as ops, Dropout};
 
 /// W + s (B A - B₀ A₀), its rows at the lengths m if there are any.
 #[derive(Debug)]
@@ -38,13 +39,18 @@ impl Layer {
         }
     }
 
+    /// What keys the dropout on the adapter's input, if there is any.
+    fn dropout_key(&self, pass: &Pass) -> Option<Key> {
+        let drops = self.dropout > 0.0 && pass.training();
+        drops.then(|| pass.rng().purpose(Purpose::Dropout).site(&self.path))
+    }
+
     /// The layer's input as the adapter sees it, if dropout applies.
     fn dropped(&self, x: &Tensor, pass: &Pass) -> Result<Option<Tensor>> {
-        if self.dropout == 0.0 || !pass.training() {
-            return Ok(None);
-        }
-        let key = pass.rng().purpose(Purpose::Dropout).site(&self.path);
-        Ok(Some(ops::dropout(x, self.dropout, key)?))
+        let key = self.dropout_key(pass);
+        Ok(key
+            .map(|key| ops::dropout(x, self.dropout, key))
+            .transpose()?)
     }
 
     /// y = (m / n) (x Wᵀ + s x Aᵀ Bᵀ) + bias. With dropout the base's own product sees the whole input:
@@ -85,10 +91,14 @@ impl Adapter for Layer {
         if let Some(magnitude) = &self.magnitude {
             return self.forward_dora(magnitude, base, x, pass);
         }
-        let dropped = self.dropped(x, pass)?;
         let (a, b) = self.factors(pass)?;
-        let h = (ops::linear(dropped.as_ref().unwrap_or(x), &a, None)? * self.scale)?;
-        Ok(base.forward_plus(x, &h, &b)?)
+        Ok(match self.dropout_key(pass) {
+            None => base.forward_low_rank(x, &a, &b, self.scale)?,
+            Some(key) => {
+                let dropout = Dropout::new(self.dropout, key)?;
+                base.forward_low_rank_dropped(x, &a, &b, self.scale, dropout)?
+            }
+        })
     }
 
     fn delta(
