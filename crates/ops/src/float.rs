@@ -4,6 +4,7 @@ use crate::{Error, Result};
 use candle_core::{CpuStorage, Layout, Storage, StorageRef, Tensor, WithDType};
 use std::marker::PhantomData;
 use std::ops::{Deref, Neg, Range};
+use std::sync::Arc;
 
 mod sealed {
     pub trait Sealed {}
@@ -33,6 +34,22 @@ pub trait Float: sealed::Sealed + WithDType + Default + Neg<Output = Self> {
     fn storage(data: Vec<Self>) -> CpuStorage {
         Self::to_cpu_storage_owned(data)
     }
+
+    /// Forgets the dtype of a gradient.
+    #[doc(hidden)]
+    fn into_buffer(numbers: Arc<Vec<Self>>) -> Buffer;
+
+    /// `None` if the gradient has the other dtype.
+    #[doc(hidden)]
+    fn from_buffer(buffer: Buffer) -> Option<Arc<Vec<Self>>>;
+}
+
+/// The numbers of a gradient.
+#[doc(hidden)]
+#[derive(Debug)]
+pub enum Buffer {
+    F32(Arc<Vec<f32>>),
+    F64(Arc<Vec<f64>>),
 }
 
 impl Float for f32 {
@@ -62,6 +79,17 @@ impl Float for f32 {
         let power = |n: i32| Self::from_bits((n.wrapping_add(127) << 23) as u32);
         series * power(n >> 1) * power(n.wrapping_sub(n >> 1))
     }
+
+    fn into_buffer(numbers: Arc<Vec<Self>>) -> Buffer {
+        Buffer::F32(numbers)
+    }
+
+    fn from_buffer(buffer: Buffer) -> Option<Arc<Vec<Self>>> {
+        match buffer {
+            Buffer::F32(numbers) => Some(numbers),
+            _ => None,
+        }
+    }
 }
 
 impl Float for f64 {
@@ -71,6 +99,17 @@ impl Float for f64 {
     #[inline]
     fn exp(self) -> Self {
         Self::exp(self)
+    }
+
+    fn into_buffer(numbers: Arc<Vec<Self>>) -> Buffer {
+        Buffer::F64(numbers)
+    }
+
+    fn from_buffer(buffer: Buffer) -> Option<Arc<Vec<Self>>> {
+        match buffer {
+            Buffer::F64(numbers) => Some(numbers),
+            _ => None,
+        }
     }
 }
 

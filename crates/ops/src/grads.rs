@@ -1,8 +1,11 @@
 //! The only door to candle's backward.
 
-use crate::{Param, Result};
+use crate::float::with_float;
+use crate::tape::{self, Backward, Inputs};
+use crate::{Float, Param, Result, data};
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, Var};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Gradients of parameters, in the order of their declaration.
 #[derive(Debug, Clone, Default)]
@@ -87,22 +90,19 @@ pub fn backward(
     if !loss.track_op() {
         return Ok((Grads::default(), vec![None; leaves.len()]));
     }
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the one place that may call it"
-    )]
-    let mut store = loss.backward()?;
+    let wanted: Vec<&Tensor> = params
+        .iter()
+        .map(Param::leaf)
+        .chain(leaves.iter().map(|leaf| leaf.as_tensor()))
+        .collect();
+    let mut found = tape::backward(loss, &wanted)?.into_iter();
     let mut grads = Grads::default();
-    for param in params {
-        if let Some(grad) = store.remove(param.leaf()) {
-            grads.insert(param, grad.detach());
+    for (param, grad) in params.iter().zip(found.by_ref()) {
+        if let Some(grad) = grad {
+            grads.insert(param, grad);
         }
     }
-    let leaves = leaves
-        .iter()
-        .map(|leaf| store.remove(leaf.as_tensor()).map(|g| g.detach()))
-        .collect();
-    Ok((grads, leaves))
+    Ok((grads, found.collect()))
 }
 
 /// Bytes of the tensors that the graphs behind `outputs` keep for a backward pass, leaves among them; what several of
@@ -110,14 +110,14 @@ pub fn backward(
 #[must_use]
 pub fn graph_bytes<'a>(outputs: impl IntoIterator<Item = &'a Tensor>) -> usize {
     let mut held: BTreeMap<usize, usize> = BTreeMap::new();
-    for node in outputs.into_iter().flat_map(Tensor::sorted_nodes) {
+    tape::for_each(outputs, &mut |node| {
         let (storage, _) = node.storage_and_layout();
         let bytes = node.elem_count() * node.dtype().size_in_bytes();
         // Views lie in one storage: the largest is the whole of it.
         let known = held.entry(std::ptr::from_ref(&*storage).addr());
         let known = known.or_default();
         *known = bytes.max(*known);
-    }
+    });
     held.values().sum()
 }
 
@@ -150,9 +150,28 @@ impl Seed {
                 expected: format!("{:?}", output.dims()),
             });
         }
-        Ok(output.apply_op1(Self {
-            grad: grad.detach(),
-        })?)
+        with_float!("Seed", output.dtype(), T => {
+            let grad = Arc::new(data::<T>(&grad.contiguous()?)?.to_vec());
+            let zero = (vec![T::ZERO], Shape::from(()));
+            let [seed] = tape::record("seed", &[output], [zero], SeedOp(grad))?;
+            Ok(seed)
+        })
+    }
+
+    /// The same for candle's own backward.
+    pub(crate) fn from_candle(output: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        let grad = grad.detach();
+        Ok(output.apply_op1(Self { grad })?)
+    }
+}
+
+struct SeedOp<T>(Arc<Vec<T>>);
+
+impl<T: Float> Backward<T> for SeedOp<T> {
+    /// The scalar is the root (or a term of a sum that is), so its own gradient is 1.
+    fn backward(&self, _: &[Option<Arc<Vec<T>>>], inputs: &mut Inputs<'_, T>) -> Result<()> {
+        inputs.add(0, Arc::clone(&self.0));
+        Ok(())
     }
 }
 

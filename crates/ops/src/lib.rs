@@ -20,6 +20,7 @@ pub mod gemm;
 pub mod linalg;
 pub mod rng;
 pub mod simd;
+pub mod tape;
 
 mod attention;
 mod attention_mask;
@@ -46,7 +47,7 @@ pub use bias::add_bias;
 pub use cross_entropy::cross_entropy;
 pub use dropout::{Dropout, dropout};
 pub use error::{Error, Result};
-pub use float::{Data, Float, argument, data};
+pub use float::{Buffer, Data, Float, argument, data};
 pub use grads::{Grads, Seed, backward, graph_bytes, leaf};
 pub use linear::linear;
 pub use low_rank::{add_scaled, low_rank};

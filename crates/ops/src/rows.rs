@@ -81,6 +81,19 @@ pub(crate) fn zip<T: Float>(x: &[T], y: &[T], value: impl Fn(T, T) -> T + Sync) 
     out
 }
 
+/// into += x, number by number.
+pub(crate) fn add_assign<T: Float>(into: &mut [T], x: &[T]) {
+    into.par_chunks_mut(GRAIN)
+        .zip(x.par_chunks(GRAIN))
+        .for_each(|(into, x)| {
+            vectorised(|| {
+                for (into, x) in into.iter_mut().zip(x) {
+                    *into += *x;
+                }
+            });
+        });
+}
+
 /// The sum of all rows for every one of `n` columns, where `add(row, columns, sums)` adds a row's part.
 pub(crate) fn column_sums<T: Float>(
     rows: usize,
