@@ -1,10 +1,12 @@
 //! Adding a bias to every row.
 
+use crate::add::pass_on;
 use crate::float::{same_dtype, with_float};
-use crate::rows::{column_sums, expect_dims, for_rows, rows, tensor};
-use crate::{Float, Result, argument, data};
-use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
-use std::marker::PhantomData;
+use crate::rows::{column_sums, expect_dims, for_rows, rows};
+use crate::tape::{self, Backward, Inputs};
+use crate::{Float, Result, data, unwritten};
+use candle_core::Tensor;
+use std::sync::Arc;
 
 /// `x` `(.., n)` + `bias` `[n]` on every row.
 ///
@@ -15,53 +17,36 @@ pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
     expect_dims("add_bias", "the bias", bias, &[n])?;
     same_dtype("add_bias", x, &[("the bias", bias)])?;
     let (x, bias) = (x.contiguous()?, bias.contiguous()?);
-    Ok(with_float!("add_bias", x.dtype(), T => x.apply_op2(&bias, AddBias::<T>(PhantomData)))?)
-}
-
-struct AddBias<T>(PhantomData<T>);
-
-impl<T: Float> CustomOp2 for AddBias<T> {
-    fn name(&self) -> &'static str {
-        "add_bias"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let bias = argument::<T>(bias, bias_layout)?;
-        let mut y = argument::<T>(x, x_layout)?.to_vec();
-        for_rows(&mut y, bias.len(), |_, row| {
-            for (y, bias) in row.iter_mut().zip(bias) {
-                *y += *bias;
+    with_float!("add_bias", x.dtype(), T => {
+        let (numbers, shift) = (data::<T>(&x)?, data::<T>(&bias)?);
+        let mut y = unwritten(numbers.len());
+        for_rows(&mut y, n, |row, y| {
+            let x = &numbers[row * n..][..n];
+            for (y, (x, shift)) in y.iter_mut().zip(x.iter().zip(&*shift)) {
+                *y = *x + *shift;
             }
         });
-        Ok((T::storage(y), x_layout.shape().clone()))
-    }
+        drop((numbers, shift));
+        let [y] = tape::record("add_bias", &[&x, &bias], [(y, x.shape().clone())], AddBias)?;
+        Ok(y)
+    })
+}
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        bias: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let bias_grad = if bias.track_op() {
-            let (n, grad) = (bias.elem_count(), grad.contiguous()?);
-            let grad = data::<T>(&grad)?;
-            let grad = &*grad;
+struct AddBias;
+
+impl<T: Float> Backward<T> for AddBias {
+    fn backward(&self, grads: &[Option<Arc<Vec<T>>>], inputs: &mut Inputs<'_, T>) -> Result<()> {
+        pass_on(grads, 0, inputs, &[0]);
+        let Some(grad) = &grads[0] else { return Ok(()) };
+        if inputs.wanted(1) {
+            let n = inputs.tensor(1).elem_count();
             let sums = column_sums::<T>(grad.len() / n, n, |row, columns, sums| {
                 for (sum, grad) in sums.iter_mut().zip(&grad[row * n..][columns]) {
                     *sum += grad.to_f64();
                 }
             });
-            Some(tensor(sums, bias)?)
-        } else {
-            None
-        };
-        Ok((x.track_op().then(|| grad.clone()), bias_grad))
+            inputs.add(1, Arc::new(sums));
+        }
+        Ok(())
     }
 }

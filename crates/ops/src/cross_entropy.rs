@@ -1,11 +1,11 @@
 //! The loss of classification and of language modelling.
 
 use crate::float::with_float;
-use crate::rows::{for_rows, map_rows, max, sum, tensor};
-use crate::{Error, Float, Result, argument, data};
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
-use std::marker::PhantomData;
-use std::sync::OnceLock;
+use crate::rows::{for_rows, map_rows, max, sum};
+use crate::tape::{self, Backward, Inputs};
+use crate::{Error, Float, Result, data, unwritten};
+use candle_core::{Shape, Tensor};
+use std::sync::Arc;
 
 /// `-log softmax(logits)[target]` of every row: `logits` `[n, vocab]`, one target a row -> `[n]`.
 ///
@@ -31,63 +31,52 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
         });
     }
     let (logits, targets) = (logits.contiguous()?, targets.to_vec());
-    Ok(with_float!("cross_entropy", logits.dtype(), T => {
-        let op = CrossEntropy::<T> { targets, log_sums: OnceLock::new(), dtype: PhantomData };
-        logits.apply_op1(op)
-    })?)
+    with_float!("cross_entropy", logits.dtype(), T => {
+        let (losses, log_sums) = losses::<T>(&data(&logits)?, vocab, &targets);
+        let losses = [(losses, Shape::from(targets.len()))];
+        let op = CrossEntropy { targets, log_sums, vocab };
+        let [losses] = tape::record("cross_entropy", &[&logits], losses, op)?;
+        Ok(losses)
+    })
 }
 
-struct CrossEntropy<T> {
+/// The loss of every row, and log(sum(exp(logits))).
+pub(crate) fn losses<T: Float>(
+    logits: &[T],
+    vocab: usize,
+    targets: &[u32],
+) -> (Vec<T>, Vec<f64>) {
+    let log_sums = map_rows(targets.len(), vocab, |row| {
+        let row = &logits[row * vocab..][..vocab];
+        let max = max(row);
+        max.to_f64() + sum(row, |x| Float::exp(x - max).to_f64()).ln()
+    });
+    let target = |(row, target): (usize, &u32)| {
+        T::from_f64(log_sums[row] - logits[row * vocab + *target as usize].to_f64())
+    };
+    (targets.iter().enumerate().map(target).collect(), log_sums)
+}
+
+struct CrossEntropy {
     targets: Vec<u32>,
     /// log(sum(exp(logits))) of every row.
-    log_sums: OnceLock<Vec<f64>>,
-    dtype: PhantomData<T>,
+    log_sums: Vec<f64>,
+    vocab: usize,
 }
 
-impl<T: Float> CustomOp1 for CrossEntropy<T> {
-    fn name(&self) -> &'static str {
-        "cross_entropy"
-    }
-
-    fn cpu_fwd(
-        &self,
-        logits: &CpuStorage,
-        layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (rows, vocab) = layout.shape().dims2()?;
-        let logits = argument::<T>(logits, layout)?;
-        let log_sums = map_rows(rows, vocab, |row| {
-            let row = &logits[row * vocab..][..vocab];
-            let max = max(row);
-            max.to_f64() + sum(row, |x| Float::exp(x - max).to_f64()).ln()
-        });
-        let target = |row: usize| logits[row * vocab + self.targets[row] as usize].to_f64();
-        let losses = (0..rows)
-            .map(|row| T::from_f64(log_sums[row] - target(row)))
-            .collect();
-        // An op instance runs forward once, so the cell is empty.
-        self.log_sums.get_or_init(|| log_sums);
-        Ok((T::storage(losses), Shape::from(rows)))
-    }
-
-    fn bwd(
-        &self,
-        logits: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> candle_core::Result<Option<Tensor>> {
-        let (_, vocab) = logits.dims2()?;
-        let log_sums = self.log_sums.get().expect("set by the forward pass");
-        let grad = grad.contiguous()?;
-        let (x, g) = (data::<T>(logits)?, data::<T>(&grad)?);
-        let (x, g) = (&*x, &*g);
-        let mut logits_grad = vec![T::ZERO; x.len()];
+impl<T: Float> Backward<T> for CrossEntropy {
+    fn backward(&self, grads: &[Option<Arc<Vec<T>>>], inputs: &mut Inputs<'_, T>) -> Result<()> {
+        let Some(g) = &grads[0] else { return Ok(()) };
+        let (vocab, x) = (self.vocab, inputs.data(0)?);
+        let mut logits_grad = unwritten::<T>(x.len());
         for_rows(&mut logits_grad, vocab, |row, out| {
+            let log_sum = T::from_f64(self.log_sums[row]);
             for (out, x) in out.iter_mut().zip(&x[row * vocab..][..vocab]) {
-                *out = Float::exp(T::from_f64(x.to_f64() - log_sums[row])) * g[row];
+                *out = Float::exp(*x - log_sum) * g[row];
             }
             out[self.targets[row] as usize] -= g[row];
         });
-        Ok(Some(tensor(logits_grad, logits)?))
+        inputs.add(0, Arc::new(logits_grad));
+        Ok(())
     }
 }

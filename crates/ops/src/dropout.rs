@@ -2,11 +2,11 @@
 
 use crate::float::with_float;
 use crate::rng::Key;
-use crate::rows::tensor;
-use crate::{Error, Float, Result, argument, data};
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
+use crate::tape::{self, Backward, Inputs};
+use crate::{Error, Float, Result, data};
+use candle_core::Tensor;
 use rayon::prelude::*;
-use std::marker::PhantomData;
+use std::sync::Arc;
 
 /// Sets numbers to 0 with probability `p` and divides the others by 1 - p. The same key drops the same places;
 /// `p` = 0 returns `x` itself.
@@ -19,9 +19,12 @@ pub fn dropout(x: &Tensor, p: f64, key: Key) -> Result<Tensor> {
         return Ok(x.clone());
     }
     let x = x.contiguous()?;
-    Ok(with_float!("dropout", x.dtype(), T => {
-        x.apply_op1(DropoutOp::<T> { dropout, dtype: PhantomData })
-    })?)
+    with_float!("dropout", x.dtype(), T => {
+        let mut y = data::<T>(&x)?.to_vec();
+        dropout.apply(&mut y);
+        let [y] = tape::record("dropout", &[&x], [(y, x.shape().clone())], dropout)?;
+        Ok(y)
+    })
 }
 
 /// What [`dropout`] does, for operations that have it inside.
@@ -60,11 +63,6 @@ pub(crate) fn mask<T: Float>(len: usize, p: f64, key: Key) -> Vec<T> {
     mask
 }
 
-struct DropoutOp<T> {
-    dropout: Dropout,
-    dtype: PhantomData<T>,
-}
-
 /// Element i has the i-th 32 bits of the stream, so that blocks can be drawn apart, and drawn again for the
 /// backward pass instead of being kept.
 fn drop_out<T: Float>(numbers: &mut [T], p: f64, key: Key) {
@@ -93,21 +91,12 @@ fn drop_out<T: Float>(numbers: &mut [T], p: f64, key: Key) {
         });
 }
 
-impl<T: Float> CustomOp1 for DropoutOp<T> {
-    fn name(&self) -> &'static str {
-        "dropout"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let mut y = argument::<T>(x, layout)?.to_vec();
-        self.dropout.apply(&mut y);
-        Ok((T::storage(y), layout.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let grad = grad.contiguous()?;
-        let mut x_grad = data::<T>(&grad)?.to_vec();
-        self.dropout.apply(&mut x_grad);
-        Ok(Some(tensor(x_grad, x)?))
+impl<T: Float> Backward<T> for Dropout {
+    fn backward(&self, grads: &[Option<Arc<Vec<T>>>], inputs: &mut Inputs<'_, T>) -> Result<()> {
+        let Some(grad) = &grads[0] else { return Ok(()) };
+        let mut x_grad = grad.to_vec();
+        self.apply(&mut x_grad);
+        inputs.add(0, Arc::new(x_grad));
+        Ok(())
     }
 }

@@ -1,4 +1,5 @@
 //! The two dtypes that carry gradients, and plain slices of what candle stores.
+#![expect(unsafe_code, reason = "vectors that are written before they are read")]
 
 use crate::{Error, Result};
 use candle_core::{CpuStorage, Layout, Storage, StorageRef, Tensor, WithDType};
@@ -22,6 +23,10 @@ pub trait Float: sealed::Sealed + WithDType + Default + Neg<Output = Self> {
     /// e to the power of `self`, to 1.5e-7 relative in f32.
     #[must_use]
     fn exp(self) -> Self;
+
+    /// self * by + sum with one rounding; slow where the machine has no instruction for it.
+    #[doc(hidden)]
+    fn fused(self, by: Self, sum: Self) -> Self;
 
     /// The numbers of a storage, `None` if it holds another dtype.
     #[must_use]
@@ -80,6 +85,11 @@ impl Float for f32 {
         series * power(n >> 1) * power(n.wrapping_sub(n >> 1))
     }
 
+    #[inline(always)]
+    fn fused(self, by: Self, sum: Self) -> Self {
+        self.mul_add(by, sum)
+    }
+
     fn into_buffer(numbers: Arc<Vec<Self>>) -> Buffer {
         Buffer::F32(numbers)
     }
@@ -101,6 +111,11 @@ impl Float for f64 {
         Self::exp(self)
     }
 
+    #[inline(always)]
+    fn fused(self, by: Self, sum: Self) -> Self {
+        self.mul_add(by, sum)
+    }
+
     fn into_buffer(numbers: Arc<Vec<Self>>) -> Buffer {
         Buffer::F64(numbers)
     }
@@ -111,6 +126,20 @@ impl Float for f64 {
             _ => None,
         }
     }
+}
+
+/// A vector of which every number is to be written before it is read: the memory of a large result is touched once.
+#[must_use]
+#[expect(
+    clippy::uninit_vec,
+    reason = "writing zeros first costs as much as many an operation"
+)]
+pub fn unwritten<T: Float>(len: usize) -> Vec<T> {
+    let mut numbers = Vec::with_capacity(len);
+    // SAFETY: the memory is there. `T` is sealed to f32 and f64, for which all bits are numbers and which have no
+    // destructor, and callers write every number before they read it.
+    unsafe { numbers.set_len(len) };
+    numbers
 }
 
 /// The numbers of a contiguous tensor, borrowed; derefs to a slice. Made by [`data`].

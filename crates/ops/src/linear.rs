@@ -1,20 +1,21 @@
 //! x W^T with a weight that may be trained.
 
 use crate::float::{same_dtype, with_float};
-use crate::gemm::{Matrix, matmul};
-use crate::rows::{rows, tensor};
-use crate::{Error, Float, Result, add_bias, argument, data};
-use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
-use std::marker::PhantomData;
+use crate::gemm::{Matrix, matmul, matmul_add};
+use crate::rows::rows;
+use crate::tape::{self, Backward, Inputs};
+use crate::{Error, Float, Result, add_bias, data, skinny, unwritten};
+use candle_core::{Shape, Tensor};
+use std::sync::Arc;
 
 /// y = x W^T + bias: `x` `(.., n_in)`, `weight` `[n_out, n_in]`, `bias` `[n_out]` -> `(.., n_out)`.
 ///
 /// # Errors
 /// If the shapes do not fit, or a dtype is neither f32 nor f64, or they differ.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let (_, n_in) = rows("linear", "x", x)?;
-    match weight.dims() {
-        [_, columns] if *columns == n_in => {}
+    let (rows, n_in) = rows("linear", "x", x)?;
+    let n_out = match weight.dims() {
+        [n_out, columns] if *columns == n_in => *n_out,
         dims => {
             return Err(Error::Shape {
                 op: "linear",
@@ -23,75 +24,70 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
                 expected: format!("[n_out, {n_in}]"),
             });
         }
-    }
+    };
     same_dtype("linear", x, &[("the weight", weight)])?;
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-    let y = with_float!("linear", x.dtype(), T => x.apply_op2(&weight, Linear::<T>(PhantomData)))?;
+    let y = with_float!("linear", x.dtype(), T => {
+        let (numbers, w) = (data::<T>(&x)?, data::<T>(&weight)?);
+        let y = if n_out <= SKINNY {
+            skinny::dots(&numbers, &w, n_in, n_out, T::ONE)
+        } else {
+            let mut y = unwritten(rows * n_out);
+            let w = Matrix::new(&w, n_out, n_in)?;
+            matmul(Matrix::new(&numbers, rows, n_in)?, w.transposed(), &mut y)?;
+            y
+        };
+        drop((numbers, w));
+        let y = (y, with_last(x.dims(), n_out));
+        let [y] = tape::record("linear", &[&x, &weight], [y], Linear { rows, n_in, n_out })?;
+        y
+    });
     match bias {
         Some(bias) => add_bias(&y, bias),
         None => Ok(y),
     }
 }
 
-struct Linear<T>(PhantomData<T>);
+/// Products with no more columns than this are passes over the other matrix.
+const SKINNY: usize = 32;
 
-impl<T: Float> CustomOp2 for Linear<T> {
-    fn name(&self) -> &'static str {
-        "linear"
-    }
+struct Linear {
+    rows: usize,
+    n_in: usize,
+    n_out: usize,
+}
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (n_out, n_in) = weight_layout.shape().dims2()?;
-        let x = argument::<T>(x, x_layout)?;
-        let weight = argument::<T>(weight, weight_layout)?;
-        let rows = x.len() / n_in;
-        let mut y = vec![T::ZERO; rows * n_out];
-        let x = Matrix::new(x, rows, n_in)?;
-        matmul(x, Matrix::new(weight, n_out, n_in)?.transposed(), &mut y)?;
-        Ok((T::storage(y), with_last(x_layout.dims(), n_out)))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let (n_out, n_in) = weight.dims2()?;
-        let rows = x.elem_count() / n_in;
-        let grad = grad.contiguous()?;
-        let grad = data::<T>(&grad)?;
-        let grad = Matrix::new(&grad, rows, n_out)?;
-        let x_grad = if x.track_op() {
-            let mut x_grad = vec![T::ZERO; rows * n_in];
-            matmul(
-                grad,
-                Matrix::new(&data::<T>(weight)?, n_out, n_in)?,
-                &mut x_grad,
-            )?;
-            Some(tensor(x_grad, x)?)
-        } else {
-            None
-        };
-        let weight_grad = if weight.track_op() {
-            let mut weight_grad = vec![T::ZERO; n_out * n_in];
-            matmul(
-                grad.transposed(),
-                Matrix::new(&data::<T>(x)?, rows, n_in)?,
-                &mut weight_grad,
-            )?;
-            Some(tensor(weight_grad, weight)?)
-        } else {
-            None
-        };
-        Ok((x_grad, weight_grad))
+impl<T: Float> Backward<T> for Linear {
+    fn backward(&self, grads: &[Option<Arc<Vec<T>>>], inputs: &mut Inputs<'_, T>) -> Result<()> {
+        let Some(grad) = &grads[0] else { return Ok(()) };
+        let &Self { rows, n_in, n_out } = self;
+        let (x, w) = (inputs.data(0)?, inputs.data(1)?);
+        let g = Matrix::new(grad, rows, n_out)?;
+        if inputs.wanted(0) {
+            let w = Matrix::new(&w, n_out, n_in)?;
+            inputs.accumulate(0, |into, begun| {
+                if begun {
+                    matmul_add(T::ONE, g, w, into)
+                } else {
+                    matmul(g, w, into)
+                }
+            })?;
+        }
+        if inputs.wanted(1) {
+            inputs.accumulate(1, |into, begun| {
+                if !begun && n_out <= SKINNY {
+                    into.copy_from_slice(&skinny::outer(grad, &x, n_in, n_out));
+                    return Ok(());
+                }
+                let x = Matrix::new(&x, rows, n_in)?;
+                if begun {
+                    matmul_add(T::ONE, g.transposed(), x, into)
+                } else {
+                    matmul(g.transposed(), x, into)
+                }
+            })?;
+        }
+        Ok(())
     }
 }
 

@@ -1,114 +1,186 @@
 //! Root mean square normalisation.
 
+use crate::add::pass_on;
 use crate::float::{same_dtype, with_float};
-use crate::rows::{column_sums, dot, expect_dims, for_rows, map_rows, rows, tensor};
-use crate::{Error, Float, Result, argument, data};
-use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
-use std::marker::PhantomData;
-use std::sync::OnceLock;
+use crate::rows::{column_sums, dot, expect_dims, for_rows, map_rows, put, rows, zip};
+use crate::tape::{self, Backward, Inputs};
+use crate::{Error, Float, Result, data, unwritten};
+use candle_core::Tensor;
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// x / sqrt(mean(x^2) + eps) * weight on every row: `x` `(.., n)`, `weight` `[n]`. The mean is taken in f64.
 ///
 /// # Errors
 /// If the shapes do not fit, a dtype is neither f32 nor f64, they differ, or `eps` is negative or not finite.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    let (_, n) = rows("rms_norm", "x", x)?;
-    expect_dims("rms_norm", "the weight", weight, &[n])?;
-    same_dtype("rms_norm", x, &[("the weight", weight)])?;
-    if !(eps >= 0.0 && eps.is_finite()) {
-        let what = format!("eps is {eps}, expected a number of at least 0");
-        return Err(Error::Argument {
-            op: "rms_norm",
-            what,
-        });
-    }
+    check("rms_norm", x, weight, eps)?;
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-    Ok(with_float!("rms_norm", x.dtype(), T => {
-        let op = RmsNorm::<T> { eps, inverse: OnceLock::new(), dtype: PhantomData };
-        x.apply_op2(&weight, op)
-    })?)
+    with_float!("rms_norm", x.dtype(), T => {
+        let (y, inverse) = normed::<T>(&data(&x)?, &data(&weight)?, eps);
+        let op = RmsNorm { inverse, summed: false };
+        let [y] = tape::record("rms_norm", &[&x, &weight], [(y, x.shape().clone())], op)?;
+        Ok(y)
+    })
 }
 
-struct RmsNorm<T> {
+/// What a residual and the next norm compute: (x + y, [`rms_norm`] of that sum).
+///
+/// # Errors
+/// As [`rms_norm`], and if `y` has another shape or dtype than `x`.
+pub fn add_rms_norm(
+    x: &Tensor,
+    y: &Tensor,
+    weight: &Tensor,
     eps: f64,
-    /// 1 / sqrt(mean(x^2) + eps) of every row.
-    inverse: OnceLock<Vec<f64>>,
-    dtype: PhantomData<T>,
+) -> Result<(Tensor, Tensor)> {
+    check("add_rms_norm", x, weight, eps)?;
+    expect_dims("add_rms_norm", "y", y, x.dims())?;
+    same_dtype("add_rms_norm", x, &[("y", y)])?;
+    let (x, y, weight) = (x.contiguous()?, y.contiguous()?, weight.contiguous()?);
+    with_float!("add_rms_norm", x.dtype(), T => {
+        let sums = zip(&data::<T>(&x)?, &data::<T>(&y)?, |x, y| x + y);
+        let (normed, inverse) = normed::<T>(&sums, &data(&weight)?, eps);
+        let outputs = [(sums, x.shape().clone()), (normed, x.shape().clone())];
+        let op = RmsNorm { inverse, summed: true };
+        let [sum, normed] = tape::record("add_rms_norm", &[&x, &weight, &y], outputs, op)?;
+        Ok((sum, normed))
+    })
 }
 
-impl<T: Float> CustomOp2 for RmsNorm<T> {
-    fn name(&self) -> &'static str {
-        "rms_norm"
+fn check(op: &'static str, x: &Tensor, weight: &Tensor, eps: f64) -> Result<()> {
+    let (_, n) = rows(op, "x", x)?;
+    expect_dims(op, "the weight", weight, &[n])?;
+    same_dtype(op, x, &[("the weight", weight)])?;
+    if eps >= 0.0 && eps.is_finite() {
+        return Ok(());
     }
+    let what = format!("eps is {eps}, expected a number of at least 0");
+    Err(Error::Argument { op, what })
+}
 
-    fn cpu_fwd(
+/// The normed rows, and 1 / sqrt(mean(x^2) + eps) of each.
+fn normed<T: Float>(x: &[T], weight: &[T], eps: f64) -> (Vec<T>, Vec<f64>) {
+    let n = weight.len();
+    let inverse = map_rows(x.len() / n, n, |row| {
+        let x = &x[row * n..][..n];
+        1.0 / (dot(x, x) / n as f64 + eps).sqrt()
+    });
+    let mut y = unwritten(x.len());
+    for_rows(&mut y, n, |row, y| {
+        let (x, inverse) = (&x[row * n..][..n], T::from_f64(inverse[row]));
+        for (y, (x, weight)) in y.iter_mut().zip(x.iter().zip(weight)) {
+            *y = *x * inverse * *weight;
+        }
+    });
+    (y, inverse)
+}
+
+struct RmsNorm {
+    inverse: Vec<f64>,
+    /// Whether inputs are x, the weight and y, and outputs the sum and the norm; else x, the weight, and the norm.
+    summed: bool,
+}
+
+/// What was normed: x, or x + y, which is added again rather than kept.
+struct Source<'a, T> {
+    x: &'a [T],
+    y: Option<&'a [T]>,
+}
+
+impl<T: Float> Source<'_, T> {
+    fn row(&self, at: Range<usize>) -> Cow<'_, [T]> {
+        let x = &self.x[at.clone()];
+        match self.y {
+            None => Cow::Borrowed(x),
+            Some(y) => x.iter().zip(&y[at]).map(|(x, y)| *x + *y).collect(),
+        }
+    }
+}
+
+impl RmsNorm {
+    /// dx = inverse * g * w - x * inverse^3 * mean(g * w * x), and what arrives at the sum itself.
+    fn slope<T: Float>(
         &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let x = argument::<T>(x, x_layout)?;
-        let weight = argument::<T>(weight, weight_layout)?;
-        let n = weight.len();
-        let inverse = map_rows(x.len() / n, n, |row| {
-            let x = &x[row * n..][..n];
-            let squares = dot(x, x);
-            1.0 / (squares / n as f64 + self.eps).sqrt()
-        });
-        let mut y = x.to_vec();
-        for_rows(&mut y, n, |row, y| {
-            let inverse = T::from_f64(inverse[row]);
-            for (y, weight) in y.iter_mut().zip(weight) {
-                *y = *y * inverse * *weight;
+        source: &Source<'_, T>,
+        w: &[T],
+        g: &[T],
+        passed: Option<&[T]>,
+        into: &mut [T],
+        begun: bool,
+    ) {
+        let n = w.len();
+        for_rows(into, n, |row, into| {
+            let (x, g) = (source.row(row * n..(row + 1) * n), &g[row * n..][..n]);
+            let mut lanes = [0f64; 8];
+            let ((x8, x_rest), (g8, g_rest), (w8, w_rest)) =
+                (x.as_chunks::<8>(), g.as_chunks::<8>(), w.as_chunks::<8>());
+            for (x, (g, w)) in x8.iter().zip(g8.iter().zip(w8)) {
+                for i in 0..8 {
+                    lanes[i] += (g[i] * w[i]).to_f64() * x[i].to_f64();
+                }
+            }
+            let mut total = lanes.iter().sum::<f64>();
+            for (x, (g, w)) in x_rest.iter().zip(g_rest.iter().zip(w_rest)) {
+                total += (*g * *w).to_f64() * x.to_f64();
+            }
+            let pull = T::from_f64(self.inverse[row].powi(3) * total / n as f64);
+            let inverse = T::from_f64(self.inverse[row]);
+            let own = x.iter().zip(g.iter().zip(w));
+            match passed {
+                Some(passed) => {
+                    let passed = &passed[row * n..][..n];
+                    for (into, ((x, (g, w)), passed)) in into.iter_mut().zip(own.zip(passed)) {
+                        put(into, *g * *w * inverse - *x * pull + *passed, begun);
+                    }
+                }
+                None => {
+                    for (into, (x, (g, w))) in into.iter_mut().zip(own) {
+                        put(into, *g * *w * inverse - *x * pull, begun);
+                    }
+                }
             }
         });
-        // An op instance runs forward once, so the cell is empty.
-        self.inverse.get_or_init(|| inverse);
-        Ok((T::storage(y), x_layout.shape().clone()))
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let inverse = self.inverse.get().expect("set by the forward pass");
-        let grad = grad.contiguous()?;
-        let (x_data, w, g) = (data::<T>(x)?, data::<T>(weight)?, data::<T>(&grad)?);
-        let (x_data, w, g) = (&*x_data, &*w, &*g);
-        let n = w.len();
-        let x_grad = if x.track_op() {
-            let mut x_grad = vec![T::ZERO; x_data.len()];
-            for_rows(&mut x_grad, n, |row, out| {
-                let (x, g) = (&x_data[row * n..][..n], &g[row * n..][..n]);
-                // dx = inverse * g * w - x * inverse^3 * mean(g * w * x)
-                for (out, (g, w)) in out.iter_mut().zip(g.iter().zip(w)) {
-                    *out = *g * *w;
-                }
-                let pull = T::from_f64(inverse[row].powi(3) * dot(out, x) / n as f64);
-                let inverse = T::from_f64(inverse[row]);
-                for (out, x) in out.iter_mut().zip(x) {
-                    *out = *out * inverse - *x * pull;
-                }
-            });
-            Some(tensor(x_grad, x)?)
-        } else {
-            None
+    fn weight_slope<T: Float>(&self, source: &Source<'_, T>, g: &[T], n: usize) -> Vec<T> {
+        column_sums(self.inverse.len(), n, |row, columns, sums| {
+            let at = row * n + columns.start..row * n + columns.end;
+            let (x, g) = (source.row(at.clone()), &g[at]);
+            for (sum, (x, g)) in sums.iter_mut().zip(x.iter().zip(g)) {
+                *sum += g.to_f64() * x.to_f64() * self.inverse[row];
+            }
+        })
+    }
+}
+
+impl<T: Float> Backward<T> for RmsNorm {
+    fn backward(&self, grads: &[Option<Arc<Vec<T>>>], inputs: &mut Inputs<'_, T>) -> Result<()> {
+        let (passed, normed) = if self.summed { (grads[0].as_ref(), 1) } else { (None, 0) };
+        let Some(g) = &grads[normed] else {
+            if self.summed {
+                pass_on(grads, 0, inputs, &[0, 2]);
+            }
+            return Ok(());
         };
-        let weight_grad = if weight.track_op() {
-            let sums = column_sums::<T>(inverse.len(), n, |row, columns, sums| {
-                let (x, g) = (&x_data[row * n..][columns.clone()], &g[row * n..][columns]);
-                for (sum, (x, g)) in sums.iter_mut().zip(x.iter().zip(g)) {
-                    *sum += g.to_f64() * x.to_f64() * inverse[row];
-                }
-            });
-            Some(tensor(sums, weight)?)
-        } else {
-            None
-        };
-        Ok((x_grad, weight_grad))
+        let (x, w) = (inputs.data(0)?, inputs.data(1)?);
+        let y = self.summed.then(|| inputs.data(2)).transpose()?;
+        let source = Source { x: &x, y: y.as_deref() };
+        if inputs.wanted(1) {
+            inputs.add(1, Arc::new(self.weight_slope(&source, g, w.len())));
+        }
+        if self.summed && inputs.wanted(2) {
+            let mut slope = unwritten(g.len());
+            let passed = passed.map(|passed| passed.as_slice());
+            self.slope(&source, &w, g, passed, &mut slope, false);
+            pass_on(&[Some(Arc::new(slope))], 0, inputs, &[0, 2]);
+        } else if inputs.wanted(0) {
+            inputs.accumulate(0, |into, begun| {
+                self.slope(&source, &w, g, passed.map(|passed| passed.as_slice()), into, begun);
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 }

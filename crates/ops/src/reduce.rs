@@ -2,10 +2,11 @@
 
 use crate::float::with_float;
 use crate::rows::{dot, map_rows, rows, sum};
-use crate::{Float, Result, argument, data};
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
+use crate::tape::{self, Backward, Inputs};
+use crate::{Float, Result, data};
+use candle_core::{Shape, Tensor, WithDType as _};
 use rayon::prelude::*;
-use std::marker::PhantomData;
+use std::sync::Arc;
 
 /// The sum of all numbers, a scalar.
 ///
@@ -13,7 +14,11 @@ use std::marker::PhantomData;
 /// If the dtype is neither f32 nor f64.
 pub fn sum_all(x: &Tensor) -> Result<Tensor> {
     let x = x.contiguous()?;
-    Ok(with_float!("sum_all", x.dtype(), T => x.apply_op1(SumAll::<T>(PhantomData)))?)
+    with_float!("sum_all", x.dtype(), T => {
+        let total = T::from_f64(total(&data::<T>(&x)?, |x| x.to_f64()));
+        let [total] = tape::record("sum_all", &[&x], [(vec![total], Shape::from(()))], SumAll)?;
+        Ok(total)
+    })
 }
 
 /// True if there is neither a NaN nor an infinity. Takes no part in a graph.
@@ -71,19 +76,14 @@ fn total<T: Float>(numbers: &[T], term: impl Fn(T) -> f64 + Sync) -> f64 {
     sums.iter().sum()
 }
 
-struct SumAll<T>(PhantomData<T>);
+struct SumAll;
 
-impl<T: Float> CustomOp1 for SumAll<T> {
-    fn name(&self) -> &'static str {
-        "sum_all"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let total = total(argument::<T>(x, layout)?, |x| x.to_f64());
-        Ok((T::storage(vec![T::from_f64(total)]), Shape::from(())))
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        Ok(Some(grad.broadcast_as(x.shape())?.contiguous()?))
+impl<T: Float> Backward<T> for SumAll {
+    fn backward(&self, grads: &[Option<Arc<Vec<T>>>], inputs: &mut Inputs<'_, T>) -> Result<()> {
+        if let Some(grad) = &grads[0] {
+            let count = inputs.tensor(0).elem_count();
+            inputs.add(0, Arc::new(vec![grad[0]; count]));
+        }
+        Ok(())
     }
 }

@@ -1,10 +1,12 @@
 //! Rotary position embedding as in Hugging Face's LLaMA: the two halves of a head rotate against each other.
 
 use crate::float::with_float;
-use crate::rows::{for_rows, tensor};
-use crate::{Error, Float, Result, argument, data};
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
+use crate::rows::for_rows;
+use crate::tape::{self, Backward, Inputs};
+use crate::{Error, Float, Result, data, unwritten};
+use candle_core::{DType, Tensor};
 use std::f64::consts::PI;
+use std::sync::Arc;
 
 /// How frequencies are stretched for contexts longer than those of pre-training (`rope_scaling`).
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -153,7 +155,12 @@ pub fn rotary(x: &Tensor, table: &RotaryTable, positions: &[u32]) -> Result<Tens
         });
     }
     let x = x.contiguous()?;
-    Ok(with_float!("rotary", x.dtype(), T => x.apply_op1(Rotary::<T>::new(table, positions)))?)
+    with_float!("rotary", x.dtype(), T => {
+        let op = Rotary::<T>::new(table, positions);
+        let y = op.rotate(&data(&x)?, x.dims4()?, T::ONE);
+        let [y] = tape::record("rotary", &[&x], [(y, x.shape().clone())], op)?;
+        Ok(y)
+    })
 }
 
 fn scaled(frequency: f64, scaling: &RotaryScaling) -> f64 {
@@ -208,7 +215,8 @@ fn scaled_single(frequency: f32, scaling: &RotaryScaling) -> f32 {
     }
 }
 
-struct Rotary<T> {
+/// The turns of a batch's tokens.
+pub(crate) struct Rotary<T> {
     /// (cosine, sine) of every distinct position, head_dim / 2 of them each.
     turns: Vec<(T, T)>,
     /// Which of those rows each of batch * tokens has.
@@ -216,7 +224,7 @@ struct Rotary<T> {
 }
 
 impl<T: Float> Rotary<T> {
-    fn new(table: &RotaryTable, positions: &[u32]) -> Self {
+    pub(crate) fn new(table: &RotaryTable, positions: &[u32]) -> Self {
         // The rows of a batch share most of their positions, and a sine costs more than a rotation.
         let mut distinct = positions.to_vec();
         distinct.sort_unstable();
@@ -233,37 +241,37 @@ impl<T: Float> Rotary<T> {
     /// `x` [batch, heads, tokens, head_dim] rotated by the angles times `sign`.
     fn rotate(&self, x: &[T], dims: (usize, usize, usize, usize), sign: T) -> Vec<T> {
         let (_, heads, tokens, head_dim) = dims;
-        let pairs = head_dim / 2;
-        let mut y = vec![T::ZERO; x.len()];
+        let mut y = unwritten(x.len());
         for_rows(&mut y, head_dim, |row, y| {
             let (sequence, token) = (row / (heads * tokens), row % tokens);
-            let turns = &self.turns[self.rows[sequence * tokens + token] * pairs..][..pairs];
-            let (x1, x2) = x[row * head_dim..][..head_dim].split_at(pairs);
-            let (y1, y2) = y.split_at_mut(pairs);
-            for (pair, (cos, sin)) in turns.iter().enumerate() {
-                let sin = *sin * sign;
-                y1[pair] = x1[pair] * *cos - x2[pair] * sin;
-                y2[pair] = x2[pair] * *cos + x1[pair] * sin;
-            }
+            let x = &x[row * head_dim..][..head_dim];
+            self.turn(sequence * tokens + token, x, y, sign);
         });
         y
     }
+
+    /// One head of the token numbered `token` in the batch, rotated by its angles times `sign`.
+    #[inline(always)]
+    pub(crate) fn turn(&self, token: usize, x: &[T], y: &mut [T], sign: T) {
+        let pairs = x.len() / 2;
+        let turns = &self.turns[self.rows[token] * pairs..][..pairs];
+        let (x1, x2) = x.split_at(pairs);
+        let (y1, y2) = y.split_at_mut(pairs);
+        for (pair, (cos, sin)) in turns.iter().enumerate() {
+            let sin = *sin * sign;
+            y1[pair] = x1[pair] * *cos - x2[pair] * sin;
+            y2[pair] = x2[pair] * *cos + x1[pair] * sin;
+        }
+    }
 }
 
-impl<T: Float> CustomOp1 for Rotary<T> {
-    fn name(&self) -> &'static str {
-        "rotary"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let y = self.rotate(argument::<T>(x, layout)?, layout.shape().dims4()?, T::ONE);
-        Ok((T::storage(y), layout.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let grad = grad.contiguous()?;
-        // The inverse of a rotation is its transpose.
-        let x_grad = self.rotate(&data::<T>(&grad)?, x.dims4()?, -T::ONE);
-        Ok(Some(tensor(x_grad, x)?))
+impl<T: Float> Backward<T> for Rotary<T> {
+    fn backward(&self, grads: &[Option<Arc<Vec<T>>>], inputs: &mut Inputs<'_, T>) -> Result<()> {
+        if let Some(grad) = &grads[0] {
+            // The inverse of a rotation is its transpose.
+            let x_grad = self.rotate(grad, inputs.tensor(0).dims4()?, -T::ONE);
+            inputs.add(0, Arc::new(x_grad));
+        }
+        Ok(())
     }
 }

@@ -1,13 +1,13 @@
 //! Work over the rows of a matrix: split over threads so that the bits do not depend on the split.
 
 use crate::simd::vectorised;
-use crate::{Error, Float, Result};
+use crate::{Error, Float, Result, unwritten};
 use candle_core::Tensor;
 use rayon::prelude::*;
 use std::ops::Range;
 
 /// How many numbers a thread should at least get.
-const GRAIN: usize = 4096;
+pub(crate) const GRAIN: usize = 4096;
 
 /// (number of rows, length of a row), where rows lie along the last axis.
 pub(crate) fn rows(op: &'static str, what: &'static str, x: &Tensor) -> Result<(usize, usize)> {
@@ -40,11 +40,6 @@ pub(crate) fn expect_dims(
     })
 }
 
-/// The gradient of `like`, or any tensor of its shape.
-pub(crate) fn tensor<T: Float>(data: Vec<T>, like: &Tensor) -> Result<Tensor> {
-    Ok(Tensor::from_vec(data, like.shape(), like.device())?)
-}
-
 /// Calls `write(row, numbers)` for every row of `out`, each of length `n`.
 pub(crate) fn for_rows<T: Float>(out: &mut [T], n: usize, write: impl Fn(usize, &mut [T]) + Sync) {
     out.par_chunks_mut(n)
@@ -66,9 +61,15 @@ pub(crate) fn map_rows<R: Send>(
         .collect()
 }
 
+/// Puts a value in a sum's place, or adds it where the sum has begun.
+#[inline(always)]
+pub(crate) fn put<T: Float>(sum: &mut T, value: T, begun: bool) {
+    *sum = if begun { *sum + value } else { value };
+}
+
 /// `value(x, y)` of every pair.
 pub(crate) fn zip<T: Float>(x: &[T], y: &[T], value: impl Fn(T, T) -> T + Sync) -> Vec<T> {
-    let mut out = vec![T::ZERO; x.len()];
+    let mut out = unwritten(x.len());
     out.par_chunks_mut(GRAIN)
         .zip(x.par_chunks(GRAIN).zip(y.par_chunks(GRAIN)))
         .for_each(|(out, (x, y))| {

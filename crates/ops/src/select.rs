@@ -1,10 +1,11 @@
 //! Rows picked by index: embeddings, and the positions whose logits are wanted.
 
 use crate::float::with_float;
-use crate::rows::{for_rows, tensor};
-use crate::{Error, Float, Result, argument, data};
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
-use std::marker::PhantomData;
+use crate::rows::for_rows;
+use crate::tape::{self, Backward, Inputs};
+use crate::{Error, Float, Result, data};
+use candle_core::{Shape, Tensor};
+use std::sync::Arc;
 
 /// The rows `ids` of `table` [vocab, n] as (batch, tokens) = `shape` -> [batch, tokens, n].
 ///
@@ -64,61 +65,47 @@ fn check(op: &'static str, what: &'static str, table: &Tensor, ids: &[u32]) -> R
 
 fn select(op: &'static str, table: &Tensor, ids: &[u32], shape: Shape) -> Result<Tensor> {
     let (table, ids) = (table.contiguous()?, ids.to_vec());
-    Ok(with_float!(op, table.dtype(), T => {
-        table.apply_op1(Select::<T> { ids, shape, dtype: PhantomData })
-    })?)
-}
-
-struct Select<T> {
-    ids: Vec<u32>,
-    shape: Shape,
-    dtype: PhantomData<T>,
-}
-
-impl<T: Float> CustomOp1 for Select<T> {
-    fn name(&self) -> &'static str {
-        "select"
-    }
-
-    fn cpu_fwd(
-        &self,
-        table: &CpuStorage,
-        layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (_, n) = layout.shape().dims2()?;
-        let table = argument::<T>(table, layout)?;
-        let mut out = Vec::with_capacity(self.ids.len() * n);
-        for id in &self.ids {
-            out.extend_from_slice(&table[*id as usize * n..][..n]);
-        }
-        Ok((T::storage(out), self.shape.clone()))
-    }
-
-    fn bwd(
-        &self,
-        table: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> candle_core::Result<Option<Tensor>> {
+    with_float!(op, table.dtype(), T => {
         let (_, n) = table.dims2()?;
-        let grad = grad.contiguous()?;
-        let grad = data::<T>(&grad)?;
-        let grad = &*grad;
+        let numbers = data::<T>(&table)?;
+        let mut out = Vec::with_capacity(ids.len() * n);
+        for id in &ids {
+            out.extend_from_slice(&numbers[*id as usize * n..][..n]);
+        }
+        drop(numbers);
+        let [out] = tape::record(op, &[&table], [(out, shape)], Select { ids, n })?;
+        Ok(out)
+    })
+}
+
+struct Select {
+    ids: Vec<u32>,
+    n: usize,
+}
+
+impl<T: Float> Backward<T> for Select {
+    fn backward(&self, grads: &[Option<Arc<Vec<T>>>], inputs: &mut Inputs<'_, T>) -> Result<()> {
+        let Some(grad) = &grads[0] else { return Ok(()) };
+        let n = self.n;
         // Sorted by id, then by place: each row of the table adds up its own terms, always in the same order.
         let mut places: Vec<(u32, usize)> = self.ids.iter().copied().zip(0..).collect();
         places.sort_unstable();
-        let mut table_grad = vec![T::ZERO; table.elem_count()];
-        for_rows(&mut table_grad, n, |row, out| {
-            let first = places.partition_point(|(id, _)| (*id as usize) < row);
-            let own = places[first..]
-                .iter()
-                .take_while(|(id, _)| *id as usize == row);
-            for (_, place) in own {
-                for (out, grad) in out.iter_mut().zip(&grad[place * n..][..n]) {
-                    *out += *grad;
+        inputs.accumulate(0, |into, begun| {
+            for_rows(into, n, |row, into| {
+                if !begun {
+                    into.fill(T::ZERO);
                 }
-            }
-        });
-        Ok(Some(tensor(table_grad, table)?))
+                let first = places.partition_point(|(id, _)| (*id as usize) < row);
+                let own = places[first..]
+                    .iter()
+                    .take_while(|(id, _)| *id as usize == row);
+                for (_, place) in own {
+                    for (into, grad) in into.iter_mut().zip(&grad[place * n..][..n]) {
+                        *into += *grad;
+                    }
+                }
+            });
+            Ok(())
+        })
     }
 }

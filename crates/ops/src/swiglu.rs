@@ -1,11 +1,13 @@
 //! The gated activation of LLaMA's feed-forward block.
 
 use crate::float::{same_dtype, with_float};
-use crate::rows::{expect_dims, tensor, zip};
-use crate::{Float, Result, argument, data};
-use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
+use crate::rows::{GRAIN, expect_dims, put, zip};
+use crate::simd::vectorised;
+use crate::tape::{self, Backward, Inputs};
+use crate::{Float, Result, data, unwritten};
+use candle_core::Tensor;
 use rayon::prelude::*;
-use std::marker::PhantomData;
+use std::sync::Arc;
 
 /// silu(gate) * up, where silu(z) = z / (1 + exp(-z)); both of the same shape.
 ///
@@ -15,64 +17,56 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     expect_dims("swiglu", "up", up, gate.dims())?;
     same_dtype("swiglu", gate, &[("up", up)])?;
     let (gate, up) = (gate.contiguous()?, up.contiguous()?);
-    Ok(with_float!("swiglu", gate.dtype(), T => gate.apply_op2(&up, Swiglu::<T>(PhantomData)))?)
+    with_float!("swiglu", gate.dtype(), T => {
+        let y = zip(&data::<T>(&gate)?, &data::<T>(&up)?, |gate, up| gate * sigmoid(gate) * up);
+        let [y] = tape::record("swiglu", &[&gate, &up], [(y, gate.shape().clone())], Swiglu)?;
+        Ok(y)
+    })
 }
 
-struct Swiglu<T>(PhantomData<T>);
+struct Swiglu;
 
 #[inline(always)]
 fn sigmoid<T: Float>(z: T) -> T {
     T::ONE / (T::ONE + Float::exp(-z))
 }
 
-impl<T: Float> CustomOp2 for Swiglu<T> {
-    fn name(&self) -> &'static str {
-        "swiglu"
-    }
-
-    fn cpu_fwd(
-        &self,
-        gate: &CpuStorage,
-        gate_layout: &Layout,
-        up: &CpuStorage,
-        up_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let gate = argument::<T>(gate, gate_layout)?;
-        let up = argument::<T>(up, up_layout)?;
-        let y = zip(gate, up, |gate, up| gate * sigmoid(gate) * up);
-        Ok((T::storage(y), gate_layout.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        gate: &Tensor,
-        up: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let (g, gates, ups) = (data::<T>(&grad)?, data::<T>(gate)?, data::<T>(up)?);
-        let gate_grad = if gate.track_op() {
-            let mut slopes = zip(&g, &ups, |g, up| g * up);
-            slopes
-                .par_chunks_mut(4096)
-                .zip(gates.par_chunks(4096))
-                .for_each(|(slopes, gates)| {
-                    for (slope, gate) in slopes.iter_mut().zip(gates) {
-                        let s = sigmoid(*gate);
-                        *slope *= s * (T::ONE + *gate * (T::ONE - s));
-                    }
+impl<T: Float> Backward<T> for Swiglu {
+    fn backward(&self, grads: &[Option<Arc<Vec<T>>>], inputs: &mut Inputs<'_, T>) -> Result<()> {
+        let Some(g) = &grads[0] else { return Ok(()) };
+        let (gates, ups) = (inputs.data(0)?, inputs.data(1)?);
+        // Both gradients in one pass; the one that nobody wants is dropped.
+        let mut up_grad = unwritten::<T>(g.len());
+        let mut write = |gate_grad: &mut [T], begun: bool| {
+            gate_grad
+                .par_chunks_mut(GRAIN)
+                .zip(up_grad.par_chunks_mut(GRAIN))
+                .zip(g.par_chunks(GRAIN))
+                .zip(gates.par_chunks(GRAIN).zip(ups.par_chunks(GRAIN)))
+                .for_each(|(((gate_grad, up_grad), g), (gates, ups))| {
+                    vectorised(|| {
+                        let outputs = gate_grad.iter_mut().zip(up_grad);
+                        let known = g.iter().zip(gates.iter().zip(ups));
+                        for ((gate_grad, up_grad), (g, (gate, up))) in outputs.zip(known) {
+                            let s = sigmoid(*gate);
+                            let slope = *g * *up * s * (T::ONE + *gate * (T::ONE - s));
+                            put(gate_grad, slope, begun);
+                            *up_grad = *g * *gate * s;
+                        }
+                    });
                 });
-            Some(tensor(slopes, gate)?)
-        } else {
-            None
         };
-        let up_grad = if up.track_op() {
-            let slopes = zip(&gates, &g, |gate, g| g * gate * sigmoid(gate));
-            Some(tensor(slopes, up)?)
+        if inputs.wanted(0) {
+            inputs.accumulate(0, |into, begun| {
+                write(into, begun);
+                Ok(())
+            })?;
         } else {
-            None
-        };
-        Ok((gate_grad, up_grad))
+            write(&mut unwritten(g.len()), false);
+        }
+        if inputs.wanted(1) {
+            inputs.add(1, Arc::new(up_grad));
+        }
+        Ok(())
     }
 }

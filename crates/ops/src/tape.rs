@@ -5,8 +5,8 @@
 //! candle its outputs are functions of a hidden scalar, so candle's own operations can be mixed in anywhere: a region of
 //! them between two recorded operations is differentiated by candle, and its graph ends where ours begins.
 
-use crate::float::Buffer;
-use crate::{Error, Float, Result, data};
+use crate::float::{Buffer, unwritten};
+use crate::{Data, Error, Float, Result, data};
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Storage, Tensor, TensorId, Var};
 use std::collections::{HashMap, HashSet};
 use std::marker::PhantomData;
@@ -28,11 +28,19 @@ pub struct Inputs<'a, T> {
     dtype: PhantomData<T>,
 }
 
-impl<T: Float> Inputs<'_, T> {
+impl<'a, T: Float> Inputs<'a, T> {
     /// The input numbered `i`, contiguous.
     #[must_use]
     pub fn tensor(&self, i: usize) -> &Tensor {
         &self.tensors[i]
+    }
+
+    /// The numbers of the input numbered `i`.
+    ///
+    /// # Errors
+    /// If it is not contiguous, or of another dtype.
+    pub fn data(&self, i: usize) -> Result<Data<'a, T>> {
+        data(&self.tensors[i])
     }
 
     /// True if the gradient of this input is wanted.
@@ -41,8 +49,8 @@ impl<T: Float> Inputs<'_, T> {
         self.tensors[i].track_op()
     }
 
-    /// Lets `add` change the sum of an input's gradients in place: the second argument is false if nothing has been
-    /// added yet, and what the numbers are is then to be ignored (they are 0).
+    /// Lets `add` change the sum of an input's gradients in place. The second argument is false if nothing has been added
+    /// yet: every number must then be overwritten, and none be read.
     ///
     /// # Errors
     /// Those of `add`.
@@ -54,7 +62,7 @@ impl<T: Float> Inputs<'_, T> {
         let tensor = &self.tensors[i];
         let sum = self.sums.take::<T>(tensor.id());
         let begun = sum.is_some();
-        let mut sum = sum.unwrap_or_else(|| Arc::new(vec![T::ZERO; tensor.elem_count()]));
+        let mut sum = sum.unwrap_or_else(|| Arc::new(unwritten(tensor.elem_count())));
         add(Arc::make_mut(&mut sum).as_mut_slice(), begun)?;
         self.sums.put(tensor.id(), sum);
         Ok(())
