@@ -280,21 +280,40 @@ impl<T: Float> Attention<T> {
     }
 
     fn forward(&mut self, q: &[T], k: &[T], v: &[T]) -> Result<Vec<T>> {
-        let Sizes { batch, heads, kv_heads, tokens, keys, d, .. } = self.sizes;
+        let Sizes {
+            batch,
+            heads,
+            kv_heads,
+            tokens,
+            keys,
+            d,
+            ..
+        } = self.sizes;
         let this = &*self;
         let done: Vec<(Vec<T>, Vec<f64>)> = (0..batch * heads)
             .into_par_iter()
             .map(|at| {
                 let (row, head) = (at / heads, at % heads);
-                let kv = this.sizes.place(row, head / (heads / kv_heads), kv_heads, keys);
+                let kv = this
+                    .sizes
+                    .place(row, head / (heads / kv_heads), kv_heads, keys);
                 let q = this.copied(q, this.sizes.place(row, head, heads, tokens), row, tokens);
                 let k = this.copied(k, kv, row, keys);
                 this.head(row, &q, &k, &this.plain(v, kv, keys))
             })
             .collect::<Result<_>>()?;
         let mut out = unwritten(q.len());
-        self.scatter(&mut out, done.iter().map(|(out, _)| out.as_slice()), heads, tokens, d);
-        self.log_sums = done.into_iter().flat_map(|(_, log_sums)| log_sums).collect();
+        self.scatter(
+            &mut out,
+            done.iter().map(|(out, _)| out.as_slice()),
+            heads,
+            tokens,
+            d,
+        );
+        self.log_sums = done
+            .into_iter()
+            .flat_map(|(_, log_sums)| log_sums)
+            .collect();
         Ok(out)
     }
 
@@ -326,7 +345,7 @@ impl<T: Float> Attention<T> {
             let (queries, seen) = (of(block.first, block.count, d), block.keys.len());
             let keys = of(block.keys.start, seen, d);
             self.scores(row, block, &q[queries.clone()], &k[keys.clone()], scores)?;
-            vectorised(|| {
+            vectorised!({
                 for scores in scores.chunks_mut(seen) {
                     let max = max(scores);
                     for score in &mut *scores {
@@ -368,7 +387,7 @@ impl<T: Float> Attention<T> {
             let block_grad = Matrix::new(&grad[queries.clone()], count, d)?;
             let values = Matrix::new(v, seen, d)?;
             matmul_here(T::ONE, block_grad, values.transposed(), slopes)?;
-            vectorised(|| {
+            vectorised!({
                 // ds = p * (dp - sum(p * dp)).
                 let queries = probabilities.chunks_mut(seen).zip(slopes.chunks_mut(seen));
                 for ((scores, slopes), log_sum) in queries.zip(&log_sums[block.first..]) {
@@ -402,7 +421,15 @@ fn of(first: usize, count: usize, d: usize) -> Range<usize> {
 impl<T: Float> Backward<T> for Attention<T> {
     fn backward(&self, grads: &[Option<Arc<Vec<T>>>], inputs: &mut Inputs<'_, T>) -> Result<()> {
         let Some(grad) = &grads[0] else { return Ok(()) };
-        let Sizes { batch, heads, kv_heads, tokens, keys, d, .. } = self.sizes;
+        let Sizes {
+            batch,
+            heads,
+            kv_heads,
+            tokens,
+            keys,
+            d,
+            ..
+        } = self.sizes;
         let (q, k, v) = (inputs.data(0)?, inputs.data(1)?, inputs.data(2)?);
         let (q, k, v) = (&*q, &*k, &*v);
         let group = heads / kv_heads;
@@ -427,7 +454,11 @@ impl<T: Float> Backward<T> for Attention<T> {
                     &*self.plain(grad, place, tokens),
                     &self.log_sums[at * tokens..][..tokens],
                 );
-                let grads = Grads { q: q_grad, k: k_grad, v: v_grad };
+                let grads = Grads {
+                    q: q_grad,
+                    k: k_grad,
+                    v: v_grad,
+                };
                 self.head_back(row, known, given, grads)?;
                 self.turn_back(q_grad, row, tokens);
                 Ok(own)
@@ -435,7 +466,13 @@ impl<T: Float> Backward<T> for Attention<T> {
             .collect::<Result<_>>()?;
         if inputs.wanted(0) {
             let mut q_grad = unwritten(q.len());
-            self.scatter(&mut q_grad, found.iter().map(|[q, _, _]| q.as_slice()), heads, tokens, d);
+            self.scatter(
+                &mut q_grad,
+                found.iter().map(|[q, _, _]| q.as_slice()),
+                heads,
+                tokens,
+                d,
+            );
             inputs.add(0, Arc::new(q_grad));
         }
         // A key head adds up the heads that share it one after the other, so its bits are always the same.
@@ -458,7 +495,13 @@ impl<T: Float> Backward<T> for Attention<T> {
                 })
                 .collect();
             let mut grad = unwritten(k.len());
-            self.scatter(&mut grad, summed.iter().map(Vec::as_slice), kv_heads, keys, d);
+            self.scatter(
+                &mut grad,
+                summed.iter().map(Vec::as_slice),
+                kv_heads,
+                keys,
+                d,
+            );
             inputs.add(i, Arc::new(grad));
         }
         Ok(())

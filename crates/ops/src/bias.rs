@@ -3,6 +3,7 @@
 use crate::add::pass_on;
 use crate::float::{same_dtype, with_float};
 use crate::rows::{column_sums, expect_dims, for_rows, rows};
+use crate::simd::vectorised;
 use crate::tape::{self, Backward, Inputs};
 use crate::{Float, Result, data, unwritten};
 use candle_core::Tensor;
@@ -22,9 +23,11 @@ pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
         let mut y = unwritten(numbers.len());
         for_rows(&mut y, n, |row, y| {
             let x = &numbers[row * n..][..n];
-            for (y, (x, shift)) in y.iter_mut().zip(x.iter().zip(&*shift)) {
-                *y = *x + *shift;
-            }
+            vectorised!({
+                for (y, (x, shift)) in y.iter_mut().zip(x.iter().zip(&*shift)) {
+                    *y = *x + *shift;
+                }
+            });
         });
         drop((numbers, shift));
         let [y] = tape::record("add_bias", &[&x, &bias], [(y, x.shape().clone())], AddBias)?;

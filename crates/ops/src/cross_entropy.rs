@@ -2,6 +2,7 @@
 
 use crate::float::with_float;
 use crate::rows::{for_rows, map_rows, max, sum};
+use crate::simd::vectorised;
 use crate::tape::{self, Backward, Inputs};
 use crate::{Error, Float, Result, data, unwritten};
 use candle_core::{Shape, Tensor};
@@ -41,15 +42,13 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
 }
 
 /// The loss of every row, and log(sum(exp(logits))).
-pub(crate) fn losses<T: Float>(
-    logits: &[T],
-    vocab: usize,
-    targets: &[u32],
-) -> (Vec<T>, Vec<f64>) {
+pub(crate) fn losses<T: Float>(logits: &[T], vocab: usize, targets: &[u32]) -> (Vec<T>, Vec<f64>) {
     let log_sums = map_rows(targets.len(), vocab, |row| {
         let row = &logits[row * vocab..][..vocab];
-        let max = max(row);
-        max.to_f64() + sum(row, |x| Float::exp(x - max).to_f64()).ln()
+        vectorised!({
+            let max = max(row);
+            max.to_f64() + sum(row, |x| Float::exp(x - max).to_f64()).ln()
+        })
     });
     let target = |(row, target): (usize, &u32)| {
         T::from_f64(log_sums[row] - logits[row * vocab + *target as usize].to_f64())
@@ -71,9 +70,11 @@ impl<T: Float> Backward<T> for CrossEntropy {
         let mut logits_grad = unwritten::<T>(x.len());
         for_rows(&mut logits_grad, vocab, |row, out| {
             let log_sum = T::from_f64(self.log_sums[row]);
-            for (out, x) in out.iter_mut().zip(&x[row * vocab..][..vocab]) {
-                *out = Float::exp(*x - log_sum) * g[row];
-            }
+            vectorised!({
+                for (out, x) in out.iter_mut().zip(&x[row * vocab..][..vocab]) {
+                    *out = Float::exp(*x - log_sum) * g[row];
+                }
+            });
             out[self.targets[row] as usize] -= g[row];
         });
         inputs.add(0, Arc::new(logits_grad));

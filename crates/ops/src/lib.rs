@@ -43,9 +43,9 @@ mod scale;
 mod select;
 mod swiglu;
 
+pub use add::add;
 pub use attention::{attention, self_attention};
 pub use attention_mask::AttentionMask;
-pub use add::add;
 pub use bias::add_bias;
 pub use cross_entropy::cross_entropy;
 pub use dropout::{Dropout, dropout};

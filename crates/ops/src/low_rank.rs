@@ -77,13 +77,27 @@ impl<T: Float> Backward<T> for LowRank<T> {
         let (x, a, b) = (inputs.data(0)?, inputs.data(1)?, inputs.data(2)?);
         let &Self { scale, rank, ref h } = self;
         let (rows, n_in) = dims2(inputs.tensor(0));
-        let update = Update { x: &x, n_in, h, b: &b, scale: T::from_f64(scale), rank };
+        let update = Update {
+            x: &x,
+            n_in,
+            h,
+            b: &b,
+            scale: T::from_f64(scale),
+            rank,
+        };
         let wanted = [0, 1, 2].map(|i| inputs.wanted(i));
         let found = update_grads(&update, grad, wanted);
         if wanted[0] {
-            let (h, a) = (Matrix::new(&found.h, rows, rank)?, Matrix::new(&a, rank, n_in)?);
+            let (h, a) = (
+                Matrix::new(&found.h, rows, rank)?,
+                Matrix::new(&a, rank, n_in)?,
+            );
             inputs.accumulate(0, |into, begun| {
-                if begun { matmul_add(T::ONE, h, a, into) } else { matmul(h, a, into) }
+                if begun {
+                    matmul_add(T::ONE, h, a, into)
+                } else {
+                    matmul(h, a, into)
+                }
             })?;
         }
         for (i, grad) in [(1, found.a), (2, found.b)] {

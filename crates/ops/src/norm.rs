@@ -3,6 +3,7 @@
 use crate::add::pass_on;
 use crate::float::{same_dtype, with_float};
 use crate::rows::{column_sums, dot, expect_dims, for_rows, map_rows, put, rows, zip};
+use crate::simd::vectorised;
 use crate::tape::{self, Backward, Inputs};
 use crate::{Error, Float, Result, data, unwritten};
 use candle_core::Tensor;
@@ -29,12 +30,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 ///
 /// # Errors
 /// As [`rms_norm`], and if `y` has another shape or dtype than `x`.
-pub fn add_rms_norm(
-    x: &Tensor,
-    y: &Tensor,
-    weight: &Tensor,
-    eps: f64,
-) -> Result<(Tensor, Tensor)> {
+pub fn add_rms_norm(x: &Tensor, y: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
     check("add_rms_norm", x, weight, eps)?;
     expect_dims("add_rms_norm", "y", y, x.dims())?;
     same_dtype("add_rms_norm", x, &[("y", y)])?;
@@ -65,14 +61,16 @@ fn normed<T: Float>(x: &[T], weight: &[T], eps: f64) -> (Vec<T>, Vec<f64>) {
     let n = weight.len();
     let inverse = map_rows(x.len() / n, n, |row| {
         let x = &x[row * n..][..n];
-        1.0 / (dot(x, x) / n as f64 + eps).sqrt()
+        vectorised!(1.0 / (dot(x, x) / n as f64 + eps).sqrt())
     });
     let mut y = unwritten(x.len());
     for_rows(&mut y, n, |row, y| {
         let (x, inverse) = (&x[row * n..][..n], T::from_f64(inverse[row]));
-        for (y, (x, weight)) in y.iter_mut().zip(x.iter().zip(weight)) {
-            *y = *x * inverse * *weight;
-        }
+        vectorised!({
+            for (y, (x, weight)) in y.iter_mut().zip(x.iter().zip(weight)) {
+                *y = *x * inverse * *weight;
+            }
+        });
     });
     (y, inverse)
 }
@@ -112,35 +110,38 @@ impl RmsNorm {
     ) {
         let n = w.len();
         for_rows(into, n, |row, into| {
-            let (x, g) = (source.row(row * n..(row + 1) * n), &g[row * n..][..n]);
-            let mut lanes = [0f64; 8];
-            let ((x8, x_rest), (g8, g_rest), (w8, w_rest)) =
-                (x.as_chunks::<8>(), g.as_chunks::<8>(), w.as_chunks::<8>());
-            for (x, (g, w)) in x8.iter().zip(g8.iter().zip(w8)) {
-                for i in 0..8 {
-                    lanes[i] += (g[i] * w[i]).to_f64() * x[i].to_f64();
-                }
-            }
-            let mut total = lanes.iter().sum::<f64>();
-            for (x, (g, w)) in x_rest.iter().zip(g_rest.iter().zip(w_rest)) {
-                total += (*g * *w).to_f64() * x.to_f64();
-            }
-            let pull = T::from_f64(self.inverse[row].powi(3) * total / n as f64);
-            let inverse = T::from_f64(self.inverse[row]);
-            let own = x.iter().zip(g.iter().zip(w));
-            match passed {
-                Some(passed) => {
-                    let passed = &passed[row * n..][..n];
-                    for (into, ((x, (g, w)), passed)) in into.iter_mut().zip(own.zip(passed)) {
-                        put(into, *g * *w * inverse - *x * pull + *passed, begun);
+            let x = source.row(row * n..(row + 1) * n);
+            let (x, g) = (&*x, &g[row * n..][..n]);
+            vectorised!({
+                let mut lanes = [0f64; 8];
+                let ((x8, x_rest), (g8, g_rest), (w8, w_rest)) =
+                    (x.as_chunks::<8>(), g.as_chunks::<8>(), w.as_chunks::<8>());
+                for (x, (g, w)) in x8.iter().zip(g8.iter().zip(w8)) {
+                    for i in 0..8 {
+                        lanes[i] += (g[i] * w[i]).to_f64() * x[i].to_f64();
                     }
                 }
-                None => {
-                    for (into, (x, (g, w))) in into.iter_mut().zip(own) {
-                        put(into, *g * *w * inverse - *x * pull, begun);
+                let mut total = lanes.iter().sum::<f64>();
+                for (x, (g, w)) in x_rest.iter().zip(g_rest.iter().zip(w_rest)) {
+                    total += (*g * *w).to_f64() * x.to_f64();
+                }
+                let pull = T::from_f64(self.inverse[row].powi(3) * total / n as f64);
+                let inverse = T::from_f64(self.inverse[row]);
+                let own = x.iter().zip(g.iter().zip(w));
+                match passed {
+                    Some(passed) => {
+                        let passed = &passed[row * n..][..n];
+                        for (into, ((x, (g, w)), passed)) in into.iter_mut().zip(own.zip(passed)) {
+                            put(into, *g * *w * inverse - *x * pull + *passed, begun);
+                        }
+                    }
+                    None => {
+                        for (into, (x, (g, w))) in into.iter_mut().zip(own) {
+                            put(into, *g * *w * inverse - *x * pull, begun);
+                        }
                     }
                 }
-            }
+            });
         });
     }
 
@@ -157,7 +158,11 @@ impl RmsNorm {
 
 impl<T: Float> Backward<T> for RmsNorm {
     fn backward(&self, grads: &[Option<Arc<Vec<T>>>], inputs: &mut Inputs<'_, T>) -> Result<()> {
-        let (passed, normed) = if self.summed { (grads[0].as_ref(), 1) } else { (None, 0) };
+        let (passed, normed) = if self.summed {
+            (grads[0].as_ref(), 1)
+        } else {
+            (None, 0)
+        };
         let Some(g) = &grads[normed] else {
             if self.summed {
                 pass_on(grads, 0, inputs, &[0, 2]);
@@ -166,7 +171,10 @@ impl<T: Float> Backward<T> for RmsNorm {
         };
         let (x, w) = (inputs.data(0)?, inputs.data(1)?);
         let y = self.summed.then(|| inputs.data(2)).transpose()?;
-        let source = Source { x: &x, y: y.as_deref() };
+        let source = Source {
+            x: &x,
+            y: y.as_deref(),
+        };
         if inputs.wanted(1) {
             inputs.add(1, Arc::new(self.weight_slope(&source, g, w.len())));
         }
@@ -177,7 +185,14 @@ impl<T: Float> Backward<T> for RmsNorm {
             pass_on(&[Some(Arc::new(slope))], 0, inputs, &[0, 2]);
         } else if inputs.wanted(0) {
             inputs.accumulate(0, |into, begun| {
-                self.slope(&source, &w, g, passed.map(|passed| passed.as_slice()), into, begun);
+                self.slope(
+                    &source,
+                    &w,
+                    g,
+                    passed.map(|passed| passed.as_slice()),
+                    into,
+                    begun,
+                );
                 Ok(())
             })?;
         }

@@ -2,6 +2,7 @@
 
 use crate::float::with_float;
 use crate::rows::{dot, map_rows, rows, sum};
+use crate::simd::vectorised;
 use crate::tape::{self, Backward, Inputs};
 use crate::{Float, Result, data};
 use candle_core::{Shape, Tensor, WithDType as _};
@@ -53,7 +54,10 @@ pub fn row_norms_squared(x: &Tensor) -> Result<Vec<f64>> {
     with_float!("row_norms_squared", x.dtype(), T => {
         let x = data::<T>(&x)?;
         let x = &*x;
-        Ok(map_rows(count, n, |row| dot(&x[row * n..][..n], &x[row * n..][..n])))
+        Ok(map_rows(count, n, |row| {
+            let x = &x[row * n..][..n];
+            vectorised!(dot(x, x))
+        }))
     })
 }
 

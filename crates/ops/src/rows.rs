@@ -40,12 +40,12 @@ pub(crate) fn expect_dims(
     })
 }
 
-/// Calls `write(row, numbers)` for every row of `out`, each of length `n`.
+/// Calls `write(row, numbers)` for every row of `out`, each of length `n`; what is in it is for it to vectorise.
 pub(crate) fn for_rows<T: Float>(out: &mut [T], n: usize, write: impl Fn(usize, &mut [T]) + Sync) {
     out.par_chunks_mut(n)
         .with_min_len(GRAIN.div_ceil(n))
         .enumerate()
-        .for_each(|(row, numbers)| vectorised(|| write(row, numbers)));
+        .for_each(|(row, numbers)| write(row, numbers));
 }
 
 /// `value(row)` of every row, where a row costs about `n` operations.
@@ -57,7 +57,7 @@ pub(crate) fn map_rows<R: Send>(
     (0..rows)
         .into_par_iter()
         .with_min_len(GRAIN.div_ceil(n))
-        .map(|row| vectorised(|| value(row)))
+        .map(&value)
         .collect()
 }
 
@@ -73,7 +73,7 @@ pub(crate) fn zip<T: Float>(x: &[T], y: &[T], value: impl Fn(T, T) -> T + Sync) 
     out.par_chunks_mut(GRAIN)
         .zip(x.par_chunks(GRAIN).zip(y.par_chunks(GRAIN)))
         .for_each(|(out, (x, y))| {
-            vectorised(|| {
+            vectorised!({
                 for (out, (x, y)) in out.iter_mut().zip(x.iter().zip(y)) {
                     *out = value(*x, *y);
                 }
@@ -87,7 +87,7 @@ pub(crate) fn add_assign<T: Float>(into: &mut [T], x: &[T]) {
     into.par_chunks_mut(GRAIN)
         .zip(x.par_chunks(GRAIN))
         .for_each(|(into, x)| {
-            vectorised(|| {
+            vectorised!({
                 for (into, x) in into.iter_mut().zip(x) {
                     *into += *x;
                 }
@@ -108,11 +108,9 @@ pub(crate) fn column_sums<T: Float>(
         .for_each(|(block, out)| {
             let mut sums = [0f64; WIDTH];
             let columns = block * WIDTH..block * WIDTH + out.len();
-            vectorised(|| {
-                for row in 0..rows {
-                    add(row, columns.clone(), &mut sums);
-                }
-            });
+            for row in 0..rows {
+                add(row, columns.clone(), &mut sums);
+            }
             for (out, sum) in out.iter_mut().zip(sums) {
                 *out = T::from_f64(sum);
             }

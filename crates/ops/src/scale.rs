@@ -2,6 +2,7 @@
 
 use crate::float::{same_dtype, with_float};
 use crate::rows::{column_sums, expect_dims, for_rows, put, rows};
+use crate::simd::vectorised;
 use crate::tape::{self, Backward, Inputs};
 use crate::{Float, Result, data, unwritten};
 use candle_core::Tensor;
@@ -57,8 +58,10 @@ fn scale<T: Float>(x: &[T], factors: &[T], into: &mut [T], begun: bool) {
     let n = factors.len();
     for_rows(into, n, |row, into| {
         let x = &x[row * n..][..n];
-        for (into, (x, factor)) in into.iter_mut().zip(x.iter().zip(factors)) {
-            put(into, *x * *factor, begun);
-        }
+        vectorised!({
+            for (into, (x, factor)) in into.iter_mut().zip(x.iter().zip(factors)) {
+                put(into, *x * *factor, begun);
+            }
+        });
     });
 }

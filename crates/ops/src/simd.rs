@@ -67,9 +67,60 @@ impl Level {
     }
 }
 
-/// Runs `work` compiled for the level in use: whatever is inlined into it uses those instructions.
+/// Evaluates an expression compiled for the level in use: whatever is inlined into it uses those instructions. Loops that
+/// call closures are to be inside, since a closure is compiled for the oldest machine unless it is inlined.
+macro_rules! vectorised {
+    ($body:expr) => {
+        // The expression is written down once a level, so that each closure has one caller and is inlined there.
+        match $crate::simd::Level::used() {
+            #[cfg(target_arch = "x86_64")]
+            $crate::simd::Level::Avx512 => $crate::simd::with_avx512(|| $body),
+            #[cfg(target_arch = "x86_64")]
+            $crate::simd::Level::Avx2 => $crate::simd::with_avx2(|| $body),
+            _ => $body,
+        }
+    };
+}
+pub(crate) use vectorised;
+
+/// The caller has asked [`Level::used`].
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+pub(crate) fn with_avx512<R>(work: impl FnOnce() -> R) -> R {
+    // SAFETY: `Level::used` never says more than the machine has.
+    unsafe { avx512(Closure(work)) }
+}
+
+/// The caller has asked [`Level::used`].
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn with_avx2<R>(work: impl FnOnce() -> R) -> R {
+    // SAFETY: `Level::used` never says more than the machine has.
+    unsafe { avx2(Closure(work)) }
+}
+
+/// Work that is always inlined where it is called.
+pub(crate) trait Work {
+    type Output;
+
+    /// To be marked `#[inline(always)]`.
+    fn run(self) -> Self::Output;
+}
+
+struct Closure<F>(F);
+
+impl<R, F: FnOnce() -> R> Work for Closure<F> {
+    type Output = R;
+
+    #[inline(always)]
+    fn run(self) -> R {
+        (self.0)()
+    }
+}
+
+/// [`vectorised`] for work with a name.
+#[inline(always)]
+pub(crate) fn run<W: Work>(work: W) -> W::Output {
     match Level::used() {
         // SAFETY: `used` never says more than the machine has.
         #[cfg(target_arch = "x86_64")]
@@ -77,18 +128,18 @@ pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => unsafe { avx2(work) },
-        _ => work(),
+        _ => work.run(),
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
-fn avx512<R>(work: impl FnOnce() -> R) -> R {
-    work()
+fn avx512<W: Work>(work: W) -> W::Output {
+    work.run()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn avx2<R>(work: impl FnOnce() -> R) -> R {
-    work()
+fn avx2<W: Work>(work: W) -> W::Output {
+    work.run()
 }

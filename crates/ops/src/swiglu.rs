@@ -44,7 +44,7 @@ impl<T: Float> Backward<T> for Swiglu {
                 .zip(g.par_chunks(GRAIN))
                 .zip(gates.par_chunks(GRAIN).zip(ups.par_chunks(GRAIN)))
                 .for_each(|(((gate_grad, up_grad), g), (gates, ups))| {
-                    vectorised(|| {
+                    vectorised!({
                         let outputs = gate_grad.iter_mut().zip(up_grad);
                         let known = g.iter().zip(gates.iter().zip(ups));
                         for ((gate_grad, up_grad), (g, (gate, up))) in outputs.zip(known) {

@@ -105,13 +105,16 @@ pub fn record<T: Float, const N: usize>(
         for (numbers, shape) in outputs {
             tensors.push(Output::tensor(name, &node, T::storage(numbers), shape)?);
         }
-        node.outputs.get_or_init(|| tensors.iter().map(Tensor::id).collect());
+        node.outputs
+            .get_or_init(|| tensors.iter().map(Tensor::id).collect());
     } else {
         for (numbers, shape) in outputs {
             tensors.push(Tensor::from_vec(numbers, shape, &Device::Cpu)?);
         }
     }
-    Ok(tensors.try_into().expect("one tensor for each of N outputs"))
+    Ok(tensors
+        .try_into()
+        .expect("one tensor for each of N outputs"))
 }
 
 struct Node {
@@ -184,7 +187,7 @@ impl Output {
     fn tensor(
         name: &'static str,
         node: &Arc<Node>,
-            storage: CpuStorage,
+        storage: CpuStorage,
         shape: Shape,
     ) -> Result<Tensor> {
         let output = Arc::new(Self {
