@@ -10,6 +10,7 @@ use candle_core::quantized::k_quants::{
     BlockQ8_0, BlockQ8_1, BlockQ8K,
 };
 use half::{bf16, f16};
+use std::any::Any;
 use std::sync::Arc;
 
 /// A quantised type of GGUF. A row is a sequence of blocks, each a few small integers with a scale in common.
@@ -122,8 +123,16 @@ pub(crate) trait Decode: Send + Sync {
     /// The numbers from the `first` on, as many as `into` takes; both are whole blocks.
     fn decode(&self, first: usize, into: &mut [f32]);
 
+    /// How many numbers make a whole block.
+    fn block(&self) -> usize;
+
     /// Bytes in memory.
     fn bytes(&self) -> usize;
+
+    /// The numbers themselves if they are bf16, which some products take as they are.
+    fn bf16(&self) -> Option<&[bf16]> {
+        None
+    }
 }
 
 impl<T: Block> Decode for Vec<T> {
@@ -132,8 +141,17 @@ impl<T: Block> Decode for Vec<T> {
         T::to_float(&self[first..first + count], into);
     }
 
+    fn block(&self) -> usize {
+        T::BLCK_SIZE
+    }
+
     fn bytes(&self) -> usize {
         size_of_val(self.as_slice())
+    }
+
+    fn bf16(&self) -> Option<&[bf16]> {
+        let numbers: &dyn Any = self;
+        numbers.downcast_ref::<Vec<bf16>>().map(Vec::as_slice)
     }
 }
 

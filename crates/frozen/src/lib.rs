@@ -14,6 +14,7 @@
 mod blocks;
 mod embedding;
 mod error;
+mod kernels;
 mod linear;
 mod packed;
 mod product;
@@ -23,6 +24,7 @@ mod weights;
 pub use blocks::BlockType;
 pub use embedding::FrozenEmbedding;
 pub use error::{Error, Result};
+pub use kernels::{Compute, Direction};
 pub use linear::FrozenLinear;
 pub use stored::{Encoding, Stored};
 pub use weights::{TensorInfo, Weights};

@@ -1,9 +1,11 @@
 //! The frozen linear layer: a product whose weight is not part of the graph.
 
-use crate::product::{Dense, Product, ProductLowRank, ProductPlus};
+use crate::kernels::Direction;
+use crate::product::{Double, Factor as _, Product, ProductLowRank, ProductPlus, Single};
 use crate::stored::Form;
-use crate::{Encoding, Error, Result, Stored};
+use crate::{Compute, Encoding, Error, Result, Stored};
 use candle_core::{DType, Tensor};
+use lowrank_ops::gemm::Before;
 use lowrank_ops::{self as ops, Dropout};
 
 /// A linear layer that is never trained. Its operations own the weight, so candle sees one tracked argument and no
@@ -12,6 +14,7 @@ use lowrank_ops::{self as ops, Dropout};
 pub struct FrozenLinear {
     weight: Weight,
     bias: Option<Tensor>,
+    compute: Compute,
 }
 
 #[derive(Debug, Clone)]
@@ -39,6 +42,7 @@ impl FrozenLinear {
         Ok(Self {
             weight: Weight::Stored(weight),
             bias: bias.map(|bias| bias.detach()),
+            compute: Compute::F32,
         })
     }
 
@@ -48,6 +52,7 @@ impl FrozenLinear {
         Self {
             weight: Weight::Stored(weight),
             bias: None,
+            compute: Compute::F32,
         }
     }
 
@@ -60,6 +65,7 @@ impl FrozenLinear {
                 dims: (n_out, n_in),
             },
             bias: None,
+            compute: Compute::F32,
         }
     }
 
@@ -121,7 +127,21 @@ impl FrozenLinear {
         Self {
             weight: self.weight.clone(),
             bias,
+            compute: self.compute,
         }
+    }
+
+    /// The same layer with its products computed in another way. An f64 weight is an oracle and stays computed with in
+    /// f64, whatever this says.
+    #[must_use]
+    pub fn with_compute(self, compute: Compute) -> Self {
+        Self { compute, ..self }
+    }
+
+    /// What products are computed in; an f64 weight has this for its copies only.
+    #[must_use]
+    pub const fn compute(&self) -> Compute {
+        self.compute
     }
 
     /// y = x W^T + bias: `x` (.., n_in) -> (.., n_out).
@@ -132,10 +152,9 @@ impl FrozenLinear {
         let x = self.input(x)?;
         let y = match &self.form()?.0 {
             Form::Dense(weight) if weight.dtype() == DType::F64 => {
-                x.apply_op1(Product(Dense::<f64>::new(weight)))?
+                x.apply_op1(Product(Double::new(weight)))?
             }
-            Form::Dense(weight) => x.apply_op1(Product(Dense::<f32>::new(weight)))?,
-            Form::Packed(packed) => x.apply_op1(Product(packed.clone()))?,
+            _ => x.apply_op1(Product(self.single()?))?,
         };
         self.shifted(y)
     }
@@ -162,10 +181,9 @@ impl FrozenLinear {
         let (h, b) = (h.contiguous()?, b.contiguous()?);
         let y = match &self.form()?.0 {
             Form::Dense(weight) if weight.dtype() == DType::F64 => {
-                x.apply_op3(&h, &b, ProductPlus(Dense::<f64>::new(weight)))?
+                x.apply_op3(&h, &b, ProductPlus(Double::new(weight)))?
             }
-            Form::Dense(weight) => x.apply_op3(&h, &b, ProductPlus(Dense::<f32>::new(weight)))?,
-            Form::Packed(packed) => x.apply_op3(&h, &b, ProductPlus(packed.clone()))?,
+            _ => x.apply_op3(&h, &b, ProductPlus(self.single()?))?,
         };
         self.shifted(y)
     }
@@ -220,19 +238,40 @@ impl FrozenLinear {
         let (a, b) = (a.contiguous()?, b.contiguous()?);
         let y = match &self.form()?.0 {
             Form::Dense(weight) if weight.dtype() == DType::F64 => {
-                let op = ProductLowRank::new(Dense::<f64>::new(weight), scale, dropout);
+                let op = ProductLowRank::new(Double::new(weight), scale, dropout);
                 x.apply_op3(&a, &b, op)?
             }
-            Form::Dense(weight) => {
-                let op = ProductLowRank::new(Dense::<f32>::new(weight), scale, dropout);
-                x.apply_op3(&a, &b, op)?
-            }
-            Form::Packed(packed) => {
-                let op = ProductLowRank::new(packed.clone(), scale, dropout);
+            _ => {
+                let op = ProductLowRank::new(self.single()?, scale, dropout);
                 x.apply_op3(&a, &b, op)?
             }
         };
         self.shifted(y)
+    }
+
+    /// A product over slices, without bias: x W^T with `x` `[rows, n_in]` and `into` `[rows, n_out]`, or x W with the two
+    /// exchanged, in place of what `into` holds or added to it.
+    ///
+    /// # Errors
+    /// If the lengths do not fit, or the weight is absent or of f64.
+    pub fn product_into(
+        &self,
+        direction: Direction,
+        x: &[f32],
+        rows: usize,
+        before: Before,
+        into: &mut [f32],
+    ) -> Result<()> {
+        let weight = self.single()?;
+        match direction {
+            Direction::Forward => weight.forward(x, rows, None, before, into),
+            Direction::Backward => weight.backward(x, rows, None, before, into),
+        }
+    }
+
+    /// The weight as a factor of products in f32 or bf16.
+    fn single(&self) -> Result<Single> {
+        Ok(Single::new(self.form()?, self.compute))
     }
 
     fn form(&self) -> Result<&Stored> {

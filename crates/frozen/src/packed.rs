@@ -1,14 +1,12 @@
 //! Matrices in fewer bits than they are computed in: numbers become f32 a panel of rows at a time, never all at once.
 
 use crate::blocks::Decode;
-use crate::product::Factor;
+use crate::kernels::{Numbers, Weights};
 use crate::{BlockType, Encoding, Error, Result};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
-use lowrank_ops::gemm::{Matrix, matmul_add, matmul_columns};
 use rayon::prelude::*;
 use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// How many f32 numbers a panel may have, 1 MiB of them: what a core's cache holds. A row is never split.
@@ -72,6 +70,19 @@ impl Packed {
         self.numbers.bytes()
     }
 
+    pub(crate) const fn dims(&self) -> (usize, usize) {
+        self.dims
+    }
+
+    /// What the kernels read.
+    pub(crate) fn weights(&self) -> Weights<'_> {
+        let numbers = match self.numbers.bf16() {
+            Some(numbers) => Numbers::Bf16(numbers),
+            None => Numbers::Coded(&*self.numbers),
+        };
+        Weights::new(numbers, self.dims)
+    }
+
     /// The whole matrix in f32.
     pub(crate) fn to_dense(&self) -> Result<Tensor> {
         let mut dense = vec![0f32; self.dims.0 * self.dims.1];
@@ -93,13 +104,17 @@ impl Packed {
     }
 
     pub(crate) fn all_finite(&self) -> Result<bool> {
+        let (rows, columns) = self.dims;
+        let height = (PANEL / columns.max(1)).clamp(1, rows.max(1));
+        let mut scratch = vec![0f32; height * columns];
         let mut finite = true;
-        self.panels(|_, panel| {
+        for first in (0..rows).step_by(height) {
+            let panel = &mut scratch[..(rows - first).min(height) * columns];
+            self.decode(first, panel);
             finite &= panel
                 .par_chunks(GRAIN)
                 .all(|part| part.iter().fold(true, |all, x| all & x.is_finite()));
-            Ok(())
-        })?;
+        }
         Ok(finite)
     }
 
@@ -113,52 +128,6 @@ impl Packed {
             .with_min_len(GRAIN.div_ceil(columns))
             .enumerate()
             .for_each(|(row, into)| self.numbers.decode((first + row) * columns, into));
-    }
-
-    /// Calls `visit` with the rows of each panel and their numbers, from the first row to the last.
-    fn panels(&self, mut visit: impl FnMut(Range<usize>, &[f32]) -> Result<()>) -> Result<()> {
-        let (rows, columns) = self.dims;
-        let height = (PANEL / columns.max(1)).clamp(1, rows.max(1));
-        let mut scratch = vec![0f32; height * columns];
-        for first in (0..rows).step_by(height) {
-            let range = first..rows.min(first + height);
-            let panel = &mut scratch[..range.len() * columns];
-            self.decode(first, panel);
-            visit(range, panel)?;
-        }
-        Ok(())
-    }
-}
-
-impl Factor for Packed {
-    type Number = f32;
-
-    fn dims(&self) -> (usize, usize) {
-        self.dims
-    }
-
-    fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
-        let (n_out, n_in) = self.dims;
-        let mut y = vec![0f32; rows * n_out];
-        let x = Matrix::new(x, rows, n_in)?;
-        self.panels(|range, panel| {
-            let panel = Matrix::new(panel, range.len(), n_in)?;
-            matmul_columns(x, panel.transposed(), &mut y, n_out, range.start)?;
-            Ok(())
-        })?;
-        Ok(y)
-    }
-
-    fn backward(&self, grad: &[f32], rows: usize) -> Result<Vec<f32>> {
-        let (n_out, n_in) = self.dims;
-        let mut into = vec![0f32; rows * n_in];
-        let grad = Matrix::new(grad, rows, n_out)?;
-        self.panels(|range, panel| {
-            let panel = Matrix::new(panel, range.len(), n_in)?;
-            matmul_add(1.0, grad.columns(range)?, panel, &mut into)?;
-            Ok(())
-        })?;
-        Ok(into)
     }
 }
 

@@ -1,61 +1,177 @@
 //! The products of a frozen layer as operations of candle's graph: they own the weight, so that its gradient is never
 //! computed.
 
-use crate::Result;
+use crate::kernels::{Direction, Numbers, Operand, Update, Weights, product};
+use crate::stored::Form;
+use crate::{Compute, Result, Stored};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Shape, Tensor, WithDType};
-use lowrank_ops::gemm::{Matrix, matmul, matmul_add};
+use lowrank_ops::gemm::{Before, Matrix, matmul, matmul_add, matmul_onto};
+use lowrank_ops::simd::Level;
 use lowrank_ops::{Dropout, Float, argument, data};
 use std::borrow::Cow;
-use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 /// A weight `[n_out, n_in]` that can be multiplied with, whatever it is held in.
 pub(crate) trait Factor: Send + Sync {
-    /// What it is computed with in.
+    /// What inputs, outputs and sums are.
     type Number: Float;
 
     /// (n_out, n_in).
     fn dims(&self) -> (usize, usize);
 
-    /// x W^T: `[rows, n_in]` -> `[rows, n_out]`.
-    fn forward(&self, x: &[Self::Number], rows: usize) -> Result<Vec<Self::Number>>;
+    /// into = x W^T + h v: `[rows, n_in]` -> `[rows, n_out]`.
+    fn forward(
+        &self,
+        x: &[Self::Number],
+        rows: usize,
+        update: Option<Update<'_, Self::Number>>,
+        before: Before,
+        into: &mut [Self::Number],
+    ) -> Result<()>;
 
-    /// dX = G W: `[rows, n_out]` -> `[rows, n_in]`.
-    fn backward(&self, grad: &[Self::Number], rows: usize) -> Result<Vec<Self::Number>>;
+    /// into = G W + h v: `[rows, n_out]` -> `[rows, n_in]`.
+    fn backward(
+        &self,
+        grad: &[Self::Number],
+        rows: usize,
+        update: Option<Update<'_, Self::Number>>,
+        before: Before,
+        into: &mut [Self::Number],
+    ) -> Result<()>;
 }
 
-/// A contiguous matrix of `T`.
-pub(crate) struct Dense<T>(Tensor, PhantomData<T>);
+/// A contiguous matrix of f64, which is computed with in f64 whatever else is chosen: an oracle.
+pub(crate) struct Double(Tensor);
 
-impl<T> Dense<T> {
+impl Double {
     pub(crate) fn new(weight: &Tensor) -> Self {
-        Self(weight.clone(), PhantomData)
+        Self(weight.clone())
+    }
+
+    fn product(
+        &self,
+        direction: Direction,
+        x: &[f64],
+        rows: usize,
+        update: Option<Update<'_, f64>>,
+        before: Before,
+        into: &mut [f64],
+    ) -> Result<()> {
+        let (n_out, n_in) = self.dims();
+        let weight = data::<f64>(&self.0)?;
+        let weight = Matrix::new(&weight, n_out, n_in)?;
+        let (inner, right) = match direction {
+            Direction::Forward => (n_in, weight.transposed()),
+            Direction::Backward => (n_out, weight),
+        };
+        matmul_onto(before, 1.0, Matrix::new(x, rows, inner)?, right, into)?;
+        if let Some(Update { h, v }) = update {
+            matmul_add(1.0, h, v, into)?;
+        }
+        Ok(())
     }
 }
 
-impl<T: Float> Factor for Dense<T> {
-    type Number = T;
+impl Factor for Double {
+    type Number = f64;
 
     fn dims(&self) -> (usize, usize) {
         (self.0.dims()[0], self.0.dims()[1])
     }
 
-    fn forward(&self, x: &[T], rows: usize) -> Result<Vec<T>> {
-        let (n_out, n_in) = self.dims();
-        let mut y = vec![T::ZERO; rows * n_out];
-        let weight = data::<T>(&self.0)?;
-        let weight = Matrix::new(&weight, n_out, n_in)?;
-        matmul(Matrix::new(x, rows, n_in)?, weight.transposed(), &mut y)?;
-        Ok(y)
+    fn forward(
+        &self,
+        x: &[f64],
+        rows: usize,
+        update: Option<Update<'_, f64>>,
+        before: Before,
+        into: &mut [f64],
+    ) -> Result<()> {
+        self.product(Direction::Forward, x, rows, update, before, into)
     }
 
-    fn backward(&self, grad: &[T], rows: usize) -> Result<Vec<T>> {
-        let (n_out, n_in) = self.dims();
-        let mut into = vec![T::ZERO; rows * n_in];
-        let weight = data::<T>(&self.0)?;
-        let weight = Matrix::new(&weight, n_out, n_in)?;
-        matmul(Matrix::new(grad, rows, n_out)?, weight, &mut into)?;
-        Ok(into)
+    fn backward(
+        &self,
+        grad: &[f64],
+        rows: usize,
+        update: Option<Update<'_, f64>>,
+        before: Before,
+        into: &mut [f64],
+    ) -> Result<()> {
+        self.product(Direction::Backward, grad, rows, update, before, into)
+    }
+}
+
+/// A matrix in f32 or fewer bits, computed with in f32 or in bf16.
+pub(crate) struct Single {
+    weight: Stored,
+    compute: Compute,
+}
+
+impl Single {
+    /// The weight is not of f64.
+    pub(crate) fn new(weight: &Stored, compute: Compute) -> Self {
+        Self {
+            weight: weight.clone(),
+            compute,
+        }
+    }
+
+    fn product(
+        &self,
+        direction: Direction,
+        x: &[f32],
+        rows: usize,
+        update: Option<Update<'_, f32>>,
+        before: Before,
+        into: &mut [f32],
+    ) -> Result<()> {
+        let mut run = |weights| {
+            let operand = Operand {
+                weights,
+                direction,
+                compute: self.compute,
+                level: Level::used(),
+            };
+            product(operand, x, rows, update, before, into)
+        };
+        match &self.weight.0 {
+            Form::Dense(weight) => {
+                let numbers = data::<f32>(weight)?;
+                run(Weights::new(Numbers::F32(&numbers), self.dims()))
+            }
+            Form::Packed(packed) => run(packed.weights()),
+        }
+    }
+}
+
+impl Factor for Single {
+    type Number = f32;
+
+    fn dims(&self) -> (usize, usize) {
+        self.weight.dims()
+    }
+
+    fn forward(
+        &self,
+        x: &[f32],
+        rows: usize,
+        update: Option<Update<'_, f32>>,
+        before: Before,
+        into: &mut [f32],
+    ) -> Result<()> {
+        self.product(Direction::Forward, x, rows, update, before, into)
+    }
+
+    fn backward(
+        &self,
+        grad: &[f32],
+        rows: usize,
+        update: Option<Update<'_, f32>>,
+        before: Before,
+        into: &mut [f32],
+    ) -> Result<()> {
+        self.product(Direction::Backward, grad, rows, update, before, into)
     }
 }
 
@@ -68,7 +184,7 @@ impl<W: Factor> CustomOp1 for Product<W> {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let y = forward(&self.0, x, layout)?;
+        let y = forward(&self.0, x, layout, None)?;
         Ok((W::Number::storage(y), output_shape(&self.0, layout)))
     }
 
@@ -95,11 +211,11 @@ impl<W: Factor> CustomOp3 for ProductPlus<W> {
         b_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (n_out, rank) = b_layout.shape().dims2()?;
-        let mut y = forward(&self.0, x, x_layout)?;
         let rows = rows(x_layout.shape());
         let h = Matrix::new(argument::<W::Number>(h, h_layout)?, rows, rank)?;
         let b = Matrix::new(argument::<W::Number>(b, b_layout)?, n_out, rank)?;
-        matmul_add(W::Number::ONE, h, b.transposed(), &mut y)?;
+        let v = b.transposed();
+        let y = forward(&self.0, x, x_layout, Some(Update { h, v }))?;
         Ok((W::Number::storage(y), output_shape(&self.0, x_layout)))
     }
 
@@ -184,15 +300,17 @@ impl<W: Factor> CustomOp3 for ProductLowRank<W> {
         let (rank, n_in) = a_layout.shape().dims2()?;
         let (n_out, _) = b_layout.shape().dims2()?;
         let rows = rows(x_layout.shape());
-        let mut y = forward(&self.weight, x, x_layout)?;
-        let x = self.dropped(argument::<W::Number>(x, x_layout)?);
+        let dropped = self.dropped(argument::<W::Number>(x, x_layout)?);
         let a = Matrix::new(argument::<W::Number>(a, a_layout)?, rank, n_in)?;
         let b = Matrix::new(argument::<W::Number>(b, b_layout)?, n_out, rank)?;
         let mut down = vec![W::Number::ZERO; rows * rank];
-        matmul(Matrix::new(&x, rows, n_in)?, a.transposed(), &mut down)?;
+        let left = Matrix::new(&dropped, rows, n_in)?;
+        matmul(left, a.transposed(), &mut down)?;
         let scale = <W::Number as WithDType>::from_f64(self.scale);
-        let h = Matrix::new(&down, rows, rank)?;
-        matmul_add(scale, h, b.transposed(), &mut y)?;
+        let scaled: Vec<_> = down.iter().map(|number| scale * *number).collect();
+        let h = Matrix::new(&scaled, rows, rank)?;
+        let v = b.transposed();
+        let y = forward(&self.weight, x, x_layout, Some(Update { h, v }))?;
         // An op instance runs forward once, so the cell is empty.
         self.down.get_or_init(|| down);
         Ok((W::Number::storage(y), output_shape(&self.weight, x_layout)))
@@ -222,11 +340,15 @@ impl<W: Factor> CustomOp3 for ProductLowRank<W> {
         let down_of = |down_grad| Matrix::new(down_grad, rows, rank);
         let mut x_grad = None;
         if x.track_op() {
-            let mut into = self.weight.backward(&numbers, rows)?;
+            let mut into = vec![W::Number::ZERO; rows * n_in];
             let a = data::<W::Number>(a)?;
             let a = Matrix::new(&a, rank, n_in)?;
+            let h = down_of(&down_grad)?;
+            let update = self.dropout.is_none().then_some(Update { h, v: a });
+            self.weight
+                .backward(&numbers, rows, update, Before::Ignored, &mut into)?;
             match self.dropout {
-                None => matmul_add(W::Number::ONE, down_of(&down_grad)?, a, &mut into)?,
+                None => (),
                 Some(dropout) => {
                     let mut through = vec![W::Number::ZERO; rows * n_in];
                     matmul(down_of(&down_grad)?, a, &mut through)?;
@@ -262,14 +384,20 @@ fn forward<W: Factor>(
     weight: &W,
     x: &CpuStorage,
     layout: &Layout,
+    update: Option<Update<'_, W::Number>>,
 ) -> candle_core::Result<Vec<W::Number>> {
     let x = argument::<W::Number>(x, layout)?;
-    Ok(weight.forward(x, rows(layout.shape()))?)
+    let rows = rows(layout.shape());
+    let mut y = vec![W::Number::ZERO; rows * weight.dims().0];
+    weight.forward(x, rows, update, Before::Ignored, &mut y)?;
+    Ok(y)
 }
 
 fn input_gradient<W: Factor>(weight: &W, x: &Tensor, grad: &Tensor) -> candle_core::Result<Tensor> {
     let rows = rows(grad.shape());
-    let into = weight.backward(&data::<W::Number>(grad)?, rows)?;
+    let mut into = vec![W::Number::ZERO; rows * weight.dims().1];
+    let grad = data::<W::Number>(grad)?;
+    weight.backward(&grad, rows, None, Before::Ignored, &mut into)?;
     Tensor::from_vec(into, x.shape(), x.device())
 }
 

@@ -72,7 +72,6 @@ impl Stored {
     /// Rows and columns.
     #[must_use]
     pub fn dims(&self) -> (usize, usize) {
-        use crate::product::Factor as _;
         match &self.0 {
             Form::Dense(matrix) => (matrix.dims()[0], matrix.dims()[1]),
             Form::Packed(packed) => packed.dims(),

@@ -53,6 +53,22 @@ impl<'a, T: Float> Matrix<'a, T> {
         })
     }
 
+    /// (rows, columns).
+    #[must_use]
+    pub const fn dims(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// A number.
+    ///
+    /// # Panics
+    /// If the matrix has no such row or column.
+    #[must_use]
+    pub fn at(&self, row: usize, column: usize) -> T {
+        assert!(row < self.rows && column < self.columns, "no such number");
+        self.data[row * self.row_stride + column * self.column_stride]
+    }
+
     /// The same numbers with rows and columns exchanged.
     #[must_use]
     pub const fn transposed(self) -> Self {
@@ -101,6 +117,20 @@ pub fn matmul<T: Float>(a: Matrix<T>, b: Matrix<T>, c: &mut [T]) -> Result<()> {
         Before::Ignored,
         Parallelism::Rayon(0),
     )
+}
+
+/// c = factor * a b, added to what `c` holds or in its place.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn matmul_onto<T: Float>(
+    before: Before,
+    factor: T,
+    a: Matrix<T>,
+    b: Matrix<T>,
+    c: &mut [T],
+) -> Result<()> {
+    product(a, b, c, factor, before, Parallelism::Rayon(0))
 }
 
 /// Columns of c = a b: as many as `b` has, from `first` on, of a row-major `c` with `width` columns. The other columns
@@ -171,9 +201,11 @@ pub(crate) fn matmul_add_here<T: Float>(
 }
 
 /// What becomes of the numbers that the destination held.
-#[derive(Clone, Copy, PartialEq)]
-enum Before {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    /// They are overwritten, whatever they are.
     Ignored,
+    /// The product is added to them.
     Added,
 }
 

@@ -19,38 +19,31 @@ pub enum Level {
     Avx2,
     /// x86-64-v4: AVX-512 F, BW, CD, DQ, VL.
     Avx512,
+    /// AVX-512 with products of bf16 pairs that are summed in f32.
+    Avx512Bf16,
+    /// Tile registers with products of bf16 tiles that are summed in f32; on Linux only, which has to be asked for them.
+    Amx,
 }
 
-/// The environment variable that holds the choice below what the machine has: `portable`, `avx2` or `avx512`.
+/// The environment variable that holds the choice below what the machine has: `portable`, `avx2`, `avx512`,
+/// `avx512_bf16` or `amx`. The last two differ from `avx512` in products that are computed in bf16 only.
 pub const VARIABLE: &str = "LOWRANK_SIMD";
 
 impl Level {
     /// All, with the words of [`VARIABLE`].
-    pub const WORDS: [(&'static str, Self); 3] = [
+    pub const WORDS: [(&'static str, Self); 5] = [
         ("portable", Self::Portable),
         ("avx2", Self::Avx2),
         ("avx512", Self::Avx512),
+        ("avx512_bf16", Self::Avx512Bf16),
+        ("amx", Self::Amx),
     ];
 
-    /// The best that this machine has.
+    /// The best that this machine has. Found once per process.
     #[must_use]
     pub fn of_machine() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-            let avx512 = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512cd")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl");
-            if avx2 && avx512 {
-                return Self::Avx512;
-            }
-            if avx2 {
-                return Self::Avx2;
-            }
-        }
-        Self::Portable
+        static BEST: OnceLock<Level> = OnceLock::new();
+        *BEST.get_or_init(detect)
     }
 
     /// What is used: the machine's best, or less if [`VARIABLE`] says so. The variable is read once, by whoever asks
@@ -74,7 +67,7 @@ macro_rules! vectorised {
         // The expression is written down once a level, so that each closure has one caller and is inlined there.
         match $crate::simd::Level::used() {
             #[cfg(target_arch = "x86_64")]
-            $crate::simd::Level::Avx512 => $crate::simd::with_avx512(|| $body),
+            level if level >= $crate::simd::Level::Avx512 => $crate::simd::with_avx512(|| $body),
             #[cfg(target_arch = "x86_64")]
             $crate::simd::Level::Avx2 => $crate::simd::with_avx2(|| $body),
             _ => $body,
@@ -124,12 +117,93 @@ pub(crate) fn run<W: Work>(work: W) -> W::Output {
     match Level::used() {
         // SAFETY: `used` never says more than the machine has.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { avx512(work) },
+        level if level >= Level::Avx512 => unsafe { avx512(work) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => unsafe { avx2(work) },
         _ => work.run(),
     }
+}
+
+impl Level {
+    /// Runs `work` compiled for this level, or for the machine's best if that is less: whatever is inlined into it uses
+    /// those instructions.
+    #[inline(always)]
+    pub fn run<R>(self, work: impl FnOnce() -> R) -> R {
+        match self.min(Self::of_machine()) {
+            // SAFETY: no more than the machine has.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 | Self::Avx512Bf16 | Self::Amx => unsafe { avx512(Closure(work)) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { avx2(Closure(work)) },
+            _ => work(),
+        }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect() -> Level {
+    Level::Portable
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect() -> Level {
+    if !(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")) {
+        return Level::Portable;
+    }
+    let avx512 = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512cd")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl");
+    if !avx512 {
+        return Level::Avx2;
+    }
+    if !is_x86_feature_detected!("avx512bf16") {
+        return Level::Avx512;
+    }
+    if !tiles() {
+        return Level::Avx512Bf16;
+    }
+    Level::Amx
+}
+
+/// True if the processor multiplies tiles of bf16 and the system lets this process use them.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn tiles() -> bool {
+    use std::arch::asm;
+    use std::arch::x86_64::__cpuid_count;
+    // Leaf 7: bit 22 are products of bf16 tiles, bit 24 are tiles.
+    const BITS: u32 = 1 << 22 | 1 << 24;
+    let features = __cpuid_count(7, 0);
+    if features.edx & BITS != BITS {
+        return false;
+    }
+    // The tile registers are larger than all else that Linux saves of a thread, so it is asked for them once per
+    // process: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA). It refuses if it does not know them.
+    const ARCH_PRCTL: i64 = 158;
+    const REQUEST: u64 = 0x1023;
+    const TILE_DATA: u64 = 18;
+    let result: i64;
+    // SAFETY: the call reads and writes no memory of this process; registers that it changes are named.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") ARCH_PRCTL => result,
+            in("rdi") REQUEST,
+            in("rsi") TILE_DATA,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    result == 0
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn tiles() -> bool {
+    false
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -1,0 +1,515 @@
+//! A product: checked, split into parts for the threads, and computed part by part.
+#![expect(
+    unsafe_code,
+    reason = "threads write disjoint columns of one destination"
+)]
+
+use super::buffer::{Buffer, Part, Whole, as_halves, as_numbers, with_part, with_whole};
+use super::finish::{Addend, finish};
+use super::micro::{Micro, Tile};
+use super::pack::{Pack, interleave};
+use super::{Compute, Direction, Element, Update, Weights, convert};
+use crate::Result;
+use lowrank_ops as ops;
+use lowrank_ops::gemm::Before;
+use lowrank_ops::simd::Level;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// At most so many rows share the panels that a thread has packed. Packing takes as long as some fifty to a hundred rows.
+const ROWS: usize = 2048;
+
+/// Bytes of a row that a kernel runs through before the next tile: a tile's rows stay in the first cache.
+const DEPTH: usize = 1280;
+
+/// As above, of f32: there are fewer rows in a tile, and a panel's row is used for longer.
+const DEPTH_WIDE: usize = 3072;
+
+/// Bytes of the panels that a thread holds, a part of its second cache.
+const PANELS: usize = 3 << 18;
+
+/// Bytes of the left matrix that are converted at once.
+const LEFT: usize = 1 << 23;
+
+/// How many panels a part should at most have: more read the left matrix less often.
+const PART: usize = 8;
+
+/// Bf16 numbers of an f32: products of these pieces make up the product of two f32 but for its last bits.
+const PIECES: [(usize, usize); 6] = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0)];
+
+/// A weight and how a product with it is computed.
+#[derive(Clone, Copy)]
+pub(crate) struct Operand<'a> {
+    pub(crate) weights: Weights<'a>,
+    pub(crate) direction: Direction,
+    pub(crate) compute: Compute,
+    pub(crate) level: Level,
+}
+
+impl Operand<'_> {
+    /// (numbers of a row of the left matrix, columns of the product).
+    const fn dims(&self) -> (usize, usize) {
+        match self.direction {
+            Direction::Forward => (self.weights.columns, self.weights.rows),
+            Direction::Backward => (self.weights.rows, self.weights.columns),
+        }
+    }
+}
+
+/// into = x W^T + h v, or x W + h v, added to what `into` holds or in its place.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub(crate) fn product(
+    operand: Operand<'_>,
+    x: &[f32],
+    rows: usize,
+    update: Option<Update<'_, f32>>,
+    before: Before,
+    into: &mut [f32],
+) -> Result<()> {
+    let (inner, width) = operand.dims();
+    check("x", x.len(), rows, inner)?;
+    check("the destination", into.len(), rows, width)?;
+    if let Some(Update { h, v }) = update {
+        let ((h_rows, rank), (v_rank, v_columns)) = (h.dims(), v.dims());
+        if h_rows != rows || v_columns != width || rank != v_rank {
+            return Err(ops::Error::Shape {
+                op: "FrozenLinear",
+                what: "the update",
+                got: vec![h_rows, rank, v_rank, v_columns],
+                expected: format!("[{rows}, r] and [r, {width}]"),
+            }
+            .into());
+        }
+    }
+    if rows == 0 || width == 0 {
+        return Ok(());
+    }
+    with_whole(|whole| {
+        let plan = Plan::new(operand, rows);
+        for first in (0..rows).step_by(plan.rows) {
+            let range = first..rows.min(first + plan.rows);
+            let block = &x[range.start * inner..range.end * inner];
+            let into = &mut into[range.start * width..range.end * width];
+            plan.rows_of(block, range, update, before, into, whole);
+        }
+    });
+    Ok(())
+}
+
+fn check(what: &'static str, got: usize, rows: usize, columns: usize) -> Result<()> {
+    if rows.checked_mul(columns) == Some(got) {
+        return Ok(());
+    }
+    Err(ops::Error::Shape {
+        op: "FrozenLinear",
+        what,
+        got: vec![got],
+        expected: format!("{rows} * {columns} numbers"),
+    }
+    .into())
+}
+
+/// How a product is divided. Nothing here that touches the order of sums depends on the number of threads.
+struct Plan<'a> {
+    operand: Operand<'a>,
+    micro: Micro,
+    element: Element,
+    inner: usize,
+    width: usize,
+    /// Rows that share packed panels.
+    rows: usize,
+    /// Numbers along the inner dimension that a kernel runs through.
+    depth: usize,
+    /// Columns that a panel's borders must be multiples of.
+    step: usize,
+}
+
+/// The left matrix of a part of the inner dimension, as the kernel reads it.
+#[derive(Clone, Copy)]
+struct Left<'a> {
+    bytes: &'a [u8],
+    stride: usize,
+    /// Where the part begins within the inner dimension.
+    start: usize,
+    /// Bytes that the update takes, after the numbers of the first run of [`Plan::depth`].
+    update: usize,
+}
+
+/// What all threads share while they compute parts.
+struct Shared<'a> {
+    left: Left<'a>,
+    inner: Range<usize>,
+    rows: usize,
+    /// The rows of h from the first of these rows on, and its rank; none if it was added already.
+    update: Option<(&'a [f32], Update<'a, f32>)>,
+    /// True if the destination holds what is to be kept.
+    added: bool,
+    into: Destination,
+}
+
+/// The first number of a row-major matrix that threads write to.
+#[derive(Clone, Copy)]
+struct Destination(*mut f32);
+
+// SAFETY: threads write to columns and rows that only they were given.
+unsafe impl Send for Destination {}
+// SAFETY: as above.
+unsafe impl Sync for Destination {}
+
+impl<'a> Plan<'a> {
+    fn new(operand: Operand<'a>, rows: usize) -> Self {
+        let micro = Micro::new(operand.level, operand.compute);
+        let element = micro.element(operand.compute);
+        let (inner, width) = operand.dims();
+        let block = operand.weights.block();
+        // Along the rows of the weight, blocks must not be split: along the inner dimension of x W^T, across it of G W.
+        let (align, step) = match operand.direction {
+            Direction::Forward => (block.max(32).next_multiple_of(32), micro.width()),
+            Direction::Backward => (32, least_common_multiple(micro.width(), block)),
+        };
+        let deepest = match element {
+            Element::Bf16 => DEPTH / 2,
+            Element::F32 | Element::Rounded => DEPTH_WIDE / 4,
+        };
+        let depth = even(inner, deepest).next_multiple_of(align);
+        Self {
+            operand,
+            micro,
+            element,
+            inner,
+            width,
+            rows: even(rows, ROWS).next_multiple_of(micro.rows()),
+            depth,
+            step,
+        }
+    }
+
+    /// The product of some rows.
+    fn rows_of(
+        &self,
+        x: &[f32],
+        range: Range<usize>,
+        update: Option<Update<'_, f32>>,
+        before: Before,
+        into: &mut [f32],
+        whole: &mut Whole,
+    ) {
+        let rows = range.len();
+        let h = update.map(|Update { h, v }| {
+            let (_, rank) = h.dims();
+            let numbers = whole.update.numbers(rows * rank);
+            for row in 0..rows {
+                for column in 0..rank {
+                    numbers[row * rank + column] = h.at(range.start + row, column);
+                }
+            }
+            (&*numbers, Update { h, v })
+        });
+        let converted = self.element != Element::F32;
+        let at_once = if converted {
+            let row_bytes = self.depth * self.element.bytes();
+            (LEFT / (rows * row_bytes)).max(1) * self.depth
+        } else {
+            self.inner.max(1)
+        };
+        let destination = Destination(into.as_mut_ptr());
+        for start in (0..self.inner.max(1)).step_by(at_once) {
+            let inner = start..self.inner.min(start + at_once);
+            let update = h.filter(|_| start == 0);
+            let left = if converted {
+                self.convert(x, rows, inner.clone(), update, &mut whole.left)
+            } else {
+                Left {
+                    bytes: as_bytes(x),
+                    stride: 4 * self.inner,
+                    start: 0,
+                    update: 0,
+                }
+            };
+            self.threads(&Shared {
+                left,
+                inner,
+                rows,
+                update,
+                added: start > 0 || before == Before::Added,
+                into: destination,
+            });
+        }
+    }
+
+    /// The left matrix rounded to bf16, with the update's pieces after the first run if the kernel extends it.
+    fn convert<'b>(
+        &self,
+        x: &[f32],
+        rows: usize,
+        inner: Range<usize>,
+        update: Option<(&[f32], Update<'_, f32>)>,
+        buffer: &'b mut Buffer,
+    ) -> Left<'b> {
+        let level = self.operand.level;
+        let size = self.element.bytes();
+        let rank = update.map_or(0, |(_, update)| update.h.dims().1);
+        let extension = if self.micro.extends() {
+            (PIECES.len() * rank).next_multiple_of(32)
+        } else {
+            0
+        };
+        let first = inner.len().min(self.depth);
+        let padded = first.next_multiple_of(32);
+        let numbers = padded + extension + (inner.len() - first).next_multiple_of(32);
+        // An odd number of cache lines: rows of an even one would compete for the same places of the cache.
+        let lines = (numbers * size).div_ceil(64) | 1;
+        let height = rows.next_multiple_of(self.micro.rows());
+        let words = buffer.words(height * lines * 16);
+        words
+            .par_chunks_mut(lines * 16)
+            .enumerate()
+            .with_min_len(16)
+            .for_each(|(row, into)| {
+                // Rows that fill up the last tile have no number at all.
+                if row >= rows {
+                    into.fill(0);
+                    return;
+                }
+                let x = &x[row * self.inner..][inner.clone()];
+                let (head, tail) = x.split_at(first);
+                if self.element == Element::Rounded {
+                    convert::round_wide(level, x, &mut as_numbers(into)[..x.len()]);
+                    return;
+                }
+                let into = as_halves(into);
+                convert::round(level, head, &mut into[..first]);
+                into[first..padded + extension].fill(0);
+                if let (Some((h, _)), true) = (update, extension > 0) {
+                    for (column, h) in h[row * rank..(row + 1) * rank].iter().enumerate() {
+                        let pieces = convert::pieces(*h);
+                        for (i, (piece, _)) in PIECES.iter().enumerate() {
+                            into[padded + i * rank + column] = pieces[*piece];
+                        }
+                    }
+                }
+                let into = &mut into[padded + extension..];
+                convert::round(level, tail, &mut into[..tail.len()]);
+                into[tail.len()..].fill(0);
+            });
+        Left {
+            bytes: as_bytes(words),
+            stride: lines * 64,
+            start: inner.start,
+            update: extension * size,
+        }
+    }
+
+    /// Divides the columns, and the rows if columns are few, among the threads.
+    fn threads(&self, shared: &Shared<'_>) {
+        let threads = rayon::current_num_threads();
+        let steps = self.width.div_ceil(self.step);
+        let panels_of_step = self.step / self.micro.width();
+        let panel_bytes = self.depth * self.element.bytes() * self.micro.width();
+        let most = (PANELS / panel_bytes / panels_of_step).clamp(1, PART);
+        let tiles = shared.rows.div_ceil(self.micro.rows());
+        // Where threads would get different numbers of few panels they share all of them and divide the rows.
+        let uneven = steps < 4 * threads && !steps.is_multiple_of(threads);
+        let (columns, rows) = if uneven && tiles >= 2 * threads {
+            (steps.div_ceil(most), threads)
+        } else {
+            let rounds = steps.div_ceil(most * threads);
+            ((rounds * threads).min(steps), 1)
+        };
+        (0..columns * rows)
+            .into_par_iter()
+            .with_max_len(1)
+            .for_each(|part| {
+                let (column, row) = (part / rows, part % rows);
+                let piece = |count: usize, of: usize, i: usize| count * i / of;
+                let first = piece(steps, columns, column) * self.step;
+                let last = piece(steps, columns, column + 1) * self.step;
+                let height = self.micro.rows();
+                let upper = piece(tiles, rows, row) * height;
+                let lower = piece(tiles, rows, row + 1) * height;
+                with_part(|scratch| {
+                    self.part(
+                        shared,
+                        upper..lower.min(shared.rows),
+                        first..last.min(self.width),
+                        scratch,
+                    );
+                });
+            });
+    }
+
+    /// Some rows and columns of the product. Only this call writes to them.
+    fn part(
+        &self,
+        shared: &Shared<'_>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        scratch: &mut Part,
+    ) {
+        if rows.is_empty() || columns.is_empty() {
+            return;
+        }
+        let (width, size) = (self.micro.width(), self.element.bytes());
+        let level = self.operand.level;
+        let panels = columns.len().div_ceil(width);
+        let pack = Pack {
+            weights: self.operand.weights,
+            direction: self.operand.direction,
+            level,
+            element: self.element,
+            width,
+        };
+        let running = self.micro.start();
+        let mut tile = Tile([0.0; 1024]);
+        let mut start = shared.inner.start;
+        loop {
+            let inner = start..shared.inner.end.min(start + self.depth);
+            let first = start == shared.inner.start;
+            // Words of two bf16 are packed in sixteens, which the kernel relies on; f32 only as many as there are.
+            let packed = (inner.len() * size).div_ceil(64) * 16;
+            let extension = if first { shared.left.update / 4 } else { 0 };
+            let words = (packed + extension) * width;
+            let into = scratch.panels.words(panels * words);
+            pack.pack(
+                inner.clone(),
+                columns.clone(),
+                &mut scratch.rows,
+                into,
+                words,
+            );
+            let mut rank = 0;
+            let mut right: &[f32] = &[];
+            if let (Some((_, update)), true) = (shared.update, first) {
+                rank = update.h.dims().1;
+                if extension > 0 {
+                    let place = (packed * width, words);
+                    self.extend(update, columns.clone(), &mut scratch.rows, into, place);
+                } else {
+                    let numbers = scratch.update.numbers(panels * rank * width);
+                    spread(update, columns.clone(), width, numbers);
+                    right = numbers;
+                }
+            }
+            let into = &*into;
+            let depth = match self.element {
+                Element::F32 | Element::Rounded => inner.len(),
+                Element::Bf16 => packed + extension,
+            };
+            let skipped = if first { 0 } else { shared.left.update };
+            let offset = (start - shared.left.start) * size + skipped;
+            for row in rows.clone().step_by(self.micro.rows()) {
+                let count = (rows.end - row).min(self.micro.rows());
+                let left = &shared.left.bytes[row * shared.left.stride + offset..];
+                for panel in 0..panels {
+                    // SAFETY: the left matrix has `count` rows of the depth from here on, for AMX a multiple of 32 rows
+                    // and of 64 bytes; a panel has as many words per column as were packed.
+                    unsafe {
+                        self.micro.run(
+                            &running,
+                            left.as_ptr(),
+                            shared.left.stride,
+                            count,
+                            depth,
+                            &into[panel * words..(panel + 1) * words],
+                            &mut tile,
+                        );
+                    }
+                    let column = columns.start + panel * width;
+                    let wide = (columns.end - column).min(width);
+                    let destination = (row..row + count).map(|row| {
+                        // SAFETY: the destination has these rows and columns, and nobody else was given them.
+                        unsafe {
+                            let at = shared.into.0.add(row * self.width + column);
+                            std::slice::from_raw_parts_mut(at, wide)
+                        }
+                    });
+                    let addend = (rank > 0 && extension == 0).then(|| {
+                        let (h, _) = shared.update.expect("its rank was just read");
+                        Addend {
+                            left: &h[row * rank..(row + count) * rank],
+                            right: &right[panel * rank * width..(panel + 1) * rank * width],
+                            rank,
+                        }
+                    });
+                    let added = shared.added || !first;
+                    finish(level, &tile.0, width, added, addend.as_ref(), destination);
+                }
+            }
+            start += self.depth;
+            if start >= shared.inner.end {
+                break;
+            }
+        }
+    }
+
+    /// The pieces of v as further rows of the panels.
+    fn extend(
+        &self,
+        update: Update<'_, f32>,
+        columns: Range<usize>,
+        scratch: &mut Buffer,
+        into: &mut [u32],
+        (first, words): (usize, usize),
+    ) {
+        let width = self.micro.width();
+        let (rank, count) = (update.v.dims().0, columns.len());
+        let halves = as_halves(scratch.words((3 * rank * count).div_ceil(2)));
+        for row in 0..rank {
+            for (i, column) in columns.clone().enumerate() {
+                let pieces = convert::pieces(update.v.at(row, column));
+                for (j, piece) in pieces.into_iter().enumerate() {
+                    halves[(j * rank + row) * count + i] = piece;
+                }
+            }
+        }
+        let all = PIECES.len() * rank;
+        let of = |row: usize| -> &[u16] {
+            if row >= all {
+                return &[];
+            }
+            let (_, piece) = PIECES[row / rank];
+            &halves[(piece * rank + row % rank) * count..][..count]
+        };
+        for word in 0..all.next_multiple_of(32) / 2 {
+            let place = |panel: usize| panel * words + first + word * width;
+            let pair = (of(2 * word), of(2 * word + 1));
+            interleave(self.operand.level, pair, count, width, place, into);
+        }
+    }
+}
+
+/// The rows of v, a panel's columns after the other's; missing columns are zero.
+fn spread(update: Update<'_, f32>, columns: Range<usize>, width: usize, into: &mut [f32]) {
+    let (rank, _) = update.v.dims();
+    for (i, into) in into.iter_mut().enumerate() {
+        let (panel, row) = (i / width / rank, i / width % rank);
+        let column = columns.start + panel * width + i % width;
+        *into = if column < columns.end {
+            update.v.at(row, column)
+        } else {
+            0.0
+        };
+    }
+}
+
+/// The size of parts of a whole that are as even as possible and none larger than `most`; 1 of nothing.
+fn even(whole: usize, most: usize) -> usize {
+    whole.div_ceil(whole.div_ceil(most).max(1)).max(1)
+}
+
+fn least_common_multiple(a: usize, b: usize) -> usize {
+    let (mut x, mut y) = (a, b);
+    while y > 0 {
+        (x, y) = (y, x % y);
+    }
+    a / x * b
+}
+
+/// The bytes of words or numbers.
+fn as_bytes<T: Copy>(words: &[T]) -> &[u8] {
+    const { assert!(size_of::<T>() == 4, "f32 and u32 have no padding") };
+    // SAFETY: the types that this is called with are four bytes without padding.
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
+}
