@@ -14,10 +14,12 @@
 mod blocks;
 mod embedding;
 mod error;
+mod head;
 mod kernels;
 mod linear;
 mod packed;
 mod product;
+mod recorded;
 mod stored;
 mod weights;
 

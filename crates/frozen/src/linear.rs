@@ -1,9 +1,10 @@
 //! The frozen linear layer: a product whose weight is not part of the graph.
 
 use crate::kernels::Direction;
-use crate::product::{Double, Factor as _, Product, ProductLowRank, ProductPlus, Single};
+use crate::product::{Double, Factor as _, Single};
 use crate::stored::Form;
 use crate::{Compute, Encoding, Error, Result, Stored};
+use crate::{head, recorded};
 use candle_core::{DType, Tensor};
 use lowrank_ops::gemm::Before;
 use lowrank_ops::{self as ops, Dropout};
@@ -152,9 +153,9 @@ impl FrozenLinear {
         let x = self.input(x)?;
         let y = match &self.form()?.0 {
             Form::Dense(weight) if weight.dtype() == DType::F64 => {
-                x.apply_op1(Product(Double::new(weight)))?
+                recorded::product(Double::new(weight), &x)?
             }
-            _ => x.apply_op1(Product(self.single()?))?,
+            _ => recorded::product(self.single()?, &x)?,
         };
         self.shifted(y)
     }
@@ -181,9 +182,9 @@ impl FrozenLinear {
         let (h, b) = (h.contiguous()?, b.contiguous()?);
         let y = match &self.form()?.0 {
             Form::Dense(weight) if weight.dtype() == DType::F64 => {
-                x.apply_op3(&h, &b, ProductPlus(Double::new(weight)))?
+                recorded::product_plus(Double::new(weight), &x, &h, &b)?
             }
-            _ => x.apply_op3(&h, &b, ProductPlus(self.single()?))?,
+            _ => recorded::product_plus(self.single()?, &x, &h, &b)?,
         };
         self.shifted(y)
     }
@@ -238,15 +239,40 @@ impl FrozenLinear {
         let (a, b) = (a.contiguous()?, b.contiguous()?);
         let y = match &self.form()?.0 {
             Form::Dense(weight) if weight.dtype() == DType::F64 => {
-                let op = ProductLowRank::new(Double::new(weight), scale, dropout);
-                x.apply_op3(&a, &b, op)?
+                recorded::product_low_rank(Double::new(weight), &x, (&a, &b), scale, dropout)?
             }
-            _ => {
-                let op = ProductLowRank::new(self.single()?, scale, dropout);
-                x.apply_op3(&a, &b, op)?
-            }
+            _ => recorded::product_low_rank(self.single()?, &x, (&a, &b), scale, dropout)?,
         };
         self.shifted(y)
+    }
+
+    /// `-log softmax(y)[target]` of every row of y = x W^T + bias: `x` `[targets, n_in]` -> `[targets]`. Without a bias the
+    /// logits of all rows never exist at once, and the gradient of x is found along with the losses.
+    ///
+    /// # Errors
+    /// If `x` does not fit, or a target is not below n_out.
+    pub fn cross_entropy(&self, x: &Tensor, targets: &[u32]) -> Result<Tensor> {
+        let x = self.input(x)?;
+        let (n_out, n_in) = self.dims();
+        if x.dims() != [targets.len(), n_in] {
+            return Err(refuse("x", &x, format!("[{}, {n_in}]", targets.len())));
+        }
+        if self.bias.is_some() {
+            return Ok(ops::cross_entropy(&self.forward(&x)?, targets)?);
+        }
+        if let Some(target) = targets.iter().find(|target| **target as usize >= n_out) {
+            return Err(Error::Ops(ops::Error::Index {
+                op: "FrozenLinear::cross_entropy",
+                index: *target as usize,
+                len: n_out,
+            }));
+        }
+        match &self.form()?.0 {
+            Form::Dense(weight) if weight.dtype() == DType::F64 => {
+                head::cross_entropy(&Double::new(weight), &x, targets)
+            }
+            _ => head::cross_entropy(&self.single()?, &x, targets),
+        }
     }
 
     /// A product over slices, without bias: x W^T with `x` `[rows, n_in]` and `into` `[rows, n_out]`, or x W with the two

@@ -9,7 +9,7 @@ use crate::attention_mask::{AttentionMask, Block};
 use crate::float::{same_dtype, with_float};
 use crate::gemm::{Matrix, matmul_add_here, matmul_here};
 use crate::rotary::Rotary;
-use crate::rows::{add_assign, dot, expect_dims, max, sum};
+use crate::rows::{add_assign, dot, exp_and_sum, expect_dims, max};
 use crate::simd::vectorised;
 use crate::tape::{self, Backward, Inputs};
 use crate::{Error, Float, Result, RotaryTable, data, unwritten};
@@ -348,10 +348,7 @@ impl<T: Float> Attention<T> {
             vectorised!({
                 for scores in scores.chunks_mut(seen) {
                     let max = max(scores);
-                    for score in &mut *scores {
-                        *score = Float::exp(*score - max);
-                    }
-                    let total = sum(scores, |x| x.to_f64());
+                    let total = exp_and_sum(scores, max);
                     let share = T::from_f64(1.0 / total);
                     scores.iter_mut().for_each(|score| *score *= share);
                     log_sums.push(max.to_f64() + total.ln());

@@ -1,11 +1,12 @@
 //! The loss of classification and of language modelling.
 
 use crate::float::with_float;
-use crate::rows::{for_rows, map_rows, max, sum};
+use crate::rows::{exp_and_sum, for_rows, map_rows, max, sum};
 use crate::simd::vectorised;
 use crate::tape::{self, Backward, Inputs};
 use crate::{Error, Float, Result, data, unwritten};
 use candle_core::{Shape, Tensor};
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// `-log softmax(logits)[target]` of every row: `logits` `[n, vocab]`, one target a row -> `[n]`.
@@ -54,6 +55,39 @@ pub(crate) fn losses<T: Float>(logits: &[T], vocab: usize, targets: &[u32]) -> (
         T::from_f64(log_sums[row] - logits[row * vocab + *target as usize].to_f64())
     };
     (targets.iter().enumerate().map(target).collect(), log_sums)
+}
+
+/// The loss of every row of `logits` [targets, vocab], whose gradient, softmax(logits) - 1 at the target, then stands
+/// in its place. For operations that have the loss inside.
+///
+/// # Panics
+/// If the lengths do not fit or a target is not below `vocab`: callers have checked.
+#[must_use]
+pub fn losses_and_slopes<T: Float>(logits: &mut [T], vocab: usize, targets: &[u32]) -> Vec<T> {
+    assert_eq!(
+        logits.len(),
+        targets.len() * vocab,
+        "a row for every target"
+    );
+    logits
+        .par_chunks_mut(vocab)
+        .zip(targets)
+        .map(|(row, target)| {
+            let target = *target as usize;
+            let own = row[target];
+            let loss = vectorised!({
+                let max = max(row);
+                let total = exp_and_sum(row, max);
+                let share = T::from_f64(1.0 / total);
+                for x in row.iter_mut() {
+                    *x *= share;
+                }
+                T::from_f64(max.to_f64() + total.ln() - own.to_f64())
+            });
+            row[target] -= T::ONE;
+            loss
+        })
+        .collect()
 }
 
 struct CrossEntropy {

@@ -47,7 +47,7 @@ pub use add::add;
 pub use attention::{attention, self_attention};
 pub use attention_mask::AttentionMask;
 pub use bias::add_bias;
-pub use cross_entropy::cross_entropy;
+pub use cross_entropy::{cross_entropy, losses_and_slopes};
 pub use dropout::{Dropout, dropout};
 pub use error::{Error, Result};
 pub use float::{Buffer, Data, Float, argument, data, unwritten};

@@ -158,3 +158,32 @@ pub(crate) fn max<T: Float>(x: &[T]) -> T {
     }
     lanes.iter().chain(rest).fold(x[0], larger)
 }
+
+/// Puts e to the power of x - max in place of every x, and returns their sum: a few numbers at a time in their own
+/// precision, those sums in f64.
+#[inline(always)]
+pub(crate) fn exp_and_sum<T: Float>(x: &mut [T], max: T) -> f64 {
+    const LANES: usize = 16;
+    const TURNS: usize = 8;
+    let mut total = 0f64;
+    for x in x.chunks_mut(LANES * TURNS) {
+        let mut lanes = [T::ZERO; LANES];
+        let (chunks, rest) = x.as_chunks_mut::<LANES>();
+        for chunk in chunks {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                *x = Float::exp(*x - max);
+                *lane += *x;
+            }
+        }
+        for x in rest {
+            *x = Float::exp(*x - max);
+            total += x.to_f64();
+        }
+        let mut sums = [0f64; LANES];
+        for (sum, lane) in sums.iter_mut().zip(lanes) {
+            *sum = lane.to_f64();
+        }
+        total += sums.iter().sum::<f64>();
+    }
+    total
+}

@@ -1,0 +1,70 @@
+//! The output layer and its loss in one operation, so that the logits of all positions never exist at once.
+
+use crate::Result;
+use crate::product::Factor;
+use candle_core::{Shape, Tensor};
+use lowrank_ops as ops;
+use ops::gemm::Before;
+use ops::tape::{self, Backward, Inputs};
+use ops::{Float, data, losses_and_slopes, unwritten};
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// How many logits exist at once, unless a row has more: 64 MiB of f32.
+const LOGITS: usize = 1 << 24;
+
+/// `-log softmax(x W^T)[target]` of every row: `x` `[targets, n_in]` -> `[targets]`. The gradient of x is computed along
+/// with the losses, while the logits exist, and scaled when theirs arrive.
+pub(crate) fn cross_entropy<W: Factor>(weight: &W, x: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    let (vocab, n_in) = weight.dims();
+    let tracked = x.track_op();
+    let numbers = data::<W::Number>(x)?;
+    let height = (LOGITS / vocab).clamp(1, targets.len().max(1));
+    let mut logits = unwritten(height * vocab);
+    let mut losses = Vec::with_capacity(targets.len());
+    let mut slopes = unwritten(if tracked { numbers.len() } else { 0 });
+    for first in (0..targets.len()).step_by(height) {
+        let rows = first..targets.len().min(first + height);
+        let logits = &mut logits[..rows.len() * vocab];
+        let part = rows.start * n_in..rows.end * n_in;
+        weight.forward(
+            &numbers[part.clone()],
+            rows.len(),
+            None,
+            Before::Ignored,
+            logits,
+        )?;
+        losses.extend(losses_and_slopes(logits, vocab, &targets[rows.clone()]));
+        if tracked {
+            weight.backward(logits, rows.len(), None, Before::Ignored, &mut slopes[part])?;
+        }
+    }
+    drop(numbers);
+    let losses = [(losses, Shape::from(targets.len()))];
+    let op = HeadLoss { slopes, n_in };
+    let [losses] = tape::record("frozen_cross_entropy", &[x], losses, op)?;
+    Ok(losses)
+}
+
+struct HeadLoss<T> {
+    /// The gradient of x for losses that count once each.
+    slopes: Vec<T>,
+    n_in: usize,
+}
+
+impl<T: Float> Backward<T> for HeadLoss<T> {
+    fn backward(
+        &self,
+        grads: &[Option<Arc<Vec<T>>>],
+        inputs: &mut Inputs<'_, T>,
+    ) -> ops::Result<()> {
+        let Some(grad) = &grads[0] else { return Ok(()) };
+        let mut x_grad = self.slopes.clone();
+        x_grad
+            .par_chunks_mut(self.n_in)
+            .zip(grad.as_slice())
+            .for_each(|(row, grad)| row.iter_mut().for_each(|x| *x *= *grad));
+        inputs.add(0, Arc::new(x_grad));
+        Ok(())
+    }
+}
