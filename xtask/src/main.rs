@@ -1,6 +1,7 @@
 //! The project's chores: `cargo xtask <chore>`, see `cargo xtask --help`.
 #![expect(clippy::print_stderr, reason = "a chore says what it does")]
 
+mod bench;
 mod ci;
 mod fetch;
 mod new_family;
@@ -50,6 +51,8 @@ enum Chore {
         #[arg(long)]
         data_only: bool,
     },
+    /// Measures speed and memory, ours and with `--peer` PyTorch's in the same run: see docs/bench.md.
+    Bench(bench::Arguments),
     /// Makes `.peer`, a virtual environment with PyTorch, transformers and PEFT in the pinned versions.
     PeerEnv,
     /// Regenerates the golden files of the parity tests with `.peer`.
@@ -85,6 +88,7 @@ fn main() -> Result<()> {
                 pretrain::Make::All
             },
         ),
+        Chore::Bench(arguments) => bench::run(&root, arguments),
         Chore::PeerEnv => peer::environment(&root),
         Chore::Parity { check } => peer::parity(
             &root,

@@ -65,6 +65,25 @@ pub fn environment(root: &Path) -> Result<()> {
 
 /// Regenerates the golden files of the parity tests, or compares them with what would be generated.
 pub fn parity(root: &Path, mode: Mode) -> Result<()> {
+    let python = ready(root)?;
+    let mut command = Command::new(&python);
+    command.arg("tests/parity/generate.py").current_dir(root);
+    if mode == Mode::Check {
+        command.arg("--check");
+    }
+    let status = command.status()?;
+    ensure!(
+        status.success(),
+        "tests/parity/generate.py ended with {status}"
+    );
+    Ok(())
+}
+
+/// The interpreter of `.peer`.
+///
+/// # Errors
+/// If it is missing or lacks a package.
+pub fn ready(root: &Path) -> Result<PathBuf> {
     let python = python(root);
     if !python.exists() {
         bail!(
@@ -78,17 +97,7 @@ pub fn parity(root: &Path, mode: Mode) -> Result<()> {
         ".peer lacks {}: run `cargo xtask peer-env` first",
         missing.join(" ")
     );
-    let mut command = Command::new(&python);
-    command.arg("tests/parity/generate.py").current_dir(root);
-    if mode == Mode::Check {
-        command.arg("--check");
-    }
-    let status = command.status()?;
-    ensure!(
-        status.success(),
-        "tests/parity/generate.py ended with {status}"
-    );
-    Ok(())
+    Ok(python)
 }
 
 /// What becomes of the golden files.
