@@ -52,7 +52,7 @@ enum Chore {
         data_only: bool,
     },
     /// Measures speed and memory, ours and with `--peer` PyTorch's in the same run: see docs/bench.md.
-    Bench(bench::Arguments),
+    Bench(Box<bench::Arguments>),
     /// Makes `.peer`, a virtual environment with PyTorch, transformers and PEFT in the pinned versions.
     PeerEnv,
     /// Regenerates the golden files of the parity tests with `.peer`.
@@ -88,7 +88,7 @@ fn main() -> Result<()> {
                 pretrain::Make::All
             },
         ),
-        Chore::Bench(arguments) => bench::run(&root, arguments),
+        Chore::Bench(arguments) => bench::run(&root, *arguments),
         Chore::PeerEnv => peer::environment(&root),
         Chore::Parity { check } => peer::parity(
             &root,

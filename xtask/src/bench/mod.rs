@@ -1,8 +1,13 @@
 //! `cargo xtask bench`: seconds, memory and rates, ours and PyTorch's in the same run. See docs/bench.md.
 
 mod cell;
+mod decode;
+mod generate;
 mod growth;
+mod losses;
 mod machine;
+mod operations;
+mod ops;
 mod peers;
 mod plot;
 mod rate;
@@ -12,10 +17,13 @@ mod shapes;
 mod step;
 mod summary;
 mod table;
+mod training;
 
 use anyhow::{Context as _, Result, bail};
+use candle_core::{Device, Tensor};
 use cell::Request;
 use clap::{Args, Subcommand};
+use lowrank_ops::rng::{Key, Purpose};
 use machine::Machine;
 use report::{Cell, Line, Report};
 use serde_json::{Map, Value};
@@ -34,6 +42,12 @@ pub struct Arguments {
 enum What {
     /// Training steps: seconds, memory, and the share of the machine's own product rate.
     Step(step::Options),
+    /// Every operation, forward and backward, beside its composed twin and the machine's rates.
+    Ops(ops::Options),
+    /// Opening a base, the first token, attaching and switching adapters.
+    Load(generate::Options),
+    /// Greedy decoding, with an adapter in place and without.
+    Generate(generate::Options),
     /// One cell, in this process: what the others start.
     #[command(hide = true)]
     Cell {
@@ -100,18 +114,34 @@ pub fn run(root: &Path, arguments: Arguments) -> Result<()> {
     match arguments.what {
         Some(What::Cell { request }) => print_cell(root, &request),
         Some(What::Step(options)) => step::run(root, &options),
+        Some(What::Ops(options)) => ops::run(root, &options),
+        Some(What::Load(options)) => generate::run_load(root, &options),
+        Some(What::Generate(options)) => generate::run_generate(root, &options),
         None => {
-            let common = Common {
+            let common = || Common {
                 quick: true,
                 ..Common::default()
             };
             step::run(
                 root,
                 &step::Options {
-                    common,
+                    common: common(),
                     ..step::Options::default()
                 },
-            )
+            )?;
+            ops::run(
+                root,
+                &ops::Options {
+                    common: common(),
+                    ..ops::Options::default()
+                },
+            )?;
+            let options = generate::Options {
+                common: common(),
+                ..generate::Options::default()
+            };
+            generate::run_load(root, &options)?;
+            generate::run_generate(root, &options)
         }
     }
 }
@@ -145,8 +175,11 @@ fn print_cell(root: &Path, request: &str) -> Result<()> {
 /// Measures what a request says, in this process.
 fn measure_here(root: &Path, request: &Map<String, Value>) -> Result<Vec<Line>> {
     match word(request, "kind")? {
-        "step" => Ok(vec![step::measure(root, request)?]),
+        "step" => Ok(vec![training::measure(root, request)?]),
         "rate" => rate::measure(request),
+        "ops" => operations::measure(root, request),
+        "load" => Ok(vec![decode::load(root, request)?]),
+        "generate" => Ok(vec![decode::generate(root, request)?]),
         kind => bail!("unknown kind of cell `{kind}`"),
     }
 }
@@ -195,6 +228,14 @@ fn count(request: &Map<String, Value>, key: &str) -> Result<usize> {
     let value = request.get(key).and_then(Value::as_u64);
     let value = value.with_context(|| format!("the request has no `{key}`"))?;
     Ok(usize::try_from(value)?)
+}
+
+/// Normal numbers, the same every time.
+fn random(dims: &[usize]) -> Result<Tensor> {
+    let mut stream = Key::new(0, Purpose::Test).stream();
+    let count = dims.iter().product();
+    let numbers: Vec<f32> = (0..count).map(|_| stream.normal() as f32).collect();
+    Ok(Tensor::from_vec(numbers, dims, &Device::Cpu)?)
 }
 
 /// An object of these fields.

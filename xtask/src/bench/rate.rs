@@ -2,9 +2,9 @@
 
 use crate::bench::cell::Request;
 use crate::bench::report::{Cell, Line, Measure, Side};
-use crate::bench::{count, object, word};
+use crate::bench::{count, object, random, word};
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::DType;
 use lowrank_frozen::FrozenLinear;
 use lowrank_ops::gemm::{Matrix, matmul};
 use serde_json::{Map, Value, json};
@@ -55,9 +55,8 @@ pub fn measure(request: &Map<String, Value>) -> Result<Vec<Line>> {
     let repeats = count(request, "repeats")?;
     let bf16 = word(request, "precision")? == "bf16";
     let (tokens, n_out, n_in) = LAYER;
-    let device = Device::Cpu;
-    let x = Tensor::randn(0f32, 1.0, (tokens, n_in), &device)?;
-    let weight = Tensor::randn(0f32, 1.0, (n_out, n_in), &device)?;
+    let x = random(&[tokens, n_in])?;
+    let weight = random(&[n_out, n_in])?;
     let weight = weight.to_dtype(if bf16 { DType::BF16 } else { DType::F32 })?;
     let layer = FrozenLinear::new(weight, None)?;
     let mut lines = vec![line(
@@ -70,7 +69,7 @@ pub fn measure(request: &Map<String, Value>) -> Result<Vec<Line>> {
         },
     )?];
     if !bf16 {
-        let a: Vec<f32> = Tensor::randn(0f32, 1.0, SQUARE * SQUARE, &device)?.to_vec1()?;
+        let a: Vec<f32> = random(&[SQUARE * SQUARE])?.to_vec1()?;
         let mut c = vec![0f32; SQUARE * SQUARE];
         let matrix = Matrix::new(&a, SQUARE, SQUARE)?;
         lines.push(line(

@@ -3,11 +3,6 @@
 use crate::bench::record::Shown;
 use crate::bench::report::{Cell, FOREIGN, Ratio, Report, Side};
 use crate::bench::table::{number, percent, table};
-use anyhow::{Result, bail};
-use serde_json::Value;
-
-/// How far apart the losses of the first step may be, relative to the loss.
-const SAME_LOSS: f64 = 1e-4;
 
 /// The table.
 pub fn shown(report: &Report) -> Shown {
@@ -63,7 +58,8 @@ pub fn shown(report: &Report) -> Shown {
     }
 }
 
-fn steps(report: &Report) -> impl Iterator<Item = &Cell> {
+/// The cells of training steps.
+pub fn steps(report: &Report) -> impl Iterator<Item = &Cell> {
     report
         .cells
         .iter()
@@ -95,13 +91,25 @@ pub fn compare(report: &mut Report) {
             (&same_precision, of_same.as_str()),
             (&peers, "of any precision"),
         ] {
-            ratios.extend(fastest(peers).and_then(|peer| {
-                speed(
-                    ours,
-                    peer,
-                    &format!("tokens/s over the fastest peer {which}"),
-                )
-            }));
+            // The best may be one that was held up.
+            let held_up = peers.iter().any(|peer| peer.disturbed());
+            let mark = |ratio: Ratio| Ratio {
+                disturbed: ratio.disturbed || held_up,
+                ..ratio
+            };
+            ratios.extend(
+                fastest(peers)
+                    .and_then(|peer| {
+                        ratio(
+                            peer,
+                            ours,
+                            "step_seconds",
+                            &format!("tokens/s over the fastest peer {which}"),
+                            (ours, peer),
+                        )
+                    })
+                    .map(mark),
+            );
             ratios.extend(leanest(peers).and_then(|peer| {
                 memory(
                     ours,
@@ -129,7 +137,8 @@ pub fn compare(report: &mut Report) {
     report.ratios.extend(ratios);
 }
 
-fn same(one: &Cell, other: &Cell, axes: &[&str]) -> bool {
+/// Whether two cells agree in these axes.
+pub fn same(one: &Cell, other: &Cell, axes: &[&str]) -> bool {
     axes.iter()
         .all(|axis| one.axes.get(*axis) == other.axes.get(*axis))
 }
@@ -147,10 +156,6 @@ fn least<'a>(cells: &[&'a Cell], of: impl Fn(&Cell) -> Option<f64>) -> Option<&'
     known
         .min_by(|one, other| one.0.total_cmp(&other.0))
         .map(|(_, cell)| cell)
-}
-
-fn speed(ours: &Cell, peer: &Cell, what: &str) -> Option<Ratio> {
-    ratio(peer, ours, "step_seconds", what, (ours, peer))
 }
 
 /// The quotient of a time of two cells.
@@ -216,234 +221,5 @@ fn over_plain(
     )
 }
 
-/// Holds the first losses of all f32 cells of the same model and tokens together: B is 0, so each is the base model's own.
-/// Cells with rounded weights or products are not compared.
-///
-/// # Errors
-/// If two are further apart than rounding explains: then the timings are not of the same work.
-pub fn same_work(report: &Report) -> Result<()> {
-    let (worst, text) = losses(report);
-    eprint!("{text}");
-    if worst > SAME_LOSS {
-        bail!(
-            "the first losses of ours and the peer's are {worst:.1e} apart, at most {SAME_LOSS:.0e} is rounding"
-        );
-    }
-    Ok(())
-}
-
-/// The largest relative distance, and a line a pair.
-fn losses(report: &Report) -> (f64, String) {
-    let exact = |cell: &&Cell| {
-        let dtype = matches!(cell.axis("dtype"), "as-stored" | "f32" | "float32");
-        cell.axis("precision") == "f32"
-            && dtype
-            && cell.axes.get("autocast") != Some(&Value::Bool(true))
-    };
-    let (mut worst, mut text) = (0.0_f64, String::new());
-    for ours in steps(report)
-        .filter(exact)
-        .filter(|cell| cell.side == Side::Ours)
-    {
-        let peers = steps(report)
-            .filter(exact)
-            .filter(|cell| cell.side == Side::Peer);
-        for peer in peers.filter(|peer| same(ours, peer, &["model", "batch", "length"])) {
-            let (Some(one), Some(other)) = (ours.fact("first_loss"), peer.fact("first_loss"))
-            else {
-                continue;
-            };
-            let apart = ((one - other) / other).abs();
-            // A distance that is no number is the worst.
-            worst = if apart.is_nan() {
-                f64::INFINITY
-            } else {
-                worst.max(apart)
-            };
-            text.push_str(&format!(
-                "first loss: {} {one:.6}, {} {other:.6}, {apart:.1e} apart\n",
-                ours.name, peer.name
-            ));
-        }
-    }
-    (worst, text)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::bench::machine::Machine;
-    use crate::bench::object;
-    use crate::bench::report::{Line, Measure};
-    use serde_json::{Map, json};
-
-    fn cell(
-        name: &str,
-        side: Side,
-        axes: [&str; 3],
-        seconds: &[f64],
-        peak: f64,
-        loss: f64,
-    ) -> Cell {
-        let [family, dtype, precision] = axes;
-        Cell {
-            name: name.to_owned(),
-            side,
-            axes: object([
-                ("kind", json!("step")),
-                ("family", json!(family)),
-                ("dtype", json!(dtype)),
-                ("precision", json!(precision)),
-                ("batch", json!(4)),
-            ]),
-            rounds: vec![Line {
-                axes: Map::new(),
-                measures: vec![
-                    Measure::new("step_seconds", "s", seconds.to_vec()),
-                    Measure::new("peak_rss", "MiB", vec![peak]),
-                ],
-                facts: object([("first_loss", json!(loss))]),
-            }],
-            error: None,
-        }
-    }
-
-    fn report(cells: Vec<Cell>) -> Report {
-        Report {
-            benchmark: "step",
-            date: String::new(),
-            machine: Machine::default(),
-            versions: Map::new(),
-            commit: String::new(),
-            command: String::new(),
-            cells,
-            ratios: Vec::new(),
-            notes: Vec::new(),
-            fits: Vec::new(),
-        }
-    }
-
-    fn ratio_of<'a>(report: &'a Report, what: &str, cell: &str) -> &'a Ratio {
-        let found = report
-            .ratios
-            .iter()
-            .find(|ratio| ratio.what.starts_with(what) && ratio.cells.0 == cell);
-        found.expect("there is such a ratio")
-    }
-
-    #[test]
-    fn ours_is_held_against_the_best_peer() {
-        let mut report = report(vec![
-            cell(
-                "ours",
-                Side::Ours,
-                ["lora", "as-stored", "f32"],
-                &[2.0, 2.5, 3.0],
-                900.0,
-                11.0,
-            ),
-            cell(
-                "ours dora",
-                Side::Ours,
-                ["dora", "as-stored", "f32"],
-                &[3.0],
-                1000.0,
-                11.0,
-            ),
-            cell(
-                "eager",
-                Side::Peer,
-                ["lora", "float32", "f32"],
-                &[4.0, 5.0],
-                5800.0,
-                11.0,
-            ),
-            cell(
-                "compiled",
-                Side::Peer,
-                ["lora", "float32", "f32"],
-                &[3.75, 3.0, 4.0],
-                3600.0,
-                11.0,
-            ),
-            cell(
-                "bf16",
-                Side::Peer,
-                ["lora", "bfloat16", "bf16"],
-                &[1.25],
-                1800.0,
-                11.2,
-            ),
-        ]);
-        compare(&mut report);
-        let speed = ratio_of(&report, "tokens/s over the fastest peer in f32", "ours");
-        assert_eq!((speed.by_median, speed.by_min), (1.5, 1.5));
-        assert_eq!(speed.cells.1, "compiled");
-        assert_eq!(
-            ratio_of(&report, "tokens/s over the fastest peer of any", "ours").by_median,
-            0.5
-        );
-        assert_eq!(
-            ratio_of(&report, "peak memory over the leanest peer in f32", "ours").by_median,
-            0.25
-        );
-        assert_eq!(
-            ratio_of(&report, "peak memory over the leanest peer of any", "ours").by_median,
-            0.5
-        );
-        assert_eq!(
-            ratio_of(&report, "step time over LoRA's", "ours dora").by_median,
-            1.2
-        );
-        // No peer of that family ran.
-        assert_eq!(
-            report
-                .ratios
-                .iter()
-                .filter(|ratio| ratio.cells.0 == "ours dora")
-                .count(),
-            1
-        );
-    }
-
-    #[test]
-    fn other_work_is_noticed() {
-        let of = |loss| {
-            report(vec![
-                cell(
-                    "ours",
-                    Side::Ours,
-                    ["lora", "as-stored", "f32"],
-                    &[2.0],
-                    900.0,
-                    11.0,
-                ),
-                cell(
-                    "eager",
-                    Side::Peer,
-                    ["lora", "float32", "f32"],
-                    &[4.0],
-                    5800.0,
-                    loss,
-                ),
-                cell(
-                    "bf16",
-                    Side::Peer,
-                    ["lora", "bfloat16", "bf16"],
-                    &[1.5],
-                    1800.0,
-                    12.0,
-                ),
-            ])
-        };
-        assert!(same_work(&of(11.0005)).is_ok());
-        assert!(same_work(&of(11.01)).is_err());
-        assert!(same_work(&of(f64::NAN)).is_ok(), "JSON has no such number");
-        let text = shown(&of(11.0)).text;
-        assert!(
-            text.lines()
-                .any(|line| line.starts_with("ours") && line.contains("2.000")),
-            "{text}"
-        );
-    }
-}
+mod tests;
