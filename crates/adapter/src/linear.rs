@@ -215,6 +215,24 @@ impl Linear {
         checked(pass).map_err(|error: Error| error.at(&self.path))
     }
 
+    /// The cross-entropy of the layer's outputs with one target a row: `x` `[targets, n_in]` -> `[targets]`. Where the pass
+    /// changes nothing here, the logits of all rows never exist at once.
+    ///
+    /// # Errors
+    /// Any error below, with the module's path.
+    pub fn cross_entropy(&self, x: &Tensor, targets: &[u32], pass: &mut Pass) -> Result<Tensor> {
+        if self.is_changed_by(pass.selection()) {
+            let logits = self.forward(x, pass)?;
+            return Ok(ops::cross_entropy(&logits, targets)?);
+        }
+        let checked = |pass: &mut Pass| {
+            let losses = self.base.cross_entropy(x, targets)?;
+            pass.check(&losses)?;
+            Ok(losses)
+        };
+        checked(pass).map_err(|error: Error| error.at(&self.path))
+    }
+
     fn adapted(&self, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let selection = pass.selection().clone();
         let bias =
@@ -438,6 +456,16 @@ impl Norm {
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// (x + y, and [`Self::forward_rms`] of that sum): a residual and the norm after it.
+    ///
+    /// # Errors
+    /// As [`Self::forward_rms`], and if `y` has another shape than `x`.
+    pub fn add_forward_rms(&self, x: &Tensor, y: &Tensor, pass: &Pass) -> Result<(Tensor, Tensor)> {
+        let weight = self.weight.get(pass)?;
+        ops::add_rms_norm(x, y, &weight, self.eps)
+            .map_err(|error| Error::from(error).at(&self.path))
     }
 
     /// `x`: (.., hidden) -> the same shape, divided by its root mean square and scaled.

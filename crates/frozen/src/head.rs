@@ -19,7 +19,9 @@ pub(crate) fn cross_entropy<W: Factor>(weight: &W, x: &Tensor, targets: &[u32]) 
     let (vocab, n_in) = weight.dims();
     let tracked = x.track_op();
     let numbers = data::<W::Number>(x)?;
-    let height = (LOGITS / vocab).clamp(1, targets.len().max(1));
+    // Parts of nearly the same height: a last one of few rows would cost as much as a high one.
+    let parts = targets.len().div_ceil((LOGITS / vocab).max(1)).max(1);
+    let height = targets.len().div_ceil(parts).max(1);
     let mut logits = unwritten(height * vocab);
     let mut losses = Vec::with_capacity(targets.len());
     let mut slopes = unwritten(if tracked { numbers.len() } else { 0 });

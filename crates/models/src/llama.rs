@@ -106,25 +106,23 @@ impl Llama {
         pass: &mut Pass,
     ) -> AdapterResult<Tensor> {
         let (block, config) = (&self.blocks[i], &self.config);
-        let positions = &batch.tokens().positions;
-        let q = self.split(&block.q.forward(x, pass)?, config.num_attention_heads)?;
-        let k = self.split(&block.k.forward(x, pass)?, config.num_key_value_heads)?;
-        let v = self.split(&block.v.forward(x, pass)?, config.num_key_value_heads)?;
-        let q = ops::rotary(&q, &self.rotary, positions)?;
-        let k = ops::rotary(&k, &self.rotary, positions)?;
-        let (k, v, mask) = match kv {
-            Some(kv) => {
-                let (k, v) = kv.append(i, &k, &v)?;
-                (k, v, kv.mask(batch))
-            }
-            None => (k, v, causal_mask(batch)),
-        };
+        let turn = (&self.rotary, &*batch.tokens().positions);
         let scale = 1.0 / (config.head_dim as f64).sqrt();
-        let y = ops::attention(&q, &k, &v, &mask, scale)?.transpose(1, 2)?;
-        let (rows, tokens, ..) = y.dims4()?;
-        block
-            .o
-            .forward(&y.reshape((rows, tokens, config.query_size()))?, pass)
+        let q = block.q.forward(x, pass)?;
+        let k = block.k.forward(x, pass)?;
+        let v = block.v.forward(x, pass)?;
+        let y = match kv {
+            None => ops::self_attention(&q, &k, &v, turn, &causal_mask(batch), scale)?,
+            Some(kv) => {
+                let q = ops::rotary(&self.split(&q, config.num_attention_heads)?, turn.0, turn.1)?;
+                let k = ops::rotary(&self.split(&k, config.num_key_value_heads)?, turn.0, turn.1)?;
+                let (k, v) = kv.append(i, &k, &self.split(&v, config.num_key_value_heads)?)?;
+                let y = ops::attention(&q, &k, &v, &kv.mask(batch), scale)?.transpose(1, 2)?;
+                let (rows, tokens, ..) = y.dims4()?;
+                y.reshape((rows, tokens, config.query_size()))?
+            }
+        };
+        block.o.forward(&y, pass)
     }
 
     fn check_tokens(&self, ids: impl IntoIterator<Item = u32>, what: &str) -> AdapterResult<()> {
@@ -189,10 +187,10 @@ impl Model for Llama {
     ) -> AdapterResult<Tensor> {
         let block = &self.blocks[i];
         let x = block.input_norm.forward_rms(h, pass)?;
-        let h = (h + self.attend(i, &x, batch, kv, pass)?)?;
-        let x = block.post_norm.forward_rms(&h, pass)?;
+        let y = self.attend(i, &x, batch, kv, pass)?;
+        let (h, x) = block.post_norm.add_forward_rms(h, &y, pass)?;
         let gated = ops::swiglu(&block.gate.forward(&x, pass)?, &block.up.forward(&x, pass)?)?;
-        Ok((&h + block.down.forward(&gated, pass)?)?)
+        Ok(ops::add(&h, &block.down.forward(&gated, pass)?)?)
     }
 
     fn head(&self, h: &Tensor, batch: &Batch, ask: &Ask, pass: &mut Pass) -> AdapterResult<Tensor> {
@@ -212,10 +210,10 @@ impl Model for Llama {
         let (rows, tokens, hidden) = h.dims3()?;
         // Rows are picked first: neither norms nor logits of other positions ever exist.
         let x = ops::gather_rows(&h.reshape((rows * tokens, hidden))?, &positions)?;
-        let logits = self.head.forward(&self.norm.forward_rms(&x, pass)?, pass)?;
+        let x = self.norm.forward_rms(&x, pass)?;
         match ask {
-            Ask::Losses => Ok(ops::cross_entropy(&logits, &targets)?),
-            Ask::Logits(_) => Ok(logits),
+            Ask::Losses => self.head.cross_entropy(&x, &targets, pass),
+            Ask::Logits(_) => self.head.forward(&x, pass),
         }
     }
 }
