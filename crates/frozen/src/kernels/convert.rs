@@ -1,7 +1,6 @@
 //! f32 to bf16, the nearest with ties to even, and back.
 
 use half::bf16;
-use lowrank_ops::simd::Level;
 
 /// The bits of the nearest bf16. A NaN stays one.
 #[inline(always)]
@@ -23,40 +22,40 @@ pub(super) const fn widened(bits: u16) -> f32 {
     f32::from_bits((bits as u32) << 16)
 }
 
-/// Rounds numbers to bf16.
-pub(super) fn round(level: Level, from: &[f32], into: &mut [u16]) {
-    level.run(|| {
+leveled! {
+    /// Rounds numbers to bf16.
+    pub(super) fn round(from: &[f32], into: &mut [u16]) {
         for (into, from) in into.iter_mut().zip(from) {
             *into = rounded(*from);
         }
-    });
+    }
 }
 
-/// Rounds numbers to those that bf16 has.
-pub(super) fn round_wide(level: Level, from: &[f32], into: &mut [f32]) {
-    level.run(|| {
+leveled! {
+    /// Rounds numbers to those that bf16 has.
+    pub(super) fn round_wide(from: &[f32], into: &mut [f32]) {
         for (into, from) in into.iter_mut().zip(from) {
             *into = widened(rounded(*from));
         }
-    });
+    }
 }
 
-/// As [`round_wide`], in place.
-pub(super) fn round_in_place(level: Level, numbers: &mut [f32]) {
-    level.run(|| {
+leveled! {
+    /// As `round_wide`, in place.
+    pub(super) fn round_in_place(numbers: &mut [f32]) {
         for number in numbers {
             *number = widened(rounded(*number));
         }
-    });
+    }
 }
 
-/// Widens bf16 to f32.
-pub(super) fn widen(level: Level, from: &[bf16], into: &mut [f32]) {
-    level.run(|| {
+leveled! {
+    /// Widens bf16 to f32.
+    pub(super) fn widen(from: &[bf16], into: &mut [f32]) {
         for (into, from) in into.iter_mut().zip(from) {
             *into = widened(from.to_bits());
         }
-    });
+    }
 }
 
 /// Three bf16 whose sum is the f32, to its last bits. What is not finite is its own first piece.

@@ -5,8 +5,8 @@
 )]
 
 use super::buffer::{Buffer, Part, Whole, as_halves, as_numbers, with_part, with_whole};
-use super::finish::{Addend, finish};
-use super::micro::{Micro, Tile};
+use super::finish::{Addend, Place};
+use super::micro::{Micro, Running};
 use super::pack::{Pack, interleave};
 use super::{Compute, Direction, Element, Update, Weights, convert};
 use crate::Result;
@@ -20,7 +20,7 @@ use std::ops::Range;
 const ROWS: usize = 2048;
 
 /// Bytes of a row that a kernel runs through before the next tile: a tile's rows stay in the first cache.
-const DEPTH: usize = 1280;
+const DEPTH: usize = 1536;
 
 /// As above, of f32: there are fewer rows in a tile, and a panel's row is used for longer.
 const DEPTH_WIDE: usize = 3072;
@@ -352,17 +352,15 @@ impl<'a> Plan<'a> {
             return;
         }
         let (width, size) = (self.micro.width(), self.element.bytes());
-        let level = self.operand.level;
         let panels = columns.len().div_ceil(width);
         let pack = Pack {
             weights: self.operand.weights,
             direction: self.operand.direction,
-            level,
+            level: self.operand.level,
             element: self.element,
             width,
         };
-        let running = self.micro.start();
-        let mut tile = Tile([0.0; 1024]);
+        let mut running = Running::new(self.micro, self.operand.level);
         let mut start = shared.inner.start;
         loop {
             let inner = start..shared.inner.end.min(start + self.depth);
@@ -403,28 +401,8 @@ impl<'a> Plan<'a> {
                 let count = (rows.end - row).min(self.micro.rows());
                 let left = &shared.left.bytes[row * shared.left.stride + offset..];
                 for panel in 0..panels {
-                    // SAFETY: the left matrix has `count` rows of the depth from here on, for AMX a multiple of 32 rows
-                    // and of 64 bytes; a panel has as many words per column as were packed.
-                    unsafe {
-                        self.micro.run(
-                            &running,
-                            left.as_ptr(),
-                            shared.left.stride,
-                            count,
-                            depth,
-                            &into[panel * words..(panel + 1) * words],
-                            &mut tile,
-                        );
-                    }
                     let column = columns.start + panel * width;
                     let wide = (columns.end - column).min(width);
-                    let destination = (row..row + count).map(|row| {
-                        // SAFETY: the destination has these rows and columns, and nobody else was given them.
-                        unsafe {
-                            let at = shared.into.0.add(row * self.width + column);
-                            std::slice::from_raw_parts_mut(at, wide)
-                        }
-                    });
                     let addend = (rank > 0 && extension == 0).then(|| {
                         let (h, _) = shared.update.expect("its rank was just read");
                         Addend {
@@ -434,7 +412,16 @@ impl<'a> Plan<'a> {
                         }
                     });
                     let added = shared.added || !first;
-                    finish(level, &tile.0, width, added, addend.as_ref(), destination);
+                    let panel = &into[panel * words..(panel + 1) * words];
+                    // SAFETY: the destination has these rows and columns, and nobody else was given them. The left
+                    // matrix has `count` rows of the depth from here on, for AMX a multiple of 32 rows and of 64 bytes;
+                    // a panel has as many words per column as were packed.
+                    unsafe {
+                        let first = shared.into.0.add(row * self.width + column);
+                        let place = Place::new(first, self.width, count, wide);
+                        let left = (left.as_ptr(), shared.left.stride);
+                        running.tile(left, depth, panel, place, added, addend.as_ref());
+                    }
                 }
             }
             start += self.depth;
@@ -442,6 +429,7 @@ impl<'a> Plan<'a> {
                 break;
             }
         }
+        running.end();
     }
 
     /// The pieces of v as further rows of the panels.
@@ -473,9 +461,9 @@ impl<'a> Plan<'a> {
             &halves[(piece * rank + row % rank) * count..][..count]
         };
         for word in 0..all.next_multiple_of(32) / 2 {
-            let place = |panel: usize| panel * words + first + word * width;
             let pair = (of(2 * word), of(2 * word + 1));
-            interleave(self.operand.level, pair, count, width, place, into);
+            let into = &mut into[first + word * width..];
+            interleave(self.operand.level, pair, count, width, words, into);
         }
     }
 }

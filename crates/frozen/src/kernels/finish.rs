@@ -1,6 +1,5 @@
 //! What happens to a tile of sums on its way to the destination: what was there before is added, and the update.
-
-use lowrank_ops::simd::Level;
+#![expect(unsafe_code, reason = "a part of rows and columns is no slice")]
 
 /// Numbers that are handled at once.
 const LANES: usize = 16;
@@ -14,81 +13,85 @@ pub(super) struct Addend<'a> {
     pub(super) rank: usize,
 }
 
-/// Writes a tile, `width` numbers a row, to the rows of the destination. Each row of `into` is as long as there are
-/// columns.
-pub(super) fn finish<'a>(
-    level: Level,
-    tile: &[f32],
-    width: usize,
-    added: bool,
-    addend: Option<&Addend<'_>>,
-    into: impl Iterator<Item = &'a mut [f32]>,
-) {
-    let fused = level.min(Level::of_machine()) >= Level::Avx2;
-    level.run(|| {
-        if fused {
-            rows::<true>(tile, width, added, addend, into);
-        } else {
-            rows::<false>(tile, width, added, addend, into);
+/// Some rows and columns of a row-major matrix that nobody else writes to.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) first: *mut f32,
+    pub(super) stride: usize,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+}
+
+impl Place {
+    /// # Safety
+    /// The matrix outlives the value, its rows lie `stride` numbers apart and there are as many rows and columns from
+    /// `first` on, which nobody else reads or writes meanwhile.
+    pub(super) unsafe fn new(first: *mut f32, stride: usize, rows: usize, columns: usize) -> Self {
+        Self {
+            first,
+            stride,
+            rows,
+            columns,
         }
-    });
+    }
+}
+
+leveled! {
+    /// Writes a tile, `width` numbers a row.
+    pub(super) fn finish(
+        tile: &[f32],
+        width: usize,
+        added: bool,
+        addend: Option<&Addend<'_>>,
+        place: Place,
+    ) {
+        for (row, tile) in tile.chunks_exact(width).take(place.rows).enumerate() {
+            // SAFETY: promised where the place was made.
+            let into = unsafe {
+                std::slice::from_raw_parts_mut(place.first.add(row * place.stride), place.columns)
+            };
+            let update = match addend {
+                Some(addend) => (&addend.left[row * addend.rank..][..addend.rank], addend.right),
+                None => (&[][..], &[][..]),
+            };
+            let (whole, rest) = into.as_chunks_mut::<LANES>();
+            for (chunk, into) in whole.iter_mut().enumerate() {
+                let mut sums = [0f32; LANES];
+                sums.copy_from_slice(&tile[chunk * LANES..(chunk + 1) * LANES]);
+                if added {
+                    for (sum, before) in sums.iter_mut().zip(&*into) {
+                        *sum += *before;
+                    }
+                }
+                for (left, right) in update.0.iter().zip(update.1.chunks_exact(width)) {
+                    let right = &right[chunk * LANES..(chunk + 1) * LANES];
+                    for (sum, right) in sums.iter_mut().zip(right) {
+                        *sum = multiplied_and_added::<FUSED>(*left, *right, *sum);
+                    }
+                }
+                *into = sums;
+            }
+            let first = whole.len() * LANES;
+            for (column, into) in rest.iter_mut().enumerate() {
+                let column = first + column;
+                let mut sum = tile[column];
+                if added {
+                    sum += *into;
+                }
+                for (left, right) in update.0.iter().zip(update.1.chunks_exact(width)) {
+                    sum = multiplied_and_added::<FUSED>(*left, right[column], sum);
+                }
+                *into = sum;
+            }
+        }
+    }
 }
 
 #[inline(always)]
-fn rows<'a, const FUSED: bool>(
-    tile: &[f32],
-    width: usize,
-    added: bool,
-    addend: Option<&Addend<'_>>,
-    into: impl Iterator<Item = &'a mut [f32]>,
-) {
-    for (row, (into, tile)) in into.zip(tile.chunks_exact(width)).enumerate() {
-        let update = addend.map(|addend| {
-            let left = &addend.left[row * addend.rank..(row + 1) * addend.rank];
-            (left, addend.right)
-        });
-        let (whole, rest) = into.as_chunks_mut::<LANES>();
-        let (sums, last) = tile.as_chunks::<LANES>();
-        for (chunk, (into, sums)) in whole.iter_mut().zip(sums).enumerate() {
-            let mut sums = *sums;
-            if added {
-                for (sum, before) in sums.iter_mut().zip(&*into) {
-                    *sum += *before;
-                }
-            }
-            if let Some((left, right)) = update {
-                let right = right.chunks_exact(width);
-                for (left, right) in left.iter().zip(right) {
-                    let right = &right[chunk * LANES..(chunk + 1) * LANES];
-                    for (sum, right) in sums.iter_mut().zip(right) {
-                        *sum = if FUSED {
-                            left.mul_add(*right, *sum)
-                        } else {
-                            left * right + *sum
-                        };
-                    }
-                }
-            }
-            *into = sums;
-        }
-        debug_assert!(last.is_empty());
-        let first = whole.len() * LANES;
-        for (column, into) in rest.iter_mut().enumerate() {
-            let column = first + column;
-            let mut sum = tile[column];
-            if added {
-                sum += *into;
-            }
-            if let Some((left, right)) = update {
-                for (left, right) in left.iter().zip(right.chunks_exact(width)) {
-                    sum = if FUSED {
-                        left.mul_add(right[column], sum)
-                    } else {
-                        left * right[column] + sum
-                    };
-                }
-            }
-            *into = sum;
-        }
+fn multiplied_and_added<const FUSED: bool>(a: f32, b: f32, sum: f32) -> f32 {
+    if FUSED {
+        a.mul_add(b, sum)
+    } else {
+        a * b + sum
     }
 }

@@ -1,6 +1,7 @@
 //! Which kernel computes a tile.
 #![expect(unsafe_code, reason = "kernels take pointers")]
 
+use super::finish::{Addend, Place, finish};
 use super::{Compute, Element, micro_portable};
 #[cfg(target_arch = "x86_64")]
 use super::{micro_amx, micro_avx2, micro_avx512};
@@ -22,13 +23,6 @@ pub(super) enum Micro {
     Avx512Bf16,
     #[cfg(target_arch = "x86_64")]
     Amx,
-}
-
-/// What a thread has to hold while it runs kernels.
-pub(super) enum Running {
-    Nothing,
-    #[cfg(target_arch = "x86_64")]
-    Tiles(micro_amx::Tiles),
 }
 
 /// Sums of the rows at the first pointer, as many bytes apart, over as many words, with the panel at the second pointer,
@@ -94,57 +88,105 @@ impl Micro {
             _ => false,
         }
     }
+}
 
-    /// To be called on the thread that runs kernels.
-    pub(super) fn start(self) -> Running {
-        match self {
-            // SAFETY: the kernel is chosen only where the machine has AMX and the system allows it.
+/// A kernel at work on one thread.
+pub(super) struct Running {
+    micro: Micro,
+    level: Level,
+    /// Two, because one may be on its way to its destination while the other is computed.
+    tiles: [Tile; 2],
+    #[cfg(target_arch = "x86_64")]
+    amx: Option<Amx>,
+}
+
+/// Configured tile registers, and the tile that is not yet written.
+#[cfg(target_arch = "x86_64")]
+struct Amx {
+    tiles: micro_amx::Tiles,
+    /// Which of the two tiles it is, where it goes, and whether it is added there.
+    pending: Option<(usize, Place, bool)>,
+}
+
+impl Running {
+    pub(super) fn new(micro: Micro, level: Level) -> Self {
+        Self {
+            micro,
+            level,
+            tiles: [Tile([0.0; 1024]), Tile([0.0; 1024])],
             #[cfg(target_arch = "x86_64")]
-            Self::Amx => Running::Tiles(unsafe { micro_amx::Tiles::configure() }),
-            _ => Running::Nothing,
+            amx: (micro == Micro::Amx).then(|| Amx {
+                // SAFETY: the kernel is chosen only where the machine has AMX and the system allows it.
+                tiles: unsafe { micro_amx::Tiles::configure() },
+                pending: None,
+            }),
         }
     }
 
-    /// Sums of `count` rows with a panel.
+    /// Sums of as many rows as the place has, with a panel, written there or added to what is there, with the addend.
+    /// The last tile may only be there after [`Self::end`].
     ///
     /// # Safety
-    /// `left` leads to `count` rows (AMX: to 32) of `words` words, `stride` bytes apart, and `panel` to `words` rows of
-    /// [`Self::width`] words; a word is an f32 or two bf16. `count` is at least 1 and at most [`Self::rows`]. For AMX
-    /// `words` is a multiple of 16.
-    pub(super) unsafe fn run(
-        self,
-        running: &Running,
-        left: *const u8,
-        stride: usize,
-        count: usize,
+    /// `left` leads to the place's rows (AMX: to 32) of `words` words, `stride` bytes apart, and `panel` to `words` rows
+    /// of [`Micro::width`] words; a word is an f32 or two bf16. The place has at most [`Micro::rows`] rows and
+    /// [`Micro::width`] columns, at least one of each. For AMX `words` is a multiple of 16, and there is no addend.
+    pub(super) unsafe fn tile(
+        &mut self,
+        (left, stride): (*const u8, usize),
         words: usize,
         panel: &[u32],
-        tile: &mut Tile,
+        place: Place,
+        added: bool,
+        addend: Option<&Addend<'_>>,
     ) {
-        debug_assert!(panel.len() >= words * self.width(), "a panel is too short");
+        let width = self.micro.width();
+        debug_assert!(panel.len() >= words * width, "a panel is too short");
         let panel = panel.as_ptr().cast::<f32>();
-        let tile = tile.0.as_mut_ptr();
-        let kernels: &[Kernel] = match self {
-            Self::Portable => &micro_portable::KERNELS,
+        let kernels: &[Kernel] = match self.micro {
+            Micro::Portable => &micro_portable::KERNELS,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => &micro_avx2::KERNELS,
+            Micro::Avx2 => &micro_avx2::KERNELS,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => &micro_avx512::KERNELS,
+            Micro::Avx512 => &micro_avx512::KERNELS,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16 => &micro_avx512::PAIRS,
+            Micro::Avx512Bf16 => &micro_avx512::PAIRS,
             #[cfg(target_arch = "x86_64")]
-            Self::Amx => {
-                let Running::Tiles(tiles) = running else {
-                    unreachable!("another kernel was started")
-                };
+            Micro::Amx => {
+                let amx = self.amx.as_mut().expect("configured with this kernel");
                 let steps = 2 * words / micro_amx::STEP;
-                // SAFETY: the caller's.
-                unsafe { micro_amx::run(tiles, left, stride, steps, panel.cast(), tile) };
+                let next = amx.pending.map_or(0, |(used, _, _)| 1 - used);
+                let pending = amx.pending.map(|(used, place, added)| micro_amx::Pending {
+                    tile: self.tiles[used].0.as_ptr(),
+                    place,
+                    added,
+                });
+                let tile = self.tiles[next].0.as_mut_ptr();
+                // SAFETY: the caller's; whoever has AMX has AVX-512 too, and the pending tile is the other one.
+                unsafe {
+                    let left = (left, stride);
+                    micro_amx::run(&amx.tiles, left, steps, panel.cast(), tile, pending);
+                }
+                amx.pending = Some((next, place, added));
                 return;
             }
         };
+        let tile = &mut self.tiles[0].0;
         // SAFETY: the caller's; a kernel is chosen only where the machine has its instructions, and a tile has room for
         // every kernel's rows and columns.
-        unsafe { kernels[count - 1](left, stride, words, panel, tile) };
+        unsafe { kernels[place.rows - 1](left, stride, words, panel, tile.as_mut_ptr()) };
+        finish(self.level, tile, width, added, addend, place);
+    }
+
+    /// Writes what is still to be written.
+    pub(super) fn end(self) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(amx) = &self.amx
+            && let Some((used, place, added)) = amx.pending
+        {
+            let tile = self.tiles[used].0.as_ptr();
+            let pending = micro_amx::Pending { tile, place, added };
+            // SAFETY: as where the tile was computed.
+            unsafe { pending.finish(0..micro_amx::ROWS) };
+        }
     }
 }

@@ -154,9 +154,9 @@ impl Pack<'_> {
                     }
                     let lower = self.halves(row, &inner, row_range(row), low);
                     let upper = self.halves(row + 1, &inner, row_range(row + 1), high);
-                    let place = |panel: usize| panel * words + word * self.width;
-                    let pair = (lower, upper);
-                    interleave(self.level, pair, columns.len(), self.width, place, into);
+                    let into = &mut into[word * self.width..];
+                    let (pair, count) = ((lower, upper), columns.len());
+                    interleave(self.level, pair, count, self.width, words, into);
                 }
             }
         }
@@ -204,19 +204,19 @@ impl Pack<'_> {
     }
 }
 
-/// Writes two rows of `count` numbers as words, the first in the lower half of each, to the panels' places. A row
-/// without numbers is zero.
-pub(super) fn interleave(
-    level: Level,
-    (lower, upper): (&[u16], &[u16]),
-    count: usize,
-    width: usize,
-    place: impl Fn(usize) -> usize,
-    into: &mut [u32],
-) {
-    level.run(|| {
-        for first in (0..count).step_by(width) {
-            let into = &mut into[place(first / width)..][..width];
+leveled! {
+    /// Writes two rows of `count` numbers as words, the first in the lower half of each, to panels that are `words`
+    /// apart. A row without numbers is zero.
+    pub(super) fn interleave(
+        pair: (&[u16], &[u16]),
+        count: usize,
+        width: usize,
+        words: usize,
+        into: &mut [u32],
+    ) {
+        let (lower, upper) = pair;
+        for (panel, first) in (0..count).step_by(width).enumerate() {
+            let into = &mut into[panel * words..][..width];
             let columns = first..count.min(first + width);
             match (lower.get(columns.clone()), upper.get(columns)) {
                 (Some(lower), Some(upper)) => {
@@ -232,7 +232,7 @@ pub(super) fn interleave(
                 _ => into.fill(0),
             }
         }
-    });
+    }
 }
 
 /// The bits of bf16.

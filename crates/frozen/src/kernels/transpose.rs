@@ -24,12 +24,11 @@ pub(super) unsafe fn transpose(
         match level.min(Level::of_machine()) {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 | Level::Avx512Bf16 | Level::Amx => avx512(rows, halves, into, stride),
-            level => level.run(|| portable(rows, halves, into, stride)),
+            _ => portable(rows, halves, into, stride),
         }
     }
 }
 
-#[inline(always)]
 unsafe fn portable(rows: &[*const u16; 16], halves: usize, into: *mut u32, stride: usize) {
     let (words, written) = (halves / 2, halves.div_ceil(32) * 16);
     for (i, row) in rows.iter().enumerate() {
