@@ -47,6 +47,7 @@ pub use error::{Error, Result, nearest};
 pub use family::{AnyFamily, Attachment, Family};
 pub use gate::{GateId, Mask, RankGate, Revival};
 pub use linear::{Embedding, Linear, Norm, Weight};
+pub use lowrank_frozen::Compute;
 pub use lowrank_ops::{AttentionMask, Kind, Param, ParamInfo, Tracking};
 pub use model::{Ask, Batch, KvCache, Model, Part, Tokens, UNSUPERVISED, causal_mask, run};
 pub use number::{Finite, Probability};

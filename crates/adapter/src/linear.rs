@@ -3,7 +3,7 @@
 use crate::adapter::{Adapter, Merge, Merged};
 use crate::{Error, Pass, Result, Selection};
 use candle_core::{DType, Tensor};
-use lowrank_frozen::{FrozenEmbedding, FrozenLinear};
+use lowrank_frozen::{Compute, FrozenEmbedding, FrozenLinear};
 use lowrank_ops::{self as ops, Param};
 use std::sync::Arc;
 
@@ -191,6 +191,11 @@ impl Linear {
     #[must_use]
     pub fn base(&self) -> &FrozenLinear {
         &self.base
+    }
+
+    /// Chooses what the frozen layer's products are computed in.
+    pub fn set_compute(&mut self, compute: Compute) {
+        self.base = self.base.clone().with_compute(compute);
     }
 
     /// The adapter of that name, if it has one here.

@@ -3,7 +3,7 @@
 use crate::paths::absolute;
 use crate::{Error, Result, hub};
 use candle_core::DType;
-use lowrank_adapter::Model;
+use lowrank_adapter::{Compute, Model, Part};
 use lowrank_data::{ChatTemplate, Tokenizer};
 use lowrank_format::{
     Checkpoint, Fingerprint, Gguf, HubId, Safetensors, atomic_write_file, copy_side_files,
@@ -59,6 +59,14 @@ impl Files {
 }
 
 impl Base {
+    /// Chooses what products with frozen weights are computed in.
+    pub fn set_compute(&mut self, compute: Compute) {
+        self.model.parts(&mut |part| match part {
+            Part::Linear(linear) | Part::Head(linear) => linear.set_compute(compute),
+            Part::Embedding(_) | Part::Norm(_) => {}
+        });
+    }
+
     /// Opens an embedded model by its name, a folder in Hugging Face layout, a GGUF file, or a repository of the hub
     /// (`org/name[@revision]`). `tiny` is always the embedded model, and a folder of that name is `./tiny`; anything else
     /// that exists as a path is never looked for on the hub.

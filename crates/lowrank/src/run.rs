@@ -78,6 +78,7 @@ impl Prepared {
         let plan = resolve(&mut run, origin)?;
         let mut base = Base::open(&run.model.source, precision(run.model.dtype))
             .map_err(Error::under(origin, "model.source"))?;
+        base.set_compute(run.train.compute);
         let options = Options {
             max_length: run.data.max_length,
             end_token: base.info.eos_token_ids.first().copied(),

@@ -2,7 +2,7 @@
 
 use crate::run_file::{Held, OnNonFinite, RunFile, TaskKeys};
 use crate::schedule::{Curve, Warmup};
-use lowrank_adapter::Memory;
+use lowrank_adapter::{Compute, Memory};
 use lowrank_data::Length;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -123,6 +123,10 @@ fn train(run: &RunFile) -> Vec<(&'static str, Value)> {
         OnNonFinite::Skip => "skip",
     };
     let (beta1, beta2) = train.adamw.betas;
+    let compute = match train.compute {
+        Compute::F32 => "f32",
+        Compute::Bf16 => "bf16",
+    };
     let mut keys = vec![
         length,
         ("batch_size", integer(train.batch_size.get() as u64)),
@@ -135,7 +139,7 @@ fn train(run: &RunFile) -> Vec<(&'static str, Value)> {
         ("schedule", curve.into()),
         warmup,
         ("max_grad_norm", train.max_grad_norm.into()),
-        ("compute", "f32".into()),
+        ("compute", compute.into()),
         ("recompute", (train.memory == Memory::Recompute).into()),
         ("eval_every", integer(train.eval_every)),
         ("save_every", integer(train.save_every)),

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::keys::{Keys, Origin, as_number, refuse_unknown};
 use crate::optimizer::{AdamW, Group};
 use crate::schedule::{Curve, Warmup};
-use lowrank_adapter::{Memory, ResidualBase};
+use lowrank_adapter::{Compute, Memory, ResidualBase};
 use lowrank_data::Length;
 use serde_json::{Map, Number};
 use std::collections::BTreeMap;
@@ -109,6 +109,8 @@ pub struct TrainKeys {
     pub warmup: Warmup,
     /// The global norm that gradients are clipped to; 0 turns clipping off.
     pub max_grad_norm: f64,
+    /// What products with frozen weights are computed in (`compute`).
+    pub compute: Compute,
     /// Whether blocks are computed again instead of kept (`recompute`).
     pub memory: Memory,
     /// Steps between evaluations; 0 = only before step 1 and at the end.
@@ -323,7 +325,8 @@ fn train(keys: Keys<'_>, origin: &Origin) -> Result<TrainKeys> {
     }
     let planned = ["sgd", "adam", "adamw8bit", "adafactor", "lion"];
     keys.word("optimizer", &[("adamw", ())], &planned)?;
-    keys.word("compute", &[("f32", ())], &["bf16"])?;
+    let compute = [("f32", Compute::F32), ("bf16", Compute::Bf16)];
+    let compute = keys.word("compute", &compute, &[])?.unwrap_or_default();
     let not_negative = |number| number >= 0.0;
     let steps = keys.integer("steps", 1..=MAX)?;
     let epochs = keys.integer("epochs", 1..=MAX)?;
@@ -383,6 +386,7 @@ fn train(keys: Keys<'_>, origin: &Origin) -> Result<TrainKeys> {
         max_grad_norm: keys
             .number("max_grad_norm", NOT_NEGATIVE, not_negative)?
             .unwrap_or(1.0),
+        compute,
         memory: match keys.boolean("recompute")? {
             Some(true) => Memory::Recompute,
             _ => Memory::Keep,

@@ -252,8 +252,8 @@ fn what_is_planned_is_refused_as_such() {
     );
     check(
         "steps = 2",
-        "compute = \"bf16\"",
-        ": `train.compute = \"bf16\"` is not yet supported (only \"f32\" is)",
+        "compute = \"f16\"",
+        ": `train.compute` is \"f16\", expected \"f32\" or \"bf16\"",
     );
     check(
         "steps = 2",

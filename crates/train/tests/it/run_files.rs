@@ -339,8 +339,8 @@ fn what_is_wrong_in_the_file_is_named() {
             "`train.optimizer` is \"adamv\", expected \"adamw\"",
         ),
         (
-            "[train]\ncompute = \"bf16\"",
-            "`train.compute = \"bf16\"` is not yet supported (only \"f32\" is)",
+            "[train]\ncompute = \"f16\"",
+            "`train.compute` is \"f16\", expected \"f32\" or \"bf16\"",
         ),
         (
             "[train]\nlora_plus_ratio = 16",
