@@ -31,7 +31,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{:?}, {} threads, GFLOP/s", Level::used(), rayon_threads());
     for rows in rows {
         for (n_in, n_out) in SHAPES {
-            let weight = Tensor::rand(-1f32, 1.0, (n_out, n_in), &Device::Cpu)?;
+            let weight: Vec<f32> = (0..n_out * n_in)
+                .map(|i| (i % 251) as f32 / 251.0)
+                .collect();
+            let weight = Tensor::from_vec(weight, (n_out, n_in), &Device::Cpu)?;
             for (held, compute) in [
                 (DType::F32, Compute::F32),
                 (DType::BF16, Compute::F32),

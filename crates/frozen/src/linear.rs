@@ -288,6 +288,12 @@ impl FrozenLinear {
         before: Before,
         into: &mut [f32],
     ) -> Result<()> {
+        if self.dtype() == DType::F64 {
+            return Err(Error::Ops(ops::Error::Argument {
+                op: "FrozenLinear",
+                what: "a product over slices is of f32, the weight has f64".into(),
+            }));
+        }
         let weight = self.single()?;
         match direction {
             Direction::Forward => weight.forward(x, rows, None, before, into),

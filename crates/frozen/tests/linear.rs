@@ -3,8 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "helpers of a test may fail it")]
 
 use candle_core::{DType, Device, Tensor, Var};
-use lowrank_frozen::FrozenLinear;
+use lowrank_frozen::{Compute, Direction, FrozenLinear};
 use lowrank_ops as ops;
+use lowrank_ops::gemm::Before;
 use lowrank_ops::rng::{Key, Purpose};
 
 fn random(name: &str, shape: &[usize], dtype: DType) -> Tensor {
@@ -250,4 +251,81 @@ fn what_does_not_fit_is_refused() {
         .unwrap_err()
         .to_string();
     assert_eq!(error, "FrozenLinear: the bias has shape [12], expected [7]");
+}
+
+#[test]
+fn bf16_products_are_those_of_rounded_numbers() {
+    let rounded = |name: &str, shape: &[usize]| {
+        let drawn = random(name, shape, DType::BF16);
+        drawn.to_dtype(DType::F32).unwrap()
+    };
+    let (rows, n_in, n_out, rank) = (37, 70, 45, 3);
+    let x = Var::from_tensor(&rounded("x", &[rows, n_in])).unwrap();
+    let g = rounded("g", &[rows, n_out]);
+    let var = |name, shape: &[usize]| Var::from_tensor(&random(name, shape, DType::F32)).unwrap();
+    let (a, b) = (var("a", &[rank, n_in]), var("b", &[n_out, rank]));
+    let w = random("w", &[n_out, n_in], DType::F32);
+    let twin = FrozenLinear::new(w.to_dtype(DType::BF16).unwrap(), None).unwrap();
+    let layer = FrozenLinear::new(w, None)
+        .unwrap()
+        .with_compute(Compute::Bf16);
+    assert_eq!(layer.compute(), Compute::Bf16);
+    assert_eq!(layer.with_bias(None).compute(), Compute::Bf16);
+    let run = |layer: &FrozenLinear| {
+        let y = layer.forward_low_rank(&x, &a, &b, 1.5).unwrap();
+        let root = ops::Seed::apply(&y, &g).unwrap();
+        let grads = ops::backward(&root, &[], &[&x, &a, &b]).unwrap().1;
+        let grads = grads.into_iter().map(Option::unwrap);
+        std::iter::once(y.detach()).chain(grads).collect::<Vec<_>>()
+    };
+    for (ours, oracle) in run(&layer).iter().zip(&run(&twin)) {
+        assert_close(ours, oracle, 1e-4);
+    }
+
+    // The same over slices, added to what is there.
+    let y = values(&twin.forward(&x).unwrap());
+    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let mut into = vec![2f32; rows * n_out];
+    layer
+        .product_into(
+            Direction::Forward,
+            &flat(&x),
+            rows,
+            Before::Added,
+            &mut into,
+        )
+        .unwrap();
+    for (ours, oracle) in into.iter().zip(&y) {
+        let oracle = oracle + 2.0;
+        assert!((f64::from(*ours) - oracle).abs() <= 1e-4 * oracle.abs().max(1.0));
+    }
+    let short = layer.product_into(
+        Direction::Backward,
+        &flat(&x),
+        rows,
+        Before::Ignored,
+        &mut into,
+    );
+    assert!(short.is_err());
+}
+
+#[test]
+fn an_f64_weight_is_computed_with_in_f64_whatever_is_chosen() {
+    let (x, w) = (
+        random("x", &[9, 21], DType::F64),
+        random("w", &[13, 21], DType::F64),
+    );
+    let layer = FrozenLinear::new(w, None).unwrap();
+    let y = layer.forward(&x).unwrap();
+    let layer = layer.with_compute(Compute::Bf16);
+    assert_eq!(values(&layer.forward(&x).unwrap()), values(&y));
+    let refused = layer.product_into(
+        Direction::Forward,
+        &[0.0; 21],
+        1,
+        Before::Ignored,
+        &mut [0.0; 13],
+    );
+    let message = refused.unwrap_err().to_string();
+    assert!(message.contains("f64"), "{message}");
 }

@@ -4,11 +4,13 @@
     reason = "threads write disjoint columns of one destination"
 )]
 
-use super::buffer::{Buffer, Part, Whole, as_halves, as_numbers, with_part, with_whole};
+use super::buffer::{Part, Whole, with_part, with_whole};
 use super::finish::{Addend, Place};
+use super::left::Left;
 use super::micro::{Micro, Running};
-use super::pack::{Pack, interleave};
-use super::{Compute, Direction, Element, Update, Weights, convert};
+use super::pack::Pack;
+use super::update::spread;
+use super::{Compute, Direction, Element, Update, Weights};
 use crate::Result;
 use lowrank_ops as ops;
 use lowrank_ops::gemm::Before;
@@ -33,9 +35,6 @@ const LEFT: usize = 1 << 23;
 
 /// How many panels a part should at most have: more read the left matrix less often.
 const PART: usize = 8;
-
-/// Bf16 numbers of an f32: products of these pieces make up the product of two f32 but for its last bits.
-const PIECES: [(usize, usize); 6] = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0)];
 
 /// A weight and how a product with it is computed.
 #[derive(Clone, Copy)]
@@ -86,6 +85,7 @@ pub(crate) fn product(
     if rows == 0 || width == 0 {
         return Ok(());
     }
+    // Packing pays from some ten rows on: kernels for fewer, which read the weight once as it lies, belong here.
     with_whole(|whole| {
         let plan = Plan::new(operand, rows);
         for first in (0..rows).step_by(plan.rows) {
@@ -112,29 +112,18 @@ fn check(what: &'static str, got: usize, rows: usize, columns: usize) -> Result<
 }
 
 /// How a product is divided. Nothing here that touches the order of sums depends on the number of threads.
-struct Plan<'a> {
-    operand: Operand<'a>,
-    micro: Micro,
-    element: Element,
-    inner: usize,
-    width: usize,
+pub(super) struct Plan<'a> {
+    pub(super) operand: Operand<'a>,
+    pub(super) micro: Micro,
+    pub(super) element: Element,
+    pub(super) inner: usize,
+    pub(super) width: usize,
     /// Rows that share packed panels.
-    rows: usize,
+    pub(super) rows: usize,
     /// Numbers along the inner dimension that a kernel runs through.
-    depth: usize,
+    pub(super) depth: usize,
     /// Columns that a panel's borders must be multiples of.
-    step: usize,
-}
-
-/// The left matrix of a part of the inner dimension, as the kernel reads it.
-#[derive(Clone, Copy)]
-struct Left<'a> {
-    bytes: &'a [u8],
-    stride: usize,
-    /// Where the part begins within the inner dimension.
-    start: usize,
-    /// Bytes that the update takes, after the numbers of the first run of [`Plan::depth`].
-    update: usize,
+    pub(super) step: usize,
 }
 
 /// What all threads share while they compute parts.
@@ -221,12 +210,7 @@ impl<'a> Plan<'a> {
             let left = if converted {
                 self.convert(x, rows, inner.clone(), update, &mut whole.left)
             } else {
-                Left {
-                    bytes: as_bytes(x),
-                    stride: 4 * self.inner,
-                    start: 0,
-                    update: 0,
-                }
+                Left::direct(x, self.inner)
             };
             self.threads(&Shared {
                 left,
@@ -236,69 +220,6 @@ impl<'a> Plan<'a> {
                 added: start > 0 || before == Before::Added,
                 into: destination,
             });
-        }
-    }
-
-    /// The left matrix rounded to bf16, with the update's pieces after the first run if the kernel extends it.
-    fn convert<'b>(
-        &self,
-        x: &[f32],
-        rows: usize,
-        inner: Range<usize>,
-        update: Option<(&[f32], Update<'_, f32>)>,
-        buffer: &'b mut Buffer,
-    ) -> Left<'b> {
-        let level = self.operand.level;
-        let size = self.element.bytes();
-        let rank = update.map_or(0, |(_, update)| update.h.dims().1);
-        let extension = if self.micro.extends() {
-            (PIECES.len() * rank).next_multiple_of(32)
-        } else {
-            0
-        };
-        let first = inner.len().min(self.depth);
-        let padded = first.next_multiple_of(32);
-        let numbers = padded + extension + (inner.len() - first).next_multiple_of(32);
-        // An odd number of cache lines: rows of an even one would compete for the same places of the cache.
-        let lines = (numbers * size).div_ceil(64) | 1;
-        let height = rows.next_multiple_of(self.micro.rows());
-        let words = buffer.words(height * lines * 16);
-        words
-            .par_chunks_mut(lines * 16)
-            .enumerate()
-            .with_min_len(16)
-            .for_each(|(row, into)| {
-                // Rows that fill up the last tile have no number at all.
-                if row >= rows {
-                    into.fill(0);
-                    return;
-                }
-                let x = &x[row * self.inner..][inner.clone()];
-                let (head, tail) = x.split_at(first);
-                if self.element == Element::Rounded {
-                    convert::round_wide(level, x, &mut as_numbers(into)[..x.len()]);
-                    return;
-                }
-                let into = as_halves(into);
-                convert::round(level, head, &mut into[..first]);
-                into[first..padded + extension].fill(0);
-                if let (Some((h, _)), true) = (update, extension > 0) {
-                    for (column, h) in h[row * rank..(row + 1) * rank].iter().enumerate() {
-                        let pieces = convert::pieces(*h);
-                        for (i, (piece, _)) in PIECES.iter().enumerate() {
-                            into[padded + i * rank + column] = pieces[*piece];
-                        }
-                    }
-                }
-                let into = &mut into[padded + extension..];
-                convert::round(level, tail, &mut into[..tail.len()]);
-                into[tail.len()..].fill(0);
-            });
-        Left {
-            bytes: as_bytes(words),
-            stride: lines * 64,
-            start: inner.start,
-            update: extension * size,
         }
     }
 
@@ -431,55 +352,6 @@ impl<'a> Plan<'a> {
         }
         running.end();
     }
-
-    /// The pieces of v as further rows of the panels.
-    fn extend(
-        &self,
-        update: Update<'_, f32>,
-        columns: Range<usize>,
-        scratch: &mut Buffer,
-        into: &mut [u32],
-        (first, words): (usize, usize),
-    ) {
-        let width = self.micro.width();
-        let (rank, count) = (update.v.dims().0, columns.len());
-        let halves = as_halves(scratch.words((3 * rank * count).div_ceil(2)));
-        for row in 0..rank {
-            for (i, column) in columns.clone().enumerate() {
-                let pieces = convert::pieces(update.v.at(row, column));
-                for (j, piece) in pieces.into_iter().enumerate() {
-                    halves[(j * rank + row) * count + i] = piece;
-                }
-            }
-        }
-        let all = PIECES.len() * rank;
-        let of = |row: usize| -> &[u16] {
-            if row >= all {
-                return &[];
-            }
-            let (_, piece) = PIECES[row / rank];
-            &halves[(piece * rank + row % rank) * count..][..count]
-        };
-        for word in 0..all.next_multiple_of(32) / 2 {
-            let pair = (of(2 * word), of(2 * word + 1));
-            let into = &mut into[first + word * width..];
-            interleave(self.operand.level, pair, count, width, words, into);
-        }
-    }
-}
-
-/// The rows of v, a panel's columns after the other's; missing columns are zero.
-fn spread(update: Update<'_, f32>, columns: Range<usize>, width: usize, into: &mut [f32]) {
-    let (rank, _) = update.v.dims();
-    for (i, into) in into.iter_mut().enumerate() {
-        let (panel, row) = (i / width / rank, i / width % rank);
-        let column = columns.start + panel * width + i % width;
-        *into = if column < columns.end {
-            update.v.at(row, column)
-        } else {
-            0.0
-        };
-    }
 }
 
 /// The size of parts of a whole that are as even as possible and none larger than `most`; 1 of nothing.
@@ -493,11 +365,4 @@ fn least_common_multiple(a: usize, b: usize) -> usize {
         (x, y) = (y, x % y);
     }
     a / x * b
-}
-
-/// The bytes of words or numbers.
-fn as_bytes<T: Copy>(words: &[T]) -> &[u8] {
-    const { assert!(size_of::<T>() == 4, "f32 and u32 have no padding") };
-    // SAFETY: the types that this is called with are four bytes without padding.
-    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
 }

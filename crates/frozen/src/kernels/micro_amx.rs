@@ -4,6 +4,7 @@
 use super::finish::Place;
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Columns of a panel: two tiles.
@@ -15,8 +16,8 @@ pub(super) const ROWS: usize = 32;
 /// Numbers along the inner dimension that one instruction takes.
 pub(super) const STEP: usize = 32;
 
-/// While it lives, this thread's tiles are configured: eight of 16 rows of 64 bytes.
-pub(super) struct Tiles(());
+/// While it lives, this thread's tiles are configured: eight of 16 rows of 64 bytes. The pointer keeps it on its thread.
+pub(super) struct Tiles(PhantomData<*const ()>);
 
 #[repr(C, align(64))]
 struct Configuration {
@@ -44,13 +45,13 @@ impl Tiles {
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(nostack, readonly));
         }
-        Self(())
+        Self(PhantomData)
     }
 }
 
 impl Drop for Tiles {
     fn drop(&mut self) {
-        // SAFETY: the tiles were configured on this thread, which a value without `Send` did not leave.
+        // SAFETY: the tiles were configured on this thread, which a value that is not `Send` did not leave.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
 }

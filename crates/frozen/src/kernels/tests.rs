@@ -1,5 +1,4 @@
 //! Every kernel at every level against sums in f64.
-#![expect(clippy::unwrap_used, reason = "a test may fail")]
 
 use super::{Compute, Direction, Numbers, Operand, Update, Weights, product};
 use crate::BlockType;

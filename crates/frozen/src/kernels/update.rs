@@ -1,0 +1,66 @@
+//! The right factor of a low-rank update, beside the panels of the weight.
+
+use super::buffer::{Buffer, as_halves};
+use super::drive::Plan;
+use super::pack::interleave;
+use super::{Update, convert};
+use std::ops::Range;
+
+/// Bf16 numbers of an f32: products of these pieces make up the product of two f32 but for its last bits.
+pub(super) const PIECES: [(usize, usize); 6] = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0)];
+
+impl Plan<'_> {
+    /// The pieces of v as further rows of the panels.
+    pub(super) fn extend(
+        &self,
+        update: Update<'_, f32>,
+        columns: Range<usize>,
+        scratch: &mut Buffer,
+        into: &mut [u32],
+        (first, words): (usize, usize),
+    ) {
+        let width = self.micro.width();
+        let (rank, count) = (update.v.dims().0, columns.len());
+        let halves = as_halves(scratch.words((3 * rank * count).div_ceil(2)));
+        for row in 0..rank {
+            for (i, column) in columns.clone().enumerate() {
+                let pieces = convert::pieces(update.v.at(row, column));
+                for (j, piece) in pieces.into_iter().enumerate() {
+                    halves[(j * rank + row) * count + i] = piece;
+                }
+            }
+        }
+        let all = PIECES.len() * rank;
+        let of = |row: usize| -> &[u16] {
+            if row >= all {
+                return &[];
+            }
+            let (_, piece) = PIECES[row / rank];
+            &halves[(piece * rank + row % rank) * count..][..count]
+        };
+        for word in 0..all.next_multiple_of(32) / 2 {
+            let pair = (of(2 * word), of(2 * word + 1));
+            let into = &mut into[first + word * width..];
+            interleave(self.operand.level, pair, count, width, words, into);
+        }
+    }
+}
+
+/// The rows of v, a panel's columns after the other's; missing columns are zero.
+pub(super) fn spread(
+    update: Update<'_, f32>,
+    columns: Range<usize>,
+    width: usize,
+    into: &mut [f32],
+) {
+    let (rank, _) = update.v.dims();
+    for (i, into) in into.iter_mut().enumerate() {
+        let (panel, row) = (i / width / rank, i / width % rank);
+        let column = columns.start + panel * width + i % width;
+        *into = if column < columns.end {
+            update.v.at(row, column)
+        } else {
+            0.0
+        };
+    }
+}
