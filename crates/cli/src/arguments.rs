@@ -150,7 +150,7 @@ pub struct EvalArguments {
     /// Longer rows lose their right end
     #[arg(long, default_value = "512")]
     pub max_length: NonZeroUsize,
-    /// How the weights are held: as-stored, f32, bf16, f16 or f64
+    /// How the weights are held: as-stored, f32, bf16, f16, f64 or nf4
     #[arg(long, default_value = "as-stored")]
     pub dtype: String,
     /// Write one JSON line a row: index, scores, prediction, answer, correct
@@ -193,7 +193,7 @@ pub struct GenerateArguments {
     /// What draws depend on: the same seed writes the same text
     #[arg(long, default_value = "42")]
     pub seed: u64,
-    /// How the weights are held: as-stored, f32, bf16, f16 or f64
+    /// How the weights are held: as-stored, f32, bf16, f16, f64 or nf4
     #[arg(long, default_value = "as-stored")]
     pub dtype: String,
     /// Print one JSON object on stdout, when all is written

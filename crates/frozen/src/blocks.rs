@@ -120,7 +120,8 @@ impl Form {
 
 /// Numbers that become f32 a few at a time.
 pub(crate) trait Decode: Send + Sync {
-    /// The numbers from the `first` on, as many as `into` takes; both are whole blocks.
+    /// The numbers from the `first` on, as many as `into` takes. Both are whole blocks where a row
+    /// is a whole number of them.
     fn decode(&self, first: usize, into: &mut [f32]);
 
     /// How many numbers make a whole block.

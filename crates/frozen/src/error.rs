@@ -63,6 +63,15 @@ pub enum Error {
         /// How many bytes there are.
         bytes: usize,
     },
+    /// The parts of numbers in NF4 do not fit together.
+    #[error("nf4: {what}")]
+    Nf4 {
+        /// What is wrong, with the numbers.
+        what: String,
+    },
+    /// Numbers cannot be quantised.
+    #[error("a NaN, an infinity, or scales whose sum is infinite cannot be quantised")]
+    NotFinite,
     /// Only the shape of a weight is known.
     #[error("the weight [{n_out}, {n_in}] was not loaded, only its shape is known")]
     Absent {

@@ -2,7 +2,7 @@
 
 use crate::blocks::Decode;
 use crate::kernels::{Numbers, Weights};
-use crate::{BlockType, Encoding, Error, Result};
+use crate::{BlockType, Encoding, Error, Nf4, Result};
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -15,7 +15,7 @@ const PANEL: usize = 1 << 18;
 /// How many numbers a thread should at least decode.
 const GRAIN: usize = 1 << 13;
 
-/// A row-major matrix of f16, bf16 or quantised blocks. Clones share the numbers.
+/// A row-major matrix of f16, bf16, quantised blocks or NF4. Clones share the numbers.
 #[derive(Clone)]
 pub(crate) struct Packed {
     dims: (usize, usize),
@@ -59,6 +59,26 @@ impl Packed {
             dims,
             encoding: Encoding::Blocks(block),
             numbers: block.copy(bytes),
+        })
+    }
+
+    pub(crate) fn from_nf4(numbers: Nf4, dims: (usize, usize)) -> Result<Self> {
+        let (rows, columns) = dims;
+        if rows.checked_mul(columns) != Some(numbers.numbers) {
+            return Err(Error::Nf4 {
+                what: format!(
+                    "{} numbers are not a matrix of {rows} rows and {columns} columns",
+                    numbers.numbers
+                ),
+            });
+        }
+        numbers.check()?;
+        Ok(Self {
+            dims,
+            encoding: Encoding::Nf4 {
+                double: numbers.is_double(),
+            },
+            numbers: Arc::new(numbers),
         })
     }
 

@@ -1,7 +1,7 @@
 //! A matrix in the form it is held in.
 
 use crate::packed::Packed;
-use crate::{BlockType, Error, Result};
+use crate::{BlockType, Error, Nf4, Result};
 use candle_core::{DType, Tensor};
 use lowrank_ops as ops;
 
@@ -12,15 +12,21 @@ pub enum Encoding {
     Plain(DType),
     /// In blocks that share a scale.
     Blocks(BlockType),
+    /// In four bits and blocks of 64, see [`Nf4`].
+    Nf4 {
+        /// Whether the scales are quantised too.
+        double: bool,
+    },
 }
 
 impl Encoding {
-    /// The name, `bf16` or `q4_1`.
+    /// The name, `bf16`, `q4_1` or `nf4`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Plain(dtype) => dtype.as_str(),
             Self::Blocks(block) => block.name(),
+            Self::Nf4 { .. } => "nf4",
         }
     }
 }
@@ -31,8 +37,8 @@ impl From<DType> for Encoding {
     }
 }
 
-/// A matrix as it is held: dense in f32 or f64, or packed in f16, bf16 or quantised blocks, which are computed with in
-/// f32. Clones share the numbers.
+/// A matrix as it is held: dense in f32 or f64, or packed in f16, bf16, quantised blocks or NF4, which are computed with
+/// in f32. Clones share the numbers.
 #[derive(Debug, Clone)]
 pub struct Stored(pub(crate) Form);
 
@@ -67,6 +73,14 @@ impl Stored {
     /// If a row is not a whole number of blocks, or the bytes are not those of all rows.
     pub fn blocks(block: BlockType, bytes: &[u8], dims: (usize, usize)) -> Result<Self> {
         Packed::from_blocks(block, bytes, dims).map(|packed| Self(Form::Packed(packed)))
+    }
+
+    /// A matrix in NF4, row by row; `dims` are rows and columns.
+    ///
+    /// # Errors
+    /// If there are more or fewer numbers, or codes or scales do not fit them.
+    pub fn nf4(numbers: Nf4, dims: (usize, usize)) -> Result<Self> {
+        Packed::from_nf4(numbers, dims).map(|packed| Self(Form::Packed(packed)))
     }
 
     /// Rows and columns.

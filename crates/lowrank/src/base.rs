@@ -254,10 +254,10 @@ pub(crate) fn is_gguf(path: &Path) -> bool {
         && !path.is_dir()
 }
 
-/// The precision that a `dtype` key or flag names.
+/// The precision that a `dtype` key or flag names. NF4 is doubly quantised, as QLoRA's is.
 ///
 /// # Errors
-/// If the word is not one, or is planned and not built.
+/// If the word is not one.
 pub fn precision(word: &str) -> Result<Precision> {
     match word {
         "as-stored" => Ok(Precision::AsStored),
@@ -265,11 +265,9 @@ pub fn precision(word: &str) -> Result<Precision> {
         "f64" => Ok(Precision::Cast(DType::F64)),
         "bf16" => Ok(Precision::Cast(DType::BF16)),
         "f16" => Ok(Precision::Cast(DType::F16)),
-        "nf4" => Err(Error::Usage(format!(
-            "dtype `{word}` is not yet supported; use as-stored, f32, bf16, f16 or f64"
-        ))),
+        "nf4" => Ok(Precision::Nf4 { double: true }),
         other => Err(Error::Usage(format!(
-            "unknown dtype `{other}`, expected as-stored, f32, bf16, f16 or f64"
+            "unknown dtype `{other}`, expected as-stored, f32, bf16, f16, f64 or nf4"
         ))),
     }
 }

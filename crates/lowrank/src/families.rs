@@ -97,7 +97,8 @@ fn probe(method: Method, drawn: &Drawn) -> Result<Capabilities> {
     let plain = [DType::F32, DType::F64, DType::F16, DType::BF16].map(Encoding::Plain);
     let encodings = plain
         .into_iter()
-        .chain(BlockType::ALL.map(Encoding::Blocks));
+        .chain(BlockType::ALL.map(Encoding::Blocks))
+        .chain([Encoding::Nf4 { double: true }]);
     let runs = |encoding: &Encoding| {
         prepare(method, drawn, *encoding)
             .and_then(|(model, params, _)| train_once(model.as_ref(), &params))
@@ -265,7 +266,7 @@ mod tests {
 
     #[test]
     fn families_are_seen_through() -> Result<()> {
-        let all = 4 + BlockType::ALL.len();
+        let all = 5 + BlockType::ALL.len();
         check(&Chained, all, Merges::Exact, ToLora::Svd, false)?;
         check(&Gated, all, Merges::Exact, ToLora::Svd, true)?;
         check(&InputDependent, all, Merges::No, ToLora::No, false)?;

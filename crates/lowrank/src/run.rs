@@ -185,6 +185,7 @@ fn precision(held: Held) -> Precision {
         Held::F64 => Precision::Cast(DType::F64),
         Held::F16 => Precision::Cast(DType::F16),
         Held::Bf16 => Precision::Cast(DType::BF16),
+        Held::Nf4 => Precision::Nf4 { double: true },
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use candle_core::{DType, Tensor};
-use lowrank_frozen::{Encoding, Error as FrozenError, Stored, Weights};
+use lowrank_frozen::{Encoding, Error as FrozenError, Nf4, Stored, Weights};
 use lowrank_ops as ops;
 use std::collections::BTreeSet;
 
@@ -13,6 +13,12 @@ pub enum Precision {
     AsStored,
     /// In this dtype: f32, f16, bf16, or f64 for oracles.
     Cast(DType),
+    /// Linear layers in NF4; the embedding and the head as the checkpoint stores them, f64 in f32. What is NF4 already
+    /// stays as it is.
+    Nf4 {
+        /// Whether the scales are quantised too.
+        double: bool,
+    },
 }
 
 const HINT: &str = "use dtype = \"f32\"";
@@ -37,7 +43,9 @@ impl<'a> Checkpoint<'a> {
         let mut computed = match precision {
             Precision::AsStored => None,
             Precision::Cast(DType::F64) => Some(DType::F64),
-            Precision::Cast(DType::F32 | DType::F16 | DType::BF16) => Some(DType::F32),
+            Precision::Cast(DType::F32 | DType::F16 | DType::BF16) | Precision::Nf4 { .. } => {
+                Some(DType::F32)
+            }
             Precision::Cast(dtype) => {
                 return Err(Error::Precision {
                     dtype: dtype.as_str(),
@@ -61,13 +69,13 @@ impl<'a> Checkpoint<'a> {
             }
             let natural = match info.encoding {
                 Encoding::Plain(DType::F64) => Some(DType::F64),
-                Encoding::Plain(DType::F32 | DType::F16 | DType::BF16) | Encoding::Blocks(_) => {
-                    Some(DType::F32)
-                }
+                Encoding::Plain(DType::F32 | DType::F16 | DType::BF16)
+                | Encoding::Blocks(_)
+                | Encoding::Nf4 { .. } => Some(DType::F32),
                 Encoding::Plain(_) => None,
             };
             let refusal = match (precision, natural) {
-                (Precision::Cast(_), None) => Some("expected f32, f64, f16 or bf16"),
+                (Precision::Cast(_) | Precision::Nf4 { .. }, None) => Some("expected f32, f64, f16 or bf16"),
                 (Precision::AsStored, None) => Some(HINT),
                 (Precision::AsStored, Some(natural))
                     if *computed.get_or_insert(natural) != natural =>
@@ -112,15 +120,53 @@ impl<'a> Checkpoint<'a> {
         Ok(tensor)
     }
 
-    /// Reads one matrix, so that a cast holds two copies of that one only.
+    /// Reads a linear layer's matrix, so that a cast holds two copies of that one only.
     pub(crate) fn matrix(&self, name: &str) -> Result<Stored> {
-        let matrix = match self.precision {
-            Precision::AsStored => self.weights.stored(name)?,
-            Precision::Cast(dtype) => {
-                let tensor = self.weights.tensor(name)?;
-                Stored::new(tensor.to_dtype(dtype).map_err(ops::Error::from)?)?
+        let matrix = match (self.precision, self.encoding(name)) {
+            (Precision::AsStored, _) | (Precision::Nf4 { .. }, Some(Encoding::Nf4 { .. })) => {
+                self.weights.stored(name)?
+            }
+            (Precision::Cast(dtype), _) => Stored::new(self.cast(name, dtype)?)?,
+            (Precision::Nf4 { double }, _) => {
+                let tensor = self.cast(name, DType::F32)?;
+                self.quantise(name, &tensor, double)?
             }
         };
+        self.finite(name, matrix)
+    }
+
+    /// Reads the embedding or the head, which transformers leaves out of four bits too.
+    pub(crate) fn table(&self, name: &str) -> Result<Stored> {
+        if !matches!(self.precision, Precision::Nf4 { .. }) {
+            return self.matrix(name);
+        }
+        let table = match self.encoding(name) {
+            Some(Encoding::Plain(DType::F64)) => Stored::new(self.cast(name, DType::F32)?)?,
+            _ => self.weights.stored(name)?,
+        };
+        self.finite(name, table)
+    }
+
+    fn encoding(&self, name: &str) -> Option<Encoding> {
+        self.weights.info(name).map(|info| info.encoding)
+    }
+
+    fn cast(&self, name: &str, dtype: DType) -> Result<Tensor> {
+        let tensor = self.weights.tensor(name)?;
+        Ok(tensor.to_dtype(dtype).map_err(ops::Error::from)?)
+    }
+
+    fn quantise(&self, name: &str, tensor: &Tensor, double: bool) -> Result<Stored> {
+        let dims = tensor.dims2().map_err(ops::Error::from)?;
+        let tensor = tensor.contiguous().map_err(ops::Error::from)?;
+        let numbers = ops::data::<f32>(&tensor).map_err(ops::Error::from)?;
+        match Nf4::quantise(&numbers, double) {
+            Err(FrozenError::NotFinite) => Err(self.not_finite(name, "nf4")),
+            numbers => Ok(Stored::nf4(numbers?, dims)?),
+        }
+    }
+
+    fn finite(&self, name: &str, matrix: Stored) -> Result<Stored> {
         if !matrix.all_finite()? {
             return Err(self.not_finite(name, matrix.encoding().name()));
         }

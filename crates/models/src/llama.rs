@@ -60,7 +60,7 @@ impl Llama {
         };
         let checkpoint = Checkpoint::new(weights, precision, tensors(&config), ignored)?;
         let rotary = RotaryTable::new(config.head_dim, config.rope_theta, &config.rope_scaling)?;
-        let table = FrozenEmbedding::new(checkpoint.matrix(&format!("{EMBEDDING}.weight"))?);
+        let table = FrozenEmbedding::new(checkpoint.table(&format!("{EMBEDDING}.weight"))?);
         let blocks = (0..config.num_hidden_layers)
             .map(|i| Block::new(&config, i, &checkpoint))
             .collect::<Result<_>>()?;
@@ -68,7 +68,8 @@ impl Llama {
         let head = if tied {
             Linear::tied(HEAD, table.head(), EMBEDDING)
         } else {
-            linear(&checkpoint, HEAD.to_owned(), false)?
+            let head = checkpoint.table(&format!("{HEAD}.weight"))?;
+            Linear::new(HEAD, FrozenLinear::stored(head))
         };
         Ok(Self {
             rotary,

@@ -36,6 +36,7 @@ pub(crate) fn table(run: &RunFile) -> Table {
         Held::F64 => "f64",
         Held::F16 => "f16",
         Held::Bf16 => "bf16",
+        Held::Nf4 => "nf4",
     };
     let source = &run.model.source;
     // An embedded model's name is that model, whatever else is called so here.

@@ -51,6 +51,8 @@ pub enum Held {
     F16,
     /// Half precision with the range of single precision, computed with in single precision.
     Bf16,
+    /// Layers in four bits, doubly quantised, computed with in single precision; the embedding and the head as stored.
+    Nf4,
 }
 
 /// What is trained.
@@ -205,8 +207,9 @@ fn model(keys: Keys<'_>, origin: &Origin) -> Result<ModelKeys> {
         ("bf16", Held::Bf16),
         ("f16", Held::F16),
         ("f64", Held::F64),
+        ("nf4", Held::Nf4),
     ];
-    let dtype = keys.word("dtype", &dtypes, &["nf4"])?;
+    let dtype = keys.word("dtype", &dtypes, &[])?;
     Ok(ModelKeys {
         source,
         dtype: dtype.unwrap_or(Held::AsStored),

@@ -43,12 +43,8 @@ fn flags() {
         "error: invalid value 'many' for '--max-length",
     );
     check_eval(
-        &["--dtype", "nf4"],
-        "error: dtype `nf4` is not yet supported; use as-stored, f32, bf16, f16 or f64",
-    );
-    check_eval(
         &["--dtype", "f31"],
-        "error: unknown dtype `f31`, expected as-stored, f32, bf16, f16 or f64",
+        "error: unknown dtype `f31`, expected as-stored, f32, bf16, f16, f64 or nf4",
     );
     check_eval(
         &["--task", "generate"],

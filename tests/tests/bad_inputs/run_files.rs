@@ -231,11 +231,6 @@ fn values() {
 #[test]
 fn what_is_planned_is_refused_as_such() {
     check(
-        "source = \"model\"",
-        "source = \"model\"\ndtype = \"nf4\"",
-        ": `model.dtype = \"nf4\"` is not yet supported (only \"as-stored\" or \"f32\" or \"bf16\" or \"f16\" or \"f64\" is)",
-    );
-    check(
         "[data]",
         "[task]\nkind = \"classification\"\n[data]",
         ": `task.kind = \"classification\"` is not yet supported (only \"causal-lm\" is)",

@@ -21,7 +21,7 @@ fn one_array_for_programs() {
     let named = |name: &str| rows.iter().find(|row| row["name"] == name).unwrap();
     let bases = [
         "f32", "f64", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q8_1", "q2_k",
-        "q3_k", "q4_k", "q5_k", "q6_k", "q8_k",
+        "q3_k", "q4_k", "q5_k", "q6_k", "q8_k", "nf4",
     ];
     let lora = json!({"name": "lora", "peft_type": "LORA", "bases": bases, "merges": "exact",
         "to_lora": "exact", "gated": false});

@@ -231,8 +231,8 @@ impl RawTensor {
         let (numbers, bytes) = match encoding {
             Ok(Encoding::Plain(dtype)) => (1, dtype.size_in_bytes() as u64),
             Ok(Encoding::Blocks(block)) => (block.numbers() as u64, block.bytes() as u64),
-            // Nobody reads it, so its size is not needed.
-            Err(_) => (1, 0),
+            // Nobody reads it, so its size is not needed; GGUF has no NF4.
+            Ok(Encoding::Nf4 { .. }) | Err(_) => (1, 0),
         };
         if dims[0] % numbers != 0 {
             return Err(format!(

@@ -201,6 +201,10 @@ impl Gguf {
             Encoding::Plain(dtype) => {
                 Tensor::from_raw_buffer(&bytes, dtype, &entry.shape, &Device::Cpu)?
             }
+            Encoding::Nf4 { .. } => {
+                let what = format!("tensor `{name}` is nf4, which GGUF does not have");
+                return Err(Error::content(&self.path, what));
+            }
             Encoding::Blocks(block) => {
                 let columns = entry.shape.last().copied().unwrap_or(1);
                 let rows = entry.shape.iter().product::<usize>() / columns;

@@ -3,7 +3,7 @@
 use super::SEED;
 use crate::Result;
 use candle_core::{DType, Device, Tensor};
-use lowrank_frozen::{Encoding, Error as FrozenError, Stored, TensorInfo, Weights};
+use lowrank_frozen::{Encoding, Error as FrozenError, Nf4, Stored, TensorInfo, Weights};
 use lowrank_ops::rng::{Key, Purpose};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -113,10 +113,15 @@ impl Weights for Encoded<'_> {
     }
 
     fn stored(&self, name: &str) -> Result<Stored, FrozenError> {
-        let Encoding::Blocks(block) = self.1 else {
-            return Stored::new(self.tensor(name)?);
-        };
         let (rows, columns) = self.drawn(name)?.dims2()?;
+        let block = match self.1 {
+            Encoding::Plain(_) => return Stored::new(self.tensor(name)?),
+            Encoding::Blocks(block) => block,
+            Encoding::Nf4 { double } => {
+                let numbers = self.drawn(name)?.flatten_all()?.to_vec1()?;
+                return Stored::nf4(Nf4::quantise(&numbers, double)?, (rows, columns));
+            }
+        };
         let size = rows * columns / block.numbers() * block.bytes();
         let bytes: Vec<u8> = self.0.bytes.iter().copied().cycle().take(size).collect();
         Stored::blocks(block, &bytes, (rows, columns))

@@ -389,10 +389,6 @@ fn what_is_wrong_in_the_file_is_named() {
             "model.source = \"x\"\ndata.train = [\"a\"]",
             "`output.dir` is missing, expected a folder, as a string, for example \"runs/first\"".to_owned(),
         ),
-        (
-            "model = { source = \"x\", dtype = \"nf4\" }",
-            "`model.dtype = \"nf4\"` is not yet supported (only \"as-stored\" or \"f32\" or \"bf16\" or \"f16\" or \"f64\" is)".to_owned(),
-        ),
     ] {
         refused(text, &[], &format!("my/run.toml: {what}"));
     }
