@@ -203,14 +203,17 @@ fn quantise_block(numbers: &[f32], codes: &mut [u8]) -> Option<f32> {
             *into = (x / scale).clamp(-1.0, 1.0);
         }
     }
-    let mut found = [0u8; BLOCK];
-    for boundary in BOUNDARIES {
-        for (found, x) in found.iter_mut().zip(&scaled) {
-            *found += u8::from(boundary < *x);
+    // As wide as the numbers, so that a comparison's mask is what is counted.
+    let mut found = [0u32; BLOCK];
+    for (found, scaled) in found.chunks_exact_mut(8).zip(scaled.chunks_exact(8)) {
+        for boundary in BOUNDARIES {
+            for (found, x) in found.iter_mut().zip(scaled) {
+                *found += u32::from(boundary < *x);
+            }
         }
     }
     for (code, pair) in codes.iter_mut().zip(found.chunks_exact(2)) {
-        *code = pair[0] << 4 | pair[1];
+        *code = (pair[0] << 4 | pair[1]) as u8;
     }
     Some(scale)
 }

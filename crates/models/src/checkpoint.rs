@@ -75,7 +75,9 @@ impl<'a> Checkpoint<'a> {
                 Encoding::Plain(_) => None,
             };
             let refusal = match (precision, natural) {
-                (Precision::Cast(_) | Precision::Nf4 { .. }, None) => Some("expected f32, f64, f16 or bf16"),
+                (Precision::Cast(_) | Precision::Nf4 { .. }, None) => {
+                    Some("expected f32, f64, f16 or bf16")
+                }
                 (Precision::AsStored, None) => Some(HINT),
                 (Precision::AsStored, Some(natural))
                     if *computed.get_or_insert(natural) != natural =>
@@ -159,7 +161,7 @@ impl<'a> Checkpoint<'a> {
     fn quantise(&self, name: &str, tensor: &Tensor, double: bool) -> Result<Stored> {
         let dims = tensor.dims2().map_err(ops::Error::from)?;
         let tensor = tensor.contiguous().map_err(ops::Error::from)?;
-        let numbers = ops::data::<f32>(&tensor).map_err(ops::Error::from)?;
+        let numbers = ops::data::<f32>(&tensor)?;
         match Nf4::quantise(&numbers, double) {
             Err(FrozenError::NotFinite) => Err(self.not_finite(name, "nf4")),
             numbers => Ok(Stored::nf4(numbers?, dims)?),

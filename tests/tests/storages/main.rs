@@ -1,10 +1,11 @@
-//! Bases in other storages than f32, through the binary: GGUF files, bf16 and f16.
+//! Bases in other storages than f32, through the binary: GGUF files, bf16, f16 and NF4.
 #![expect(
     clippy::unwrap_used,
     reason = "a file that the binary should have written fails the test"
 )]
 
 mod model;
+mod nf4;
 mod smollm2;
 
 use candle_core::{DType, Tensor};

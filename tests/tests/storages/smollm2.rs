@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// The file and the folder, if both are there.
 #[expect(clippy::print_stderr, reason = "a test that did not run says so")]
-fn models() -> Option<(PathBuf, PathBuf)> {
+pub fn models() -> Option<(PathBuf, PathBuf)> {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
     let (file, folder) = (
         models.join("SmolLM2-135M-Instruct.gguf"),

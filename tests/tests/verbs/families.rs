@@ -50,7 +50,7 @@ fn the_readme_has_the_table() {
     let lora = [
         "lora",
         "LORA",
-        "f32, f64, f16, bf16, GGUF",
+        "f32, f64, f16, bf16, nf4, GGUF",
         "exact",
         "exact",
         "no",

@@ -112,6 +112,10 @@ fn output_dtype(word: &str) -> lowrank::Result<Option<DType>> {
         "f64" => Ok(Some(DType::F64)),
         "bf16" => Ok(Some(DType::BF16)),
         "f16" => Ok(Some(DType::F16)),
+        "nf4" => Err(Error::Usage(
+            "--dtype `nf4` is how a base is held and not how a model is written; use as-stored, f32, f64, bf16 or f16"
+                .into(),
+        )),
         other => Err(Error::Usage(format!(
             "unknown --dtype `{other}`, expected as-stored, f32, f64, bf16 or f16"
         ))),

@@ -135,7 +135,10 @@ fn map() -> Arc<[f32; 256]> {
     static MAP: OnceLock<Arc<[f32; 256]>> = OnceLock::new();
     let map = MAP.get_or_init(|| {
         let mut values = vec![0.0, 1.0];
-        for (power, size) in [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1f32].into_iter().enumerate() {
+        for (power, size) in [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1f32]
+            .into_iter()
+            .enumerate()
+        {
             let count = 1u16 << power;
             // Rounded as torch's `linspace` rounds: one rounding each, from the nearer end.
             let step = (1.0 - 0.1) / f32::from(count);
