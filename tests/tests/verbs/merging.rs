@@ -148,7 +148,7 @@ fn several_adapters_with_weights_add_up() {
     let merged = logits(&place, &["--model", "merged", "--data", "rows.jsonl"]);
     for (name, adapted) in &adapted {
         let error = max_difference(adapted, &merged[name]).unwrap();
-        assert!(error < 2e-5, "{name} is off by {error:e}");
+        assert!(error < 5e-5, "{name} is off by {error:e}");
     }
     // Weight 0 is the base, and 1 needs not be said.
     let of = |adapter: &str| number(&loss(&place, &["model", "--adapter", adapter]));
