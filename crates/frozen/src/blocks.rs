@@ -134,6 +134,11 @@ pub(crate) trait Decode: Send + Sync {
     fn bf16(&self) -> Option<&[bf16]> {
         None
     }
+
+    /// Those bytes, if they are nothing but the numbers one after the other.
+    fn raw(&self) -> Option<&[u8]> {
+        None
+    }
 }
 
 impl<T: Block> Decode for Vec<T> {
@@ -153,6 +158,14 @@ impl<T: Block> Decode for Vec<T> {
     fn bf16(&self) -> Option<&[bf16]> {
         let numbers: &dyn Any = self;
         numbers.downcast_ref::<Vec<bf16>>().map(Vec::as_slice)
+    }
+
+    fn raw(&self) -> Option<&[u8]> {
+        // SAFETY: a `Block` consists of integers and halves without padding between them, as its size in the file says,
+        // so each byte of the vector is initialised.
+        let bytes =
+            unsafe { std::slice::from_raw_parts(self.as_ptr().cast(), size_of_val(&self[..])) };
+        Some(bytes)
     }
 }
 

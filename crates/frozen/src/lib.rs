@@ -14,8 +14,11 @@
 mod blocks;
 mod embedding;
 mod error;
+mod few_rows;
+mod few_rows_blocks;
 mod head;
 mod kernels;
+mod lanes;
 mod linear;
 mod nf4;
 mod packed;

@@ -1,6 +1,7 @@
 //! Matrices in fewer bits than they are computed in: numbers become f32 a panel of rows at a time, never all at once.
 
 use crate::blocks::Decode;
+use crate::few_rows::Held;
 use crate::kernels::{Numbers, Weights};
 use crate::{BlockType, Encoding, Error, Nf4, Result};
 use candle_core::{DType, Device, Tensor};
@@ -136,6 +137,11 @@ impl Packed {
                 .all(|part| part.iter().fold(true, |all, x| all & x.is_finite()));
         }
         Ok(finite)
+    }
+
+    /// For products with few rows.
+    pub(crate) fn held(&self) -> Held<'_> {
+        Held::Encoded(self.encoding, &*self.numbers)
     }
 
     /// Decodes whole rows from the one numbered `first` on.

@@ -1,5 +1,6 @@
 //! What a frozen layer multiplies with.
 
+use crate::few_rows::{self, FEW, Held};
 use crate::kernels::{Direction, Numbers, Operand, Update, Weights, product};
 use crate::stored::Form;
 use crate::{Compute, Result, Stored};
@@ -132,6 +133,27 @@ impl Single {
             };
             product(operand, x, rows, update, before, into)
         };
+        let few = rows <= FEW
+            && x.len() == rows * self.dims().1
+            && into.len() == rows * self.dims().0
+            && (direction, self.compute, before)
+                == (Direction::Forward, Compute::F32, Before::Ignored);
+        if few {
+            let level = Level::used();
+            match &self.weight.0 {
+                Form::Dense(weight) => {
+                    let held = data::<f32>(weight)?;
+                    few_rows::forward(level, Held::Single(&held), self.dims(), x, rows, into);
+                }
+                Form::Packed(packed) => {
+                    few_rows::forward(level, packed.held(), self.dims(), x, rows, into);
+                }
+            }
+            return match update {
+                Some(Update { h, v }) => Ok(matmul_add(1.0, h, v, into)?),
+                None => Ok(()),
+            };
+        }
         match &self.weight.0 {
             Form::Dense(weight) => {
                 let numbers = data::<f32>(weight)?;

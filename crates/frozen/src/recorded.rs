@@ -1,11 +1,13 @@
 //! The products of a frozen layer as operations on the tape: they own the weight, so that its gradient is never computed.
 
+use crate::few_rows::{self, FEW, singles, singles_mut};
 use crate::kernels::Update;
 use crate::product::Factor;
 use crate::{Error, Result};
 use candle_core::{Shape, Tensor, WithDType as _};
 use lowrank_ops as ops;
 use ops::gemm::{Before, Matrix, matmul};
+use ops::simd::Level;
 use ops::skinny::{self, UpdateGrads, update_grads};
 use ops::tape::{self, Backward, Inputs};
 use ops::{Dropout, Float, data, unwritten};
@@ -55,12 +57,22 @@ pub(crate) fn product_low_rank<W: Factor + 'static>(
     let (a_data, b_data) = (data::<W::Number>(a)?, data::<W::Number>(b)?);
     let factor = W::Number::from_f64(scale);
     let numbers = data::<W::Number>(x)?;
-    let h = skinny::dots(&dropped(dropout, &numbers), &a_data, n_in, rank, factor);
-    let update = Update {
-        h: Matrix::new(&h, rows(x), rank)?,
-        v: Matrix::new(&b_data, n_out, rank)?.transposed(),
+    let seen = dropped(dropout, &numbers);
+    let few = few_low_rank(rows(x), &seen, (&*a_data, &*b_data), scale, |y| {
+        weight.forward(&numbers, rows(x), None, Before::Ignored, y)
+    })?;
+    let (y, h) = match few {
+        Some(done) => done,
+        None => {
+            let h = skinny::dots(&seen, &a_data, n_in, rank, factor);
+            let update = Update {
+                h: Matrix::new(&h, rows(x), rank)?,
+                v: Matrix::new(&b_data, n_out, rank)?.transposed(),
+            };
+            (forward(&weight, x, &numbers, Some(update))?, h)
+        }
     };
-    let y = forward(&weight, x, &numbers, Some(update))?;
+    drop(seen);
     drop((a_data, b_data, numbers));
     let y = [(y, output_shape(&weight, x))];
     let op = ProductLowRank {
@@ -72,6 +84,36 @@ pub(crate) fn product_low_rank<W: Factor + 'static>(
     };
     let [y] = tape::record("frozen_linear_low_rank", &[x, a, b], y, op)?;
     Ok(y)
+}
+
+/// y = x W^T + scale (x A^T) B^T and h = scale x A^T, if the rows are few and in f32; `base` writes x W^T.
+#[expect(clippy::type_complexity, reason = "y and h")]
+fn few_low_rank<T: Float>(
+    rows: usize,
+    x: &[T],
+    (a, b): (&[T], &[T]),
+    scale: f64,
+    base: impl FnOnce(&mut [T]) -> Result<()>,
+) -> Result<Option<(Vec<T>, Vec<T>)>> {
+    let (Some(x), Some(a), Some(singles_b)) = (singles(x), singles(a), singles(b)) else {
+        return Ok(None);
+    };
+    let rank = a
+        .len()
+        .checked_div(x.len().checked_div(rows).unwrap_or(0))
+        .unwrap_or(0);
+    if rows > FEW || rank == 0 {
+        return Ok(None);
+    }
+    let mut y = unwritten(rows * (b.len() / rank));
+    base(&mut y)?;
+    let Some(into) = singles_mut(&mut y) else {
+        return Ok(None);
+    };
+    let scale = scale as f32;
+    let down = few_rows::add_low_rank(Level::used(), (x, rows), (a, singles_b), scale, into);
+    let h = down.into_iter().map(|x| T::from_f64(f64::from(x * scale)));
+    Ok(Some((y, h.collect())))
 }
 
 struct Product<W>(W);
