@@ -1,5 +1,6 @@
 //! A model is its blocks, so that the trainer can cut the graph between them and a probe can start in the middle.
 
+use crate::kv_cache::KvCache;
 use crate::linear::{Embedding, Linear, Norm};
 use crate::{Error, Pass, Result};
 use candle_core::Tensor;
@@ -177,6 +178,17 @@ pub fn run(
     model: &dyn Model,
     batch: &Batch,
     ask: &Ask,
+    kv: Option<&mut KvCache>,
+    pass: &mut Pass,
+) -> Result<Tensor> {
+    // Handing a loop to the pool from outside costs two changes of threads; a pass has hundreds of loops.
+    rayon::scope(|_| run_here(model, batch, ask, kv, pass))
+}
+
+fn run_here(
+    model: &dyn Model,
+    batch: &Batch,
+    ask: &Ask,
     mut kv: Option<&mut KvCache>,
     pass: &mut Pass,
 ) -> Result<Tensor> {
@@ -189,111 +201,6 @@ pub fn run(
         kv.advance(batch);
     }
     model.head(&h, batch, ask, pass)
-}
-
-/// Keys and values of the tokens so far, detached. One entry a block; blocks that attend twice would need two.
-#[derive(Debug, Clone, Default)]
-pub struct KvCache {
-    layers: Vec<(Tensor, Tensor)>,
-    /// Segments of the cached tokens, a vector a row.
-    segments: Vec<Vec<u32>>,
-}
-
-impl KvCache {
-    /// An empty cache.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// How many tokens (a row) are cached.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.segments.first().map_or(0, Vec::len)
-    }
-
-    /// True if nothing is cached.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Adds a block's keys and values, `[rows, kv_heads, tokens, head_dim]`, and returns all of them.
-    ///
-    /// # Errors
-    /// If blocks come out of order or rows differ.
-    pub fn append(&mut self, block: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
-        let (k, v) = (k.detach(), v.detach());
-        let all = match self.layers.get(block) {
-            Some((old_k, old_v)) => (Tensor::cat(&[old_k, &k], 2)?, Tensor::cat(&[old_v, &v], 2)?),
-            None => (k, v),
-        };
-        let cached = self.layers.len();
-        match self.layers.get_mut(block) {
-            Some(slot) => *slot = all.clone(),
-            None if block == cached => self.layers.push(all.clone()),
-            None => {
-                return Err(Error::Other(format!(
-                    "block {block} came before block {cached}"
-                )));
-            }
-        }
-        Ok(all)
-    }
-
-    /// What the batch's tokens may see: the cached ones and themselves.
-    #[must_use]
-    pub fn mask(&self, batch: &Batch) -> AttentionMask {
-        let tokens = batch.tokens();
-        let mut keys = Vec::with_capacity(tokens.rows * (self.len() + tokens.length));
-        for (row, segments) in tokens.segments.chunks(tokens.length).enumerate() {
-            keys.extend(self.segments.get(row).into_iter().flatten());
-            keys.extend(segments);
-        }
-        AttentionMask {
-            query_segments: tokens.segments.clone(),
-            key_segments: keys,
-            batch: tokens.rows,
-        }
-    }
-
-    /// The same cache for `rows` continuations of its single row.
-    ///
-    /// # Errors
-    /// If the cache has more than one row.
-    pub fn repeat(&self, rows: usize) -> Result<Self> {
-        if self.segments.len() != 1 {
-            return Err(Error::Other(format!(
-                "a cache of {} rows cannot be repeated",
-                self.segments.len()
-            )));
-        }
-        let repeat = |t: &Tensor| -> Result<Tensor> {
-            let (_, heads, length, dim) = t.dims4()?;
-            Ok(t.expand((rows, heads, length, dim))?.contiguous()?)
-        };
-        let layers = self
-            .layers
-            .iter()
-            .map(|(k, v)| Ok((repeat(k)?, repeat(v)?)))
-            .collect::<Result<_>>()?;
-        Ok(Self {
-            layers,
-            segments: vec![self.segments[0].clone(); rows],
-        })
-    }
-
-    fn advance(&mut self, batch: &Batch) {
-        let tokens = batch.tokens();
-        self.segments.resize(tokens.rows, Vec::new());
-        for (row, segments) in self
-            .segments
-            .iter_mut()
-            .zip(tokens.segments.chunks(tokens.length))
-        {
-            row.extend(segments);
-        }
-    }
 }
 
 /// What tokens may see without a cache: earlier ones of their own segment.

@@ -124,15 +124,6 @@ impl Single {
         before: Before,
         into: &mut [f32],
     ) -> Result<()> {
-        let mut run = |weights| {
-            let operand = Operand {
-                weights,
-                direction,
-                compute: self.compute,
-                level: Level::used(),
-            };
-            product(operand, x, rows, update, before, into)
-        };
         let few = rows <= FEW
             && x.len() == rows * self.dims().1
             && into.len() == rows * self.dims().0
@@ -154,6 +145,15 @@ impl Single {
                 None => Ok(()),
             };
         }
+        let mut run = |weights| {
+            let operand = Operand {
+                weights,
+                direction,
+                compute: self.compute,
+                level: Level::used(),
+            };
+            product(operand, x, rows, update, before, into)
+        };
         match &self.weight.0 {
             Form::Dense(weight) => {
                 let numbers = data::<f32>(weight)?;

@@ -1,9 +1,13 @@
 //! A text, continued token by token: the prompt runs once, then one token at a time over the cache.
 
+use crate::sample::likeliest_single;
 use crate::{Error, Result, Sampling};
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use lowrank_adapter::{Ask, Batch, KvCache, Model, Pass, Selection, run};
 use std::num::NonZeroUsize;
+
+/// For how many new tokens room is reserved at most.
+const LARGEST_ROOM: usize = 4096;
 
 /// Where a continuation ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,21 +69,14 @@ impl<'a> Continuation<'a> {
         sampling: Sampling,
         limits: Limits,
     ) -> Result<Self> {
-        if prompt.is_empty() {
-            return Err(Error::EmptyPrompt);
-        }
-        if prompt.len() >= limits.positions {
-            return Err(Error::PromptTooLong {
-                tokens: prompt.len(),
-                limit: limits.positions,
-            });
-        }
+        refuse(prompt, &limits)?;
+        let room = room(prompt.len(), &limits);
         Ok(Self {
             model,
             selection,
             sampling,
+            cache: KvCache::with_capacity(room),
             limits,
-            cache: KvCache::new(),
             unread: prompt.to_vec(),
             written: 0,
             finish: None,
@@ -103,9 +100,7 @@ impl<'a> Continuation<'a> {
         let mut pass = Pass::evaluation(self.selection.clone());
         let cache = Some(&mut self.cache);
         let logits = run(self.model, &batch, &last, cache, &mut pass)?;
-        let numbers = || logits.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>();
-        let logits = numbers().map_err(lowrank_ops::Error::from)?;
-        let token = self.sampling.choose(&logits, self.written as u64)?;
+        let token = choose(&self.sampling, &logits, 0, self.written as u64)?;
         self.written += 1;
         self.unread = vec![token];
         if self.limits.end_tokens.contains(&token) {
@@ -114,6 +109,41 @@ impl<'a> Continuation<'a> {
         }
         Ok(Some(token))
     }
+}
+
+/// Refuses a prompt that cannot be continued.
+pub(crate) fn refuse(prompt: &[u32], limits: &Limits) -> Result<()> {
+    if prompt.is_empty() {
+        return Err(Error::EmptyPrompt);
+    }
+    if prompt.len() >= limits.positions {
+        return Err(Error::PromptTooLong {
+            tokens: prompt.len(),
+            limit: limits.positions,
+        });
+    }
+    Ok(())
+}
+
+/// For how many tokens a cache gets room. A limit that is far away is no reason to reserve memory.
+pub(crate) fn room(prompt: usize, limits: &Limits) -> usize {
+    let new = limits.max_new_tokens.get().min(LARGEST_ROOM);
+    (prompt + new).min(limits.positions)
+}
+
+/// The token that a row of logits `[rows, vocab]` chooses.
+pub(crate) fn choose(sampling: &Sampling, logits: &Tensor, row: usize, index: u64) -> Result<u32> {
+    let row = logits.get(row).map_err(lowrank_ops::Error::from)?;
+    if row.dtype() == DType::F32 && sampling.temperature.get() == 0.0 {
+        // Most of the time there is one finite maximum, which needs no numbers in f64.
+        let numbers = lowrank_ops::data::<f32>(&row)?;
+        if let Some(token) = likeliest_single(&numbers) {
+            return Ok(token);
+        }
+    }
+    let numbers = || row.to_dtype(DType::F64)?.to_vec1::<f64>();
+    let numbers = numbers().map_err(lowrank_ops::Error::from)?;
+    sampling.choose(&numbers, index)
 }
 
 impl Iterator for Continuation<'_> {

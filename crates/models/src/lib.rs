@@ -1,5 +1,6 @@
 //! The models: built from a config.json and [`Weights`](lowrank_frozen::Weights), as blocks that adapters attach to;
-//! and how any of them continues a text, a token at a time ([`Continuation`]).
+//! and how any of them continues a text, a token at a time ([`Continuation`]), or several side by
+//! side ([`continue_all`]).
 //!
 //! ```
 //! use lowrank_models::ModelInfo;
@@ -18,6 +19,7 @@ mod embedded;
 mod error;
 mod fields;
 mod generate;
+mod generate_batch;
 mod llama;
 mod load;
 mod rope;
@@ -28,6 +30,7 @@ pub use config::LlamaConfig;
 pub use embedded::{Embedded, TINY};
 pub use error::{Error, Result};
 pub use generate::{Continuation, Finish, Limits};
+pub use generate_batch::{Continued, continue_all};
 pub use llama::Llama;
 pub use load::{ModelInfo, load};
 pub use sample::{Sampling, Temperature, TopP};

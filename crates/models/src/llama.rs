@@ -118,7 +118,8 @@ impl Llama {
                 let q = ops::rotary(&self.split(&q, config.num_attention_heads)?, turn.0, turn.1)?;
                 let k = ops::rotary(&self.split(&k, config.num_key_value_heads)?, turn.0, turn.1)?;
                 let (k, v) = kv.append(i, &k, &self.split(&v, config.num_key_value_heads)?)?;
-                let y = ops::attention(&q, &k, &v, &kv.mask(batch), scale)?.transpose(1, 2)?;
+                let y =
+                    ops::attention_cached(&q, &k, &v, &kv.mask(batch), scale)?.transpose(1, 2)?;
                 let (rows, tokens, ..) = y.dims4()?;
                 y.reshape((rows, tokens, config.query_size()))?
             }

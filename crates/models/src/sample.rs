@@ -166,6 +166,36 @@ fn likeliest(logits: &[f64]) -> Result<(u32, f64)> {
     Ok(best)
 }
 
+/// The token of the largest logit, the first of several; `None` if there is none that [`Sampling::choose`] would accept.
+pub(crate) fn likeliest_single(logits: &[f32]) -> Option<u32> {
+    const LANES: usize = 16;
+    let mut max = [f32::NEG_INFINITY; LANES];
+    // 0 * x is 0 for every finite number, and NaN else; minus infinity is left to the careful way, too.
+    let mut odd = [0f32; LANES];
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            max[lane] = if chunk[lane] > max[lane] {
+                chunk[lane]
+            } else {
+                max[lane]
+            };
+            odd[lane] += 0.0 * chunk[lane];
+        }
+    }
+    for x in rest {
+        max[0] = max[0].max(*x);
+        odd[0] += 0.0 * x;
+    }
+    if odd.iter().any(|odd| odd.is_nan()) {
+        return None;
+    }
+    let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    #[expect(clippy::float_cmp, reason = "the maximum is one of them")]
+    let token = logits.iter().position(|x| *x == max)?;
+    Some(token as u32)
+}
+
 /// The `k`-th largest logit; `k` is at most their number.
 fn kth_largest(logits: &[f64], k: NonZeroUsize) -> f64 {
     let mut logits = logits.to_vec();
@@ -202,5 +232,30 @@ fn normalise(kept: &mut [(u32, f64)]) {
     let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
     for (_, weight) in kept {
         *weight /= total;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Sampling, likeliest_single};
+
+    #[test]
+    fn the_quick_choice_is_the_careful_one() {
+        for count in [1usize, 15, 16, 17, 100] {
+            for shift in 0..count {
+                let logits: Vec<f32> = (0..count)
+                    .map(|i| -(((i + shift) * 7 % count / 2) as f32) - 0.5)
+                    .collect();
+                let wide: Vec<f64> = logits.iter().map(|x| f64::from(*x)).collect();
+                let expected = Sampling::GREEDY.choose(&wide, 0).expect("finite logits");
+                assert_eq!(likeliest_single(&logits), Some(expected));
+                for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                    let mut logits = logits.clone();
+                    logits[shift] = bad;
+                    assert_eq!(likeliest_single(&logits), None);
+                }
+            }
+        }
+        assert_eq!(likeliest_single(&[]), None);
     }
 }

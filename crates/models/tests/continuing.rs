@@ -5,7 +5,9 @@ mod common;
 
 use common::{logits, model, object, plain, rich, text, with};
 use lowrank_adapter::{Model, Selection};
-use lowrank_models::{Continuation, Finish, Limits, ModelInfo, Sampling, Temperature};
+use lowrank_models::{
+    Continuation, Error, Finish, Limits, ModelInfo, Sampling, Temperature, continue_all,
+};
 use serde_json::json;
 use std::num::NonZeroUsize;
 
@@ -190,4 +192,46 @@ fn end_tokens_come_from_both_files() {
         error.to_string(),
         "generation_config.json: `eos_token_id` is \"</s>\", expected a token id or a list of token ids"
     );
+}
+
+#[test]
+fn texts_side_by_side_are_those_written_alone() {
+    for (json, vocab, positions) in [(rich(), 29, 96), (plain(), 23, 40)] {
+        let (model, _) = model(&json, 46);
+        let prompts: Vec<Vec<u32>> = [5, 1, 17, 8, 17, 30]
+            .iter()
+            .zip(1..)
+            .map(|(length, seed)| text(*length, vocab, seed))
+            .collect();
+        let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        for sampling in [Sampling::GREEDY, warm(5)] {
+            for ends in [&[][..], &[3, 4]] {
+                let limits = limits(25, positions, ends);
+                let selection = Selection::none();
+                let found = continue_all(&model, &selection, &prompts, sampling, &limits).unwrap();
+                for (prompt, found) in prompts.iter().zip(found) {
+                    let alone = continued(&model, prompt, sampling, limits.clone());
+                    assert_eq!((found.ids, found.finish), alone);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn side_by_side_refuses_what_one_alone_refuses() {
+    let (model, _) = model(&rich(), 47);
+    let (selection, greedy) = (Selection::none(), Sampling::GREEDY);
+    let write =
+        |prompts: &[&[u32]]| continue_all(&model, &selection, prompts, greedy, &limits(3, 5, &[]));
+    assert_eq!(write(&[]).unwrap(), []);
+    assert!(matches!(write(&[&[1], &[]]), Err(Error::EmptyPrompt)));
+    let long = write(&[&[1], &[1, 2, 3, 4, 5]]);
+    assert!(matches!(
+        long,
+        Err(Error::PromptTooLong {
+            tokens: 5,
+            limit: 5
+        })
+    ));
 }

@@ -25,6 +25,7 @@ pub mod tape;
 
 mod add;
 mod attention;
+mod attention_cached;
 mod attention_mask;
 mod bias;
 mod cross_entropy;
@@ -45,6 +46,7 @@ mod swiglu;
 
 pub use add::add;
 pub use attention::{attention, self_attention};
+pub use attention_cached::attention_cached;
 pub use attention_mask::AttentionMask;
 pub use bias::add_bias;
 pub use cross_entropy::{cross_entropy, losses_and_slopes};
