@@ -330,7 +330,12 @@ unsafe fn tile<L: Lanes, R: Row<L>, const G: usize, const M: usize>(
         for (side, sums) in sums.iter_mut().enumerate() {
             // SAFETY: the step lies within the rows, which the caller says exist.
             unsafe {
-                let [low, high] = R::read(weight.as_ptr().add(side * pitch + step * R::BYTES));
+                let from = weight.as_ptr().add(side * pitch + step * R::BYTES);
+                // The same place in the rows after these: too short for the machine to foresee.
+                for line in 0..R::BYTES.div_ceil(64) {
+                    L::ask(from.wrapping_add(G * pitch + line * 64));
+                }
+                let [low, high] = R::read(from);
                 for (row, sum) in sums.iter_mut().enumerate() {
                     let x = x.as_ptr().add(row * n + step * STEP);
                     *sum = sum.plus_product(low, L::load(x));

@@ -121,8 +121,12 @@ mod x86 {
         unsafe fn read(from: *const u8) -> [Avx512; 2] {
             // SAFETY: the caller's.
             unsafe {
-                let scaled = _mm512_mul_ps(_mm512_loadu_ps(COUNT.as_ptr()), half(from));
-                nibbles(from.add(4), _mm512_add_ps(scaled, half(from.add(2))))
+                let both = _mm_cvtsi32_si128(from.cast::<i32>().read_unaligned());
+                let both = _mm512_castps128_ps512(_mm_maskz_cvtph_ps(0xF, both));
+                let scale = _mm512_permutexvar_ps(_mm512_setzero_si512(), both);
+                let offset = _mm512_permutexvar_ps(_mm512_set1_epi32(1), both);
+                let scaled = _mm512_mul_ps(_mm512_loadu_ps(COUNT.as_ptr()), scale);
+                nibbles(from.add(4), _mm512_add_ps(scaled, offset))
             }
         }
     }

@@ -141,7 +141,7 @@ impl<T: Float> CustomOp3 for Cached<T> {
             let k = &k[row * k_layout.stride()[0] + head * k_layout.stride()[1]..][..keys * d];
             let v = &v[row * v_layout.stride()[0] + head * v_layout.stride()[1]..][..keys * d];
             let mut scores = vec![T::ZERO; keys];
-            vectorised(|| {
+            vectorised!({
                 let queries = q[index * length..].chunks_exact(d);
                 for (query, (q, out)) in queries.zip(out.chunks_exact_mut(d)).enumerate() {
                     let token = query % tokens;
