@@ -222,11 +222,13 @@ fn texts_side_by_side_are_those_written_alone() {
 fn side_by_side_refuses_what_one_alone_refuses() {
     let (model, _) = model(&rich(), 47);
     let (selection, greedy) = (Selection::none(), Sampling::GREEDY);
-    let write =
-        |prompts: &[&[u32]]| continue_all(&model, &selection, prompts, greedy, &limits(3, 5, &[]));
-    assert_eq!(write(&[]).unwrap(), []);
-    assert!(matches!(write(&[&[1], &[]]), Err(Error::EmptyPrompt)));
-    let long = write(&[&[1], &[1, 2, 3, 4, 5]]);
+    let limits = limits(3, 5, &[]);
+    let none = continue_all(&model, &selection, &[], greedy, &limits);
+    assert_eq!(none.unwrap(), []);
+    let empty = continue_all(&model, &selection, &[&[1], &[]], greedy, &limits);
+    assert!(matches!(empty, Err(Error::EmptyPrompt)));
+    let long: [&[u32]; 2] = [&[1], &[1, 2, 3, 4, 5]];
+    let long = continue_all(&model, &selection, &long, greedy, &limits);
     assert!(matches!(
         long,
         Err(Error::PromptTooLong {

@@ -49,8 +49,9 @@ pub fn attention_cached(
     same_dtype("attention", q, &[("k", k), ("v", v)])?;
     let q = q.contiguous()?;
     Ok(with_float!("attention", q.dtype(), T => {
+        // Nothing is tracked, so no graph is built that would ask for a backward.
         let mask = mask.clone();
-        q.apply_op3_no_bwd(k, v, &Cached::<T> { mask, scale, dtype: PhantomData })
+        q.apply_op3(k, v, Cached::<T> { mask, scale, dtype: PhantomData })
     })?)
 }
 
@@ -185,7 +186,7 @@ fn dot<T: Float>(x: &[T], y: &[T]) -> T {
     let mut half = 8;
     while half > 0 {
         for lane in 0..half {
-            lanes[lane] = lanes[lane] + lanes[lane + half];
+            lanes[lane] += lanes[lane + half];
         }
         half /= 2;
     }
