@@ -11,15 +11,15 @@
 use crate::Encoding;
 use crate::blocks::Decode;
 use crate::few_rows_blocks::{Bf16, Row, STEP, Single};
-use crate::lanes::{Lanes, Portable};
 #[cfg(target_arch = "x86_64")]
 use crate::{
     BlockType,
     few_rows_blocks::{Q4_0, Q4_1, Q8_0},
-    lanes::x86::{Avx2, Avx512},
 };
 use candle_core::DType;
-use lowrank_ops::Float;
+#[cfg(target_arch = "x86_64")]
+use lowrank_ops::lanes::x86::{Avx2, Avx512};
+use lowrank_ops::lanes::{Lanes, Portable};
 use lowrank_ops::simd::Level;
 use rayon::prelude::*;
 
@@ -170,21 +170,6 @@ pub(crate) fn add_up(h: &[f32], b: &[f32], scale: f32, y: &mut [f32]) {
         }
         *y += scale * sum;
     }
-}
-
-/// The same numbers as f32 if they are f32.
-pub(crate) fn singles<T: Float>(numbers: &[T]) -> Option<&[f32]> {
-    // SAFETY: `Float` is sealed to f32 and f64, and only f32 says so.
-    (T::DTYPE == DType::F32)
-        .then(|| unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), numbers.len()) })
-}
-
-/// As [`singles`], to write.
-pub(crate) fn singles_mut<T: Float>(numbers: &mut [T]) -> Option<&mut [f32]> {
-    // SAFETY: as above; the borrow is exclusive.
-    (T::DTYPE == DType::F32).then(|| unsafe {
-        std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast(), numbers.len())
-    })
 }
 
 fn bytes_of(numbers: &[f32]) -> &[u8] {

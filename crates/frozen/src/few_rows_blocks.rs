@@ -4,7 +4,7 @@
     reason = "vector instructions, and numbers that are read through pointers"
 )]
 
-use crate::lanes::{LANES, Lanes};
+use lowrank_ops::lanes::{LANES, Lanes};
 
 /// How many numbers are read at a time: two vectors, and a block of GGUF's simple types.
 pub(crate) const STEP: usize = 2 * LANES;
@@ -55,7 +55,7 @@ pub(crate) use x86::{Q4_0, Q4_1, Q8_0};
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::Row;
-    use crate::lanes::x86::Avx512;
+    use lowrank_ops::lanes::x86::Avx512;
     use std::arch::x86_64::*;
 
     /// 0 to 15, in order.

@@ -18,7 +18,6 @@ mod few_rows;
 mod few_rows_blocks;
 mod head;
 mod kernels;
-mod lanes;
 mod linear;
 mod nf4;
 mod packed;

@@ -1,6 +1,6 @@
 //! The products of a frozen layer as operations on the tape: they own the weight, so that its gradient is never computed.
 
-use crate::few_rows::{self, FEW, singles, singles_mut};
+use crate::few_rows::{self, FEW};
 use crate::kernels::Update;
 use crate::product::Factor;
 use crate::{Error, Result};
@@ -95,7 +95,7 @@ fn few_low_rank<T: Float>(
     scale: f64,
     base: impl FnOnce(&mut [T]) -> Result<()>,
 ) -> Result<Option<(Vec<T>, Vec<T>)>> {
-    let (Some(x), Some(a), Some(singles_b)) = (singles(x), singles(a), singles(b)) else {
+    let (Some(x), Some(a), Some(singles_b)) = (T::singles(x), T::singles(a), T::singles(b)) else {
         return Ok(None);
     };
     let rank = a
@@ -107,7 +107,7 @@ fn few_low_rank<T: Float>(
     }
     let mut y = unwritten(rows * (b.len() / rank));
     base(&mut y)?;
-    let Some(into) = singles_mut(&mut y) else {
+    let Some(into) = T::singles_mut(&mut y) else {
         return Ok(None);
     };
     let scale = scale as f32;

@@ -24,10 +24,6 @@ pub trait Float: sealed::Sealed + WithDType + Default + Neg<Output = Self> {
     #[must_use]
     fn exp(self) -> Self;
 
-    /// self * by + sum with one rounding; slow where the machine has no instruction for it.
-    #[doc(hidden)]
-    fn fused(self, by: Self, sum: Self) -> Self;
-
     /// The numbers of a storage, `None` if it holds another dtype.
     #[must_use]
     fn slice(storage: &CpuStorage) -> Option<&[Self]> {
@@ -39,6 +35,14 @@ pub trait Float: sealed::Sealed + WithDType + Default + Neg<Output = Self> {
     fn storage(data: Vec<Self>) -> CpuStorage {
         Self::to_cpu_storage_owned(data)
     }
+
+    /// The numbers if they are f32.
+    #[doc(hidden)]
+    fn singles(numbers: &[Self]) -> Option<&[f32]>;
+
+    /// The numbers if they are f32.
+    #[doc(hidden)]
+    fn singles_mut(numbers: &mut [Self]) -> Option<&mut [f32]>;
 
     /// Forgets the dtype of a gradient.
     #[doc(hidden)]
@@ -85,9 +89,12 @@ impl Float for f32 {
         series * power(n >> 1) * power(n.wrapping_sub(n >> 1))
     }
 
-    #[inline(always)]
-    fn fused(self, by: Self, sum: Self) -> Self {
-        self.mul_add(by, sum)
+    fn singles(numbers: &[Self]) -> Option<&[f32]> {
+        Some(numbers)
+    }
+
+    fn singles_mut(numbers: &mut [Self]) -> Option<&mut [f32]> {
+        Some(numbers)
     }
 
     fn into_buffer(numbers: Arc<Vec<Self>>) -> Buffer {
@@ -111,9 +118,12 @@ impl Float for f64 {
         Self::exp(self)
     }
 
-    #[inline(always)]
-    fn fused(self, by: Self, sum: Self) -> Self {
-        self.mul_add(by, sum)
+    fn singles(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+
+    fn singles_mut(_: &mut [Self]) -> Option<&mut [f32]> {
+        None
     }
 
     fn into_buffer(numbers: Arc<Vec<Self>>) -> Buffer {

@@ -17,6 +17,8 @@
 
 pub mod composed;
 pub mod gemm;
+#[doc(hidden)]
+pub mod lanes;
 pub mod linalg;
 pub mod rng;
 pub mod simd;
@@ -42,6 +44,7 @@ mod rotary;
 mod rows;
 mod scale;
 mod select;
+mod skinny_single;
 mod swiglu;
 
 pub use add::add;

@@ -81,7 +81,7 @@ pub(crate) use vectorised;
 #[inline(always)]
 pub(crate) fn with_avx512<R>(work: impl FnOnce() -> R) -> R {
     // SAFETY: `Level::used` never says more than the machine has.
-    unsafe { avx512(Closure(work)) }
+    unsafe { avx512(work) }
 }
 
 /// The caller has asked [`Level::used`].
@@ -89,40 +89,7 @@ pub(crate) fn with_avx512<R>(work: impl FnOnce() -> R) -> R {
 #[inline(always)]
 pub(crate) fn with_avx2<R>(work: impl FnOnce() -> R) -> R {
     // SAFETY: `Level::used` never says more than the machine has.
-    unsafe { avx2(Closure(work)) }
-}
-
-/// Work that is always inlined where it is called.
-pub(crate) trait Work {
-    type Output;
-
-    /// To be marked `#[inline(always)]`.
-    fn run(self) -> Self::Output;
-}
-
-struct Closure<F>(F);
-
-impl<R, F: FnOnce() -> R> Work for Closure<F> {
-    type Output = R;
-
-    #[inline(always)]
-    fn run(self) -> R {
-        (self.0)()
-    }
-}
-
-/// [`vectorised`] for work with a name.
-#[inline(always)]
-pub(crate) fn run<W: Work>(work: W) -> W::Output {
-    match Level::used() {
-        // SAFETY: `used` never says more than the machine has.
-        #[cfg(target_arch = "x86_64")]
-        level if level >= Level::Avx512 => unsafe { avx512(work) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { avx2(work) },
-        _ => work.run(),
-    }
+    unsafe { avx2(work) }
 }
 
 impl Level {
@@ -133,10 +100,10 @@ impl Level {
         match self.min(Self::of_machine()) {
             // SAFETY: no more than the machine has.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 | Self::Avx512Bf16 | Self::Amx => unsafe { avx512(Closure(work)) },
+            Self::Avx512 | Self::Avx512Bf16 | Self::Amx => unsafe { avx512(work) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => unsafe { avx2(Closure(work)) },
+            Self::Avx2 => unsafe { avx2(work) },
             _ => work(),
         }
     }
@@ -208,12 +175,12 @@ fn tiles() -> bool {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
-fn avx512<W: Work>(work: W) -> W::Output {
-    work.run()
+fn avx512<R>(work: impl FnOnce() -> R) -> R {
+    work()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn avx2<W: Work>(work: W) -> W::Output {
-    work.run()
+fn avx2<R>(work: impl FnOnce() -> R) -> R {
+    work()
 }

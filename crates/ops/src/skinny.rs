@@ -4,14 +4,9 @@
 //! the number of threads.
 
 use crate::Float;
-use crate::simd::{Level, Work, run};
+use crate::rows::dot;
+use crate::skinny_single;
 use rayon::prelude::*;
-
-/// How many columns of the narrow matrix are worked on at once.
-const RANKS: usize = 8;
-
-/// How many numbers of a row are multiplied at once: two registers of AVX-512.
-const LANES: usize = 16;
 
 /// How many rows a thread works on at once.
 const CHUNK: usize = 128;
@@ -143,152 +138,24 @@ pub fn transposed<T: Float>(x: &[T], columns: usize) -> Vec<T> {
 }
 
 fn dots_here<T: Float>(x: &[T], a: &[T], n: usize, rank: usize, factor: T, h: &mut [T]) {
-    let work = Dots {
-        x,
-        a,
-        n,
-        rank,
-        factor,
-        h,
-    };
-    if Level::used() == Level::Portable {
-        work.with::<false>();
-    } else {
-        run(work);
+    if let (Some(x), Some(a), Some(h)) = (T::singles(x), T::singles(a), T::singles_mut(h)) {
+        return skinny_single::dots(x, a, n, rank, factor.to_f64() as f32, h);
     }
-}
-
-fn outer_here<T: Float>(h: &[T], g: &[T], n: usize, rank: usize, sum: &mut [T]) {
-    let work = Outer { h, g, n, rank, sum };
-    if Level::used() == Level::Portable {
-        work.with::<false>();
-    } else {
-        run(work);
-    }
-}
-
-struct Dots<'a, T> {
-    x: &'a [T],
-    a: &'a [T],
-    n: usize,
-    rank: usize,
-    factor: T,
-    h: &'a mut [T],
-}
-
-impl<T: Float> Work for Dots<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        self.with::<true>();
-    }
-}
-
-struct Outer<'a, T> {
-    h: &'a [T],
-    g: &'a [T],
-    n: usize,
-    rank: usize,
-    sum: &'a mut [T],
-}
-
-impl<T: Float> Work for Outer<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        self.with::<true>();
-    }
-}
-
-/// x * y + sum, in one instruction where the machine has one.
-#[inline(always)]
-fn multiply_add<T: Float, const FUSED: bool>(x: T, y: T, sum: T) -> T {
-    if FUSED { x.fused(y, sum) } else { x * y + sum }
-}
-
-impl<T: Float> Dots<'_, T> {
-    #[inline(always)]
-    fn with<const FUSED: bool>(self) {
-        let Self {
-            x,
-            a,
-            n,
-            rank,
-            factor,
-            h,
-        } = self;
-        let whole = n / LANES * LANES;
-        for first in (0..rank).step_by(RANKS) {
-            let width = RANKS.min(rank - first);
-            // Ranks that there are not are computed as the last one, and not written.
-            let a: [&[T]; RANKS] =
-                std::array::from_fn(|i| &a[(first + i.min(width - 1)) * n..][..n]);
-            let pairs = x.chunks(2 * n).zip(h.chunks_mut(2 * rank));
-            for (x, h) in pairs {
-                let (x0, x1) = (&x[..n], &x[x.len() - n..]);
-                let mut sums = [[[T::ZERO; LANES]; RANKS]; 2];
-                for at in (0..whole).step_by(LANES) {
-                    let x0: &[T; LANES] = x0[at..at + LANES].try_into().expect("as long");
-                    let x1: &[T; LANES] = x1[at..at + LANES].try_into().expect("as long");
-                    for i in 0..RANKS {
-                        let a: &[T; LANES] = a[i][at..at + LANES].try_into().expect("as long");
-                        for lane in 0..LANES {
-                            sums[0][i][lane] =
-                                multiply_add::<T, FUSED>(x0[lane], a[lane], sums[0][i][lane]);
-                            sums[1][i][lane] =
-                                multiply_add::<T, FUSED>(x1[lane], a[lane], sums[1][i][lane]);
-                        }
-                    }
-                }
-                for (row, h) in h.chunks_mut(rank).enumerate() {
-                    let x = if row == 0 { x0 } else { x1 };
-                    for i in 0..width {
-                        let mut total = sums[row][i].iter().fold(T::ZERO, |sum, lane| sum + *lane);
-                        for at in whole..n {
-                            total = multiply_add::<T, FUSED>(x[at], a[i][at], total);
-                        }
-                        h[first + i] = total * factor;
-                    }
-                }
-            }
+    for (x, h) in x.chunks_exact(n).zip(h.chunks_exact_mut(rank)) {
+        for (a, h) in a.chunks_exact(n).zip(h) {
+            *h = T::from_f64(dot(x, a)) * factor;
         }
     }
 }
 
-impl<T: Float> Outer<'_, T> {
-    #[inline(always)]
-    fn with<const FUSED: bool>(self) {
-        let Self { h, g, n, rank, sum } = self;
-        const WIDTH: usize = 2 * LANES;
-        let whole = n / WIDTH * WIDTH;
-        for first in (0..rank).step_by(RANKS) {
-            let width = RANKS.min(rank - first);
-            for at in (0..whole).step_by(WIDTH) {
-                let mut sums = [[T::ZERO; WIDTH]; RANKS];
-                for (h, g) in h.chunks_exact(rank).zip(g.chunks_exact(n)) {
-                    let g: &[T; WIDTH] = g[at..at + WIDTH].try_into().expect("as long");
-                    let mut own = [T::ZERO; RANKS];
-                    own[..width].copy_from_slice(&h[first..first + width]);
-                    for i in 0..RANKS {
-                        for lane in 0..WIDTH {
-                            sums[i][lane] =
-                                multiply_add::<T, FUSED>(own[i], g[lane], sums[i][lane]);
-                        }
-                    }
-                }
-                for i in 0..width {
-                    sum[(first + i) * n + at..][..WIDTH].copy_from_slice(&sums[i]);
-                }
-            }
-            for (h, g) in h.chunks_exact(rank).zip(g.chunks_exact(n)) {
-                for i in 0..width {
-                    for at in whole..n {
-                        let sum = &mut sum[(first + i) * n + at];
-                        *sum = multiply_add::<T, FUSED>(h[first + i], g[at], *sum);
-                    }
-                }
+fn outer_here<T: Float>(h: &[T], g: &[T], n: usize, rank: usize, sum: &mut [T]) {
+    if let (Some(h), Some(g), Some(sum)) = (T::singles(h), T::singles(g), T::singles_mut(sum)) {
+        return skinny_single::outer(h, g, n, rank, sum);
+    }
+    for (h, g) in h.chunks_exact(rank).zip(g.chunks_exact(n)) {
+        for (h, sum) in h.iter().zip(sum.chunks_exact_mut(n)) {
+            for (sum, g) in sum.iter_mut().zip(g) {
+                *sum += *h * *g;
             }
         }
     }

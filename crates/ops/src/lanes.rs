@@ -1,4 +1,4 @@
-//! Sixteen numbers at a time, at each level of vector instructions.
+//! Sixteen numbers at a time, at each level of vector instructions: for kernels that the compiler does not vectorise.
 #![expect(
     unsafe_code,
     reason = "vector instructions, and numbers that are read through pointers"
@@ -7,12 +7,28 @@
 use half::bf16;
 
 /// How many numbers a vector has, at every level.
-pub(crate) const LANES: usize = 16;
+pub const LANES: usize = 16;
 
 /// Sixteen f32 numbers. Whatever is inlined from here must end in a function that is compiled for the level.
-pub(crate) trait Lanes: Copy {
+pub trait Lanes: Copy {
     /// All zero.
     fn zero() -> Self;
+
+    /// Sixteen times the same number.
+    ///
+    /// # Safety
+    /// The machine has the level's instructions.
+    unsafe fn splat(number: f32) -> Self;
+
+    /// Writes sixteen numbers.
+    ///
+    /// # Safety
+    /// `into` has room for so many, and the machine has the level's instructions.
+    #[inline(always)]
+    unsafe fn store(self, into: *mut f32) {
+        // SAFETY: as the caller's.
+        unsafe { into.cast::<[f32; LANES]>().write_unaligned(self.array()) };
+    }
 
     /// Reads sixteen numbers.
     ///
@@ -63,12 +79,17 @@ pub(crate) trait Lanes: Copy {
 
 /// What every machine has.
 #[derive(Clone, Copy)]
-pub(crate) struct Portable([f32; LANES]);
+pub struct Portable([f32; LANES]);
 
 impl Lanes for Portable {
     #[inline(always)]
     fn zero() -> Self {
         Self([0.0; LANES])
+    }
+
+    #[inline(always)]
+    unsafe fn splat(number: f32) -> Self {
+        Self([number; LANES])
     }
 
     #[inline(always)]
@@ -100,7 +121,7 @@ impl Lanes for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) mod x86 {
+pub mod x86 {
     //! The levels above.
 
     use super::{LANES, Lanes};
@@ -109,13 +130,19 @@ pub(crate) mod x86 {
 
     /// AVX2 and FMA.
     #[derive(Clone, Copy)]
-    pub(crate) struct Avx2(__m256, __m256);
+    pub struct Avx2(__m256, __m256);
 
     impl Lanes for Avx2 {
         #[inline(always)]
         fn zero() -> Self {
             // SAFETY: sixteen numbers in place of two vectors of eight.
             unsafe { std::mem::transmute([0f32; LANES]) }
+        }
+
+        #[inline(always)]
+        unsafe fn splat(number: f32) -> Self {
+            // SAFETY: the caller says that the machine has AVX2.
+            unsafe { Self(_mm256_set1_ps(number), _mm256_set1_ps(number)) }
         }
 
         #[inline(always)]
@@ -163,13 +190,19 @@ pub(crate) mod x86 {
 
     /// AVX-512.
     #[derive(Clone, Copy)]
-    pub(crate) struct Avx512(pub(crate) __m512);
+    pub struct Avx512(pub __m512);
 
     impl Lanes for Avx512 {
         #[inline(always)]
         fn zero() -> Self {
             // SAFETY: sixteen numbers in place of a vector of sixteen.
             unsafe { std::mem::transmute([0f32; LANES]) }
+        }
+
+        #[inline(always)]
+        unsafe fn splat(number: f32) -> Self {
+            // SAFETY: the caller says that the machine has AVX-512.
+            unsafe { Self(_mm512_set1_ps(number)) }
         }
 
         #[inline(always)]
