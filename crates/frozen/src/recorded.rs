@@ -87,7 +87,6 @@ pub(crate) fn product_low_rank<W: Factor + 'static>(
 }
 
 /// y = x W^T + scale (x A^T) B^T and h = scale x A^T, if the rows are few and in f32; `base` writes x W^T.
-#[expect(clippy::type_complexity, reason = "y and h")]
 fn few_low_rank<T: Float>(
     rows: usize,
     x: &[T],

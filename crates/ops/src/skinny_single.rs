@@ -103,10 +103,11 @@ unsafe fn dots_with<V: Lanes>(
                     std::array::from_fn(|i| a.as_ptr().add((first + i.min(width - 1)) * n));
                 for at in (0..whole).step_by(LANES) {
                     let x = [V::load(x_at[0].add(at)), V::load(x_at[1].add(at))];
-                    for i in 0..RANKS {
-                        let a = V::load(a_at[i].add(at));
-                        sums[0][i] = sums[0][i].plus_product(x[0], a);
-                        sums[1][i] = sums[1][i].plus_product(x[1], a);
+                    let [sums0, sums1] = &mut sums;
+                    for ((sum0, sum1), a_at) in sums0.iter_mut().zip(sums1).zip(a_at) {
+                        let a = V::load(a_at.add(at));
+                        *sum0 = sum0.plus_product(x[0], a);
+                        *sum1 = sum1.plus_product(x[1], a);
                     }
                 }
             }
@@ -140,11 +141,11 @@ unsafe fn outer_with<V: Lanes>(h: &[f32], g: &[f32], n: usize, rank: usize, sum:
                     let g_at = g.as_ptr().add(row * n + at);
                     let g = [V::load(g_at), V::load(g_at.add(LANES))];
                     let h = h.as_ptr().add(row * rank + first);
-                    for i in 0..RANKS {
+                    for (i, sums) in sums.iter_mut().enumerate() {
                         // A rank that there is not is computed as the last one, and not written.
                         let h = V::splat(*h.add(i.min(width - 1)));
-                        sums[i][0] = sums[i][0].plus_product(h, g[0]);
-                        sums[i][1] = sums[i][1].plus_product(h, g[1]);
+                        sums[0] = sums[0].plus_product(h, g[0]);
+                        sums[1] = sums[1].plus_product(h, g[1]);
                     }
                 }
             }
