@@ -63,31 +63,13 @@ enum Chore {
     },
 }
 
-/// Large results come and go with every operation: the system's allocator gives their pages back and gets them again,
-/// one fault a page.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// Freed memory is kept for the next result of its size, and the system is asked for it in large pieces.
-#[expect(
-    unsafe_code,
-    reason = "the allocator's options are set by a C function"
-)]
-fn keep_freed_memory() {
-    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-    const ARENA_RESERVE: libmimalloc_sys::mi_option_t = 23;
-    const KIB: std::ffi::c_long = 4 << 20;
-    // SAFETY: sets numbers that the allocator reads; both options exist in its versions 2 and 3 under these numbers.
-    unsafe {
-        libmimalloc_sys::mi_option_set(PURGE_DELAY, -1);
-        libmimalloc_sys::mi_option_set(ARENA_RESERVE, KIB);
-    }
-}
-
 fn main() -> Result<()> {
-    keep_freed_memory();
     let root = root();
-    match Arguments::parse().chore {
+    let chore = Arguments::parse().chore;
+    if matches!(&chore, Chore::Pretrain { .. } | Chore::Bench(_)) {
+        lowrank_allocator::keep_freed_memory();
+    }
+    match chore {
         Chore::Ci => ci::run(&root),
         Chore::Tidy => tidy::run(&root),
         Chore::NewFamily { name, as_in_peft } => {

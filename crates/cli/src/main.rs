@@ -14,31 +14,12 @@ use clap::Parser;
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
-/// Large results come and go with every operation: the system's allocator gives their pages back and gets them again,
-/// one fault a page.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// Freed memory is kept for the next result of its size, and the system is asked for it in large pieces.
-#[expect(
-    unsafe_code,
-    reason = "the allocator's options are set by a C function"
-)]
-fn keep_freed_memory() {
-    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-    const ARENA_RESERVE: libmimalloc_sys::mi_option_t = 23;
-    const KIB: std::ffi::c_long = 4 << 20;
-    // SAFETY: sets numbers that the allocator reads; both options exist in its versions 2 and 3 under these numbers.
-    unsafe {
-        libmimalloc_sys::mi_option_set(PURGE_DELAY, -1);
-        libmimalloc_sys::mi_option_set(ARENA_RESERVE, KIB);
-    }
-}
-
 fn main() -> ExitCode {
-    keep_freed_memory();
     let arguments = Arguments::parse();
     start_logging(arguments.verbose, arguments.quiet);
+    if matches!(&arguments.verb, Verb::Train(_) | Verb::Generate(_)) {
+        lowrank_allocator::keep_freed_memory();
+    }
     let result = match &arguments.verb {
         Verb::Train(verb) => verbs::train::run(verb, arguments.quiet),
         Verb::Plan(verb) => verbs::plan::run(verb),

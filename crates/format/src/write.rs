@@ -183,10 +183,19 @@ fn header(
     sorted: &[(usize, &Planned, Stored)],
     metadata: &[(&str, &str)],
 ) -> Result<Vec<u8>> {
-    let mut entries = Map::new();
+    // Text from the start: a tree of the entries of a large file would take several times as much memory.
+    let mut json = b"{".to_vec();
+    let mut add = |name: &str, entry: Value| {
+        if json.len() > 1 {
+            json.push(b',');
+        }
+        json.extend_from_slice(Value::from(name).to_string().as_bytes());
+        json.push(b':');
+        json.extend_from_slice(entry.to_string().as_bytes());
+    };
     if !metadata.is_empty() {
         let sorted: BTreeMap<&str, &str> = metadata.iter().copied().collect();
-        entries.insert(METADATA.to_owned(), json!(sorted));
+        add(METADATA, json!(sorted));
     }
     let mut begin = 0;
     for (_, planned, stored) in sorted {
@@ -194,10 +203,10 @@ fn header(
         let end = begin + elements * planned.dtype.size_in_bytes();
         let entry =
             json!({"dtype": stored.name(), "shape": planned.shape, "data_offsets": [begin, end]});
-        entries.insert(planned.name.clone(), entry);
+        add(&planned.name, entry);
         begin = end;
     }
-    let mut json = Value::Object(entries).to_string().into_bytes();
+    json.push(b'}');
     json.resize(json.len().next_multiple_of(8), b' ');
     if json.len() as u64 > MAX_BYTES {
         let what = format!(

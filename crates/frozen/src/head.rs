@@ -1,6 +1,7 @@
 //! The output layer and its loss in one operation, so that the logits of all positions never exist at once.
 
 use crate::Result;
+use crate::kernels::Direction;
 use crate::product::Factor;
 use candle_core::{Shape, Tensor};
 use lowrank_ops as ops;
@@ -29,7 +30,8 @@ pub(crate) fn cross_entropy<W: Factor>(weight: &W, x: &Tensor, targets: &[u32]) 
         let rows = first..targets.len().min(first + height);
         let logits = &mut logits[..rows.len() * vocab];
         let part = rows.start * n_in..rows.end * n_in;
-        weight.forward(
+        weight.product(
+            Direction::Forward,
             &numbers[part.clone()],
             rows.len(),
             None,
@@ -38,7 +40,14 @@ pub(crate) fn cross_entropy<W: Factor>(weight: &W, x: &Tensor, targets: &[u32]) 
         )?;
         losses.extend(losses_and_slopes(logits, vocab, &targets[rows.clone()]));
         if tracked {
-            weight.backward(logits, rows.len(), None, Before::Ignored, &mut slopes[part])?;
+            weight.product(
+                Direction::Backward,
+                logits,
+                rows.len(),
+                None,
+                Before::Ignored,
+                &mut slopes[part],
+            )?;
         }
     }
     drop(numbers);

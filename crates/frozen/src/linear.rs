@@ -294,11 +294,8 @@ impl FrozenLinear {
                 what: "a product over slices is of f32, the weight has f64".into(),
             }));
         }
-        let weight = self.single()?;
-        match direction {
-            Direction::Forward => weight.forward(x, rows, None, before, into),
-            Direction::Backward => weight.backward(x, rows, None, before, into),
-        }
+        self.single()?
+            .product(direction, x, rows, None, before, into)
     }
 
     /// The weight as a factor of products in f32 or bf16.

@@ -17,20 +17,11 @@ pub(crate) trait Factor: Send + Sync {
     /// (n_out, n_in).
     fn dims(&self) -> (usize, usize);
 
-    /// into = x W^T + h v: `[rows, n_in]` -> `[rows, n_out]`.
-    fn forward(
+    /// into = x W^T + h v with `x` `[rows, n_in]` and `into` `[rows, n_out]`, or x W + h v with the two exchanged.
+    fn product(
         &self,
+        direction: Direction,
         x: &[Self::Number],
-        rows: usize,
-        update: Option<Update<'_, Self::Number>>,
-        before: Before,
-        into: &mut [Self::Number],
-    ) -> Result<()>;
-
-    /// into = G W + h v: `[rows, n_out]` -> `[rows, n_in]`.
-    fn backward(
-        &self,
-        grad: &[Self::Number],
         rows: usize,
         update: Option<Update<'_, Self::Number>>,
         before: Before,
@@ -44,6 +35,14 @@ pub(crate) struct Double(Tensor);
 impl Double {
     pub(crate) fn new(weight: &Tensor) -> Self {
         Self(weight.clone())
+    }
+}
+
+impl Factor for Double {
+    type Number = f64;
+
+    fn dims(&self) -> (usize, usize) {
+        (self.0.dims()[0], self.0.dims()[1])
     }
 
     fn product(
@@ -70,36 +69,6 @@ impl Double {
     }
 }
 
-impl Factor for Double {
-    type Number = f64;
-
-    fn dims(&self) -> (usize, usize) {
-        (self.0.dims()[0], self.0.dims()[1])
-    }
-
-    fn forward(
-        &self,
-        x: &[f64],
-        rows: usize,
-        update: Option<Update<'_, f64>>,
-        before: Before,
-        into: &mut [f64],
-    ) -> Result<()> {
-        self.product(Direction::Forward, x, rows, update, before, into)
-    }
-
-    fn backward(
-        &self,
-        grad: &[f64],
-        rows: usize,
-        update: Option<Update<'_, f64>>,
-        before: Before,
-        into: &mut [f64],
-    ) -> Result<()> {
-        self.product(Direction::Backward, grad, rows, update, before, into)
-    }
-}
-
 /// A matrix in f32 or fewer bits, computed with in f32 or in bf16.
 pub(crate) struct Single {
     weight: Stored,
@@ -113,6 +82,14 @@ impl Single {
             weight: weight.clone(),
             compute,
         }
+    }
+}
+
+impl Factor for Single {
+    type Number = f32;
+
+    fn dims(&self) -> (usize, usize) {
+        self.weight.dims()
     }
 
     fn product(
@@ -161,35 +138,5 @@ impl Single {
             }
             Form::Packed(packed) => run(packed.weights()),
         }
-    }
-}
-
-impl Factor for Single {
-    type Number = f32;
-
-    fn dims(&self) -> (usize, usize) {
-        self.weight.dims()
-    }
-
-    fn forward(
-        &self,
-        x: &[f32],
-        rows: usize,
-        update: Option<Update<'_, f32>>,
-        before: Before,
-        into: &mut [f32],
-    ) -> Result<()> {
-        self.product(Direction::Forward, x, rows, update, before, into)
-    }
-
-    fn backward(
-        &self,
-        grad: &[f32],
-        rows: usize,
-        update: Option<Update<'_, f32>>,
-        before: Before,
-        into: &mut [f32],
-    ) -> Result<()> {
-        self.product(Direction::Backward, grad, rows, update, before, into)
     }
 }

@@ -1,7 +1,7 @@
 //! The products of a frozen layer as operations on the tape: they own the weight, so that its gradient is never computed.
 
 use crate::few_rows::{self, FEW};
-use crate::kernels::Update;
+use crate::kernels::{Direction, Update};
 use crate::product::Factor;
 use crate::{Error, Result};
 use candle_core::{Shape, Tensor, WithDType as _};
@@ -59,7 +59,14 @@ pub(crate) fn product_low_rank<W: Factor + 'static>(
     let numbers = data::<W::Number>(x)?;
     let seen = dropped(dropout, &numbers);
     let few = few_low_rank(rows(x), &seen, (&*a_data, &*b_data), scale, |y| {
-        weight.forward(&numbers, rows(x), None, Before::Ignored, y)
+        weight.product(
+            Direction::Forward,
+            &numbers,
+            rows(x),
+            None,
+            Before::Ignored,
+            y,
+        )
     })?;
     let (y, h) = match few {
         Some(done) => done,
@@ -236,7 +243,14 @@ fn forward<W: Factor>(
 ) -> Result<Vec<W::Number>> {
     let rows = rows(x);
     let mut y = unwritten(rows * weight.dims().0);
-    weight.forward(numbers, rows, update, Before::Ignored, &mut y)?;
+    weight.product(
+        Direction::Forward,
+        numbers,
+        rows,
+        update,
+        Before::Ignored,
+        &mut y,
+    )?;
     Ok(y)
 }
 
@@ -258,7 +272,7 @@ fn input_gradient<W: Factor>(
             Before::Ignored
         };
         weight
-            .backward(grad, rows, update, before, into)
+            .product(Direction::Backward, grad, rows, update, before, into)
             .map_err(flat)
     })
 }

@@ -4,9 +4,8 @@ use crate::number;
 use lowrank_tests::place::Place;
 use serde_json::json;
 
-/// Megabytes that a run of many batches may hold more than one of few: rows are read whole, and the allocator keeps what is
-/// freed. What is looked for is larger: 16 MB of logits.
-const GROWTH: f64 = 8.0;
+/// Megabytes that a run of many batches may hold more than one of few: rows are read whole.
+const GROWTH: f64 = 4.0;
 
 /// The peak with 20 batches of 8 rows, and with 220.
 fn peaks(place: &Place, arguments: &[&str]) -> (f64, f64) {

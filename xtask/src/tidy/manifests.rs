@@ -5,7 +5,8 @@ use anyhow::{Context, Result};
 use toml::{Table, Value};
 
 /// Which crates a crate may depend on, lowest first. `families/*` stands for every family.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
+    ("allocator", &[]),
     ("ops", &[]),
     ("frozen", &["ops"]),
     ("adapter", &["ops", "frozen"]),
