@@ -5,17 +5,17 @@
 //! cost what they cost in rows of their own: keys before a segment's first one are never touched. Heads are copied into
 //! scratch memory first, so they may lie in any order, and are rotated on the way.
 
+mod head;
+
 use crate::attention_mask::{AttentionMask, Block};
 use crate::float::{same_dtype, with_float};
-use crate::gemm::{Matrix, matmul_add_here, matmul_here};
 use crate::rotary::Rotary;
-use crate::rows::{add_assign, dot, exp_and_sum, expect_dims, max};
-use crate::simd::vectorised;
+use crate::rows::{add_assign, expect_dims};
 use crate::tape::{self, Backward, Inputs};
 use crate::{Error, Float, Result, RotaryTable, data, unwritten};
 use candle_core::Tensor;
+use head::{Grads, Lying};
 use rayon::prelude::*;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// softmax(scale * q k^T, masked) v: `q` [batch, heads, tokens, d], `k` and `v` [batch, kv_heads, keys, d] ->
@@ -207,6 +207,28 @@ impl Sizes {
             ((row * heads + head) * tokens * self.d, self.d)
         }
     }
+
+    /// The head `at` of all rows' query heads within `numbers`.
+    fn query<'a, T>(&self, numbers: &'a [T], at: usize) -> Lying<'a, T> {
+        let heads = self.heads;
+        let (first, step) = self.place(at / heads, at % heads, heads, self.tokens);
+        Lying {
+            numbers,
+            first,
+            step,
+        }
+    }
+
+    /// The key head that the query head `at` of all rows sees.
+    fn key<'a, T>(&self, numbers: &'a [T], at: usize) -> Lying<'a, T> {
+        let head = at % self.heads / (self.heads / self.kv_heads);
+        let (first, step) = self.place(at / self.heads, head, self.kv_heads, self.keys);
+        Lying {
+            numbers,
+            first,
+            step,
+        }
+    }
 }
 
 struct Attention<T> {
@@ -220,70 +242,11 @@ struct Attention<T> {
     log_sums: Vec<f64>,
 }
 
-/// The gradients of one head, and of the keys and values that it sees.
-struct Grads<'a, T> {
-    q: &'a mut [T],
-    k: &'a mut [T],
-    v: &'a mut [T],
-}
-
 impl<T: Float> Attention<T> {
-    /// Copies a head of row `row` out of `x`, [length, d], rotated if it is to be.
-    fn copied(&self, x: &[T], (first, step): (usize, usize), row: usize, length: usize) -> Vec<T> {
-        let d = self.sizes.d;
-        let mut head = unwritten(length * d);
-        for (token, head) in head.chunks_exact_mut(d).enumerate() {
-            let x = &x[first + token * step..][..d];
-            match &self.turn {
-                None => head.copy_from_slice(x),
-                Some(turn) => turn.turn(row * length + token, x, head, T::ONE),
-            }
-        }
-        head
-    }
-
-    /// As [`Self::copied`], never rotated.
-    fn plain(&self, x: &[T], (first, step): (usize, usize), length: usize) -> Vec<T> {
-        let mut head = Vec::with_capacity(length * self.sizes.d);
-        for token in 0..length {
-            head.extend_from_slice(&x[first + token * step..][..self.sizes.d]);
-        }
-        head
-    }
-
-    /// Turns the gradients of rotated tokens back.
-    fn turn_back(&self, grads: &mut [T], row: usize, length: usize) {
-        if let Some(turn) = &self.turn {
-            let mut back = vec![T::ZERO; self.sizes.d];
-            for (token, grad) in grads.chunks_exact_mut(self.sizes.d).enumerate() {
-                turn.turn(row * length + token, grad, &mut back, -T::ONE);
-                grad.copy_from_slice(&back);
-            }
-        }
-    }
-
-    /// Room for the scores of any block of a row.
-    fn scratch(&self, row: usize) -> Vec<T> {
-        let largest = self.blocks[row].iter().map(Block::size).max();
-        unwritten(largest.unwrap_or(0))
-    }
-
-    /// The scores of a block, [queries, keys], minus infinity where masked: `q` and `k` are those of the block.
-    fn scores(&self, row: usize, block: &Block, q: &[T], k: &[T], scores: &mut [T]) -> Result<()> {
-        let (d, seen) = (self.sizes.d, block.keys.len());
-        let (q, k) = (Matrix::new(q, block.count, d)?, Matrix::new(k, seen, d)?);
-        matmul_here(T::from_f64(self.scale), q, k.transposed(), scores)?;
-        for (token, scores) in (block.first..).zip(scores.chunks_mut(seen)) {
-            self.mask.hide(row, token, block, scores);
-        }
-        Ok(())
-    }
-
     fn forward(&mut self, q: &[T], k: &[T], v: &[T]) -> Result<Vec<T>> {
         let Sizes {
             batch,
             heads,
-            kv_heads,
             tokens,
             keys,
             d,
@@ -293,13 +256,10 @@ impl<T: Float> Attention<T> {
         let done: Vec<(Vec<T>, Vec<f64>)> = (0..batch * heads)
             .into_par_iter()
             .map(|at| {
-                let (row, head) = (at / heads, at % heads);
-                let kv = this
-                    .sizes
-                    .place(row, head / (heads / kv_heads), kv_heads, keys);
-                let q = this.copied(q, this.sizes.place(row, head, heads, tokens), row, tokens);
-                let k = this.copied(k, kv, row, keys);
-                this.head(row, &q, &k, &this.plain(v, kv, keys))
+                let row = at / heads;
+                let q = this.copied(this.sizes.query(q, at), row, tokens);
+                let k = this.copied(this.sizes.key(k, at), row, keys);
+                this.head(row, &q, &k, this.sizes.key(v, at))
             })
             .collect::<Result<_>>()?;
         let mut out = unwritten(q.len());
@@ -333,86 +293,6 @@ impl<T: Float> Attention<T> {
             }
         }
     }
-
-    /// One head: its output [tokens, d] and its log-sums.
-    fn head(&self, row: usize, q: &[T], k: &[T], v: &[T]) -> Result<(Vec<T>, Vec<f64>)> {
-        let d = self.sizes.d;
-        let mut scratch = self.scratch(row);
-        let mut out = unwritten(q.len());
-        let mut log_sums = Vec::with_capacity(self.sizes.tokens);
-        for block in &self.blocks[row] {
-            let scores = &mut scratch[..block.size()];
-            let (queries, seen) = (of(block.first, block.count, d), block.keys.len());
-            let keys = of(block.keys.start, seen, d);
-            self.scores(row, block, &q[queries.clone()], &k[keys.clone()], scores)?;
-            vectorised!({
-                for scores in scores.chunks_mut(seen) {
-                    let max = max(scores);
-                    let total = exp_and_sum(scores, max);
-                    let share = T::from_f64(1.0 / total);
-                    scores.iter_mut().for_each(|score| *score *= share);
-                    log_sums.push(max.to_f64() + total.ln());
-                }
-            });
-            let (scores, v) = (
-                Matrix::new(scores, block.count, seen)?,
-                Matrix::new(&v[keys], seen, d)?,
-            );
-            matmul_here(T::ONE, scores, v, &mut out[queries])?;
-        }
-        Ok((out, log_sums))
-    }
-
-    /// One head's share of the gradients: `q` and `grad` are [tokens, d].
-    fn head_back(
-        &self,
-        row: usize,
-        (q, k, v): (&[T], &[T], &[T]),
-        (grad, log_sums): (&[T], &[f64]),
-        grads: Grads<'_, T>,
-    ) -> Result<()> {
-        let d = self.sizes.d;
-        let scale = T::from_f64(self.scale);
-        let (mut scores, mut slopes) = (self.scratch(row), self.scratch(row));
-        for block in &self.blocks[row] {
-            let (probabilities, slopes) =
-                (&mut scores[..block.size()], &mut slopes[..block.size()]);
-            let (count, seen) = (block.count, block.keys.len());
-            let (queries, keys) = (of(block.first, count, d), of(block.keys.start, seen, d));
-            let (q, k, v) = (&q[queries.clone()], &k[keys.clone()], &v[keys.clone()]);
-            self.scores(row, block, q, k, probabilities)?;
-            let block_grad = Matrix::new(&grad[queries.clone()], count, d)?;
-            let values = Matrix::new(v, seen, d)?;
-            matmul_here(T::ONE, block_grad, values.transposed(), slopes)?;
-            vectorised!({
-                // ds = p * (dp - sum(p * dp)).
-                let queries = probabilities.chunks_mut(seen).zip(slopes.chunks_mut(seen));
-                for ((scores, slopes), log_sum) in queries.zip(&log_sums[block.first..]) {
-                    let log_sum = T::from_f64(*log_sum);
-                    for score in &mut *scores {
-                        *score = Float::exp(*score - log_sum);
-                    }
-                    let mean = T::from_f64(dot(scores, slopes));
-                    for (p, slope) in scores.iter().zip(slopes) {
-                        *slope = *p * (*slope - mean);
-                    }
-                }
-            });
-            let p = Matrix::new(probabilities, count, seen)?.transposed();
-            matmul_add_here(T::ONE, p, block_grad, &mut grads.v[keys.clone()])?;
-            let slopes = Matrix::new(slopes, count, seen)?;
-            let k = Matrix::new(k, seen, d)?;
-            matmul_here(scale, slopes, k, &mut grads.q[queries])?;
-            let q = Matrix::new(q, count, d)?;
-            matmul_add_here(scale, slopes.transposed(), q, &mut grads.k[keys])?;
-        }
-        Ok(())
-    }
-}
-
-/// Where `count` rows of width `d` lie from the row `first` on.
-fn of(first: usize, count: usize, d: usize) -> Range<usize> {
-    first * d..(first + count) * d
 }
 
 impl<T: Float> Backward<T> for Attention<T> {
@@ -433,9 +313,7 @@ impl<T: Float> Backward<T> for Attention<T> {
         let found: Vec<[Vec<T>; 3]> = (0..batch * heads)
             .into_par_iter()
             .map(|at| {
-                let (row, head) = (at / heads, at % heads);
-                let place = self.sizes.place(row, head, heads, tokens);
-                let kv = self.sizes.place(row, head / group, kv_heads, keys);
+                let row = at / heads;
                 let mut own = [
                     unwritten(tokens * d),
                     vec![T::ZERO; keys * d],
@@ -443,12 +321,12 @@ impl<T: Float> Backward<T> for Attention<T> {
                 ];
                 let [q_grad, k_grad, v_grad] = &mut own;
                 let known = (
-                    &*self.copied(q, place, row, tokens),
-                    &*self.copied(k, kv, row, keys),
-                    &*self.plain(v, kv, keys),
+                    &*self.copied(self.sizes.query(q, at), row, tokens),
+                    &*self.copied(self.sizes.key(k, at), row, keys),
+                    self.sizes.key(v, at),
                 );
                 let given = (
-                    &*self.plain(grad, place, tokens),
+                    self.sizes.query(grad, at),
                     &self.log_sums[at * tokens..][..tokens],
                 );
                 let grads = Grads {

@@ -53,6 +53,40 @@ impl<'a, T: Float> Matrix<'a, T> {
         })
     }
 
+    /// Some columns of a row-major matrix: the row `i` begins at `first + i * step`, and `columns` of its numbers count.
+    ///
+    /// # Errors
+    /// If rows overlap, or `data` ends before the last one does.
+    pub fn strided(
+        data: &'a [T],
+        first: usize,
+        (rows, columns): (usize, usize),
+        step: usize,
+    ) -> Result<Self> {
+        let end = match rows.checked_sub(1) {
+            None => Some(first),
+            Some(last) => (last.checked_mul(step))
+                .and_then(|start| start.checked_add(first)?.checked_add(columns)),
+        };
+        if columns > step || end.is_none_or(|end| end > data.len()) {
+            return Err(Error::Shape {
+                op: "Matrix",
+                what: "the data",
+                got: vec![data.len()],
+                expected: format!(
+                    "{rows} rows of {columns} numbers, {step} apart, from {first} on"
+                ),
+            });
+        }
+        Ok(Self {
+            data: &data[first..],
+            rows,
+            columns,
+            row_stride: step,
+            column_stride: 1,
+        })
+    }
+
     /// (rows, columns).
     #[must_use]
     pub const fn dims(&self) -> (usize, usize) {
