@@ -151,7 +151,8 @@ pub fn sweep(
         params,
         share,
     };
-    sweep.run(memory)
+    // As in `run`: a loop that is begun outside of the pool costs two changes of threads.
+    rayon::scope(|_| sweep.run(memory))
 }
 
 struct Sweep<'a> {

@@ -25,6 +25,7 @@ pub(crate) fn cross_entropy<W: Factor>(weight: &W, x: &Tensor, targets: &[u32]) 
     let height = targets.len().div_ceil(parts).max(1);
     let mut logits = unwritten(height * vocab);
     let mut losses = Vec::with_capacity(targets.len());
+    let mut factors = Vec::with_capacity(targets.len());
     let mut slopes = unwritten(if tracked { numbers.len() } else { 0 });
     for first in (0..targets.len()).step_by(height) {
         let rows = first..targets.len().min(first + height);
@@ -38,7 +39,10 @@ pub(crate) fn cross_entropy<W: Factor>(weight: &W, x: &Tensor, targets: &[u32]) 
             Before::Ignored,
             logits,
         )?;
-        losses.extend(losses_and_slopes(logits, vocab, &targets[rows.clone()]));
+        for (loss, factor) in losses_and_slopes(logits, vocab, &targets[rows.clone()]) {
+            losses.push(loss);
+            factors.push(factor);
+        }
         if tracked {
             weight.product(
                 Direction::Backward,
@@ -52,14 +56,19 @@ pub(crate) fn cross_entropy<W: Factor>(weight: &W, x: &Tensor, targets: &[u32]) 
     }
     drop(numbers);
     let losses = [(losses, Shape::from(targets.len()))];
-    let op = HeadLoss { slopes, n_in };
+    let op = HeadLoss {
+        slopes,
+        factors,
+        n_in,
+    };
     let [losses] = tape::record("frozen_cross_entropy", &[x], losses, op)?;
     Ok(losses)
 }
 
 struct HeadLoss<T> {
-    /// The gradient of x for losses that count once each.
+    /// The gradient of x for losses that count once each, but for a factor of each row.
     slopes: Vec<T>,
+    factors: Vec<T>,
     n_in: usize,
 }
 
@@ -70,11 +79,17 @@ impl<T: Float> Backward<T> for HeadLoss<T> {
         inputs: &mut Inputs<'_, T>,
     ) -> ops::Result<()> {
         let Some(grad) = &grads[0] else { return Ok(()) };
-        let mut x_grad = self.slopes.clone();
-        x_grad
+        let mut x_grad = unwritten(self.slopes.len());
+        let rows = x_grad
             .par_chunks_mut(self.n_in)
-            .zip(grad.as_slice())
-            .for_each(|(row, grad)| row.iter_mut().for_each(|x| *x *= *grad));
+            .zip(self.slopes.par_chunks(self.n_in));
+        rows.zip(self.factors.par_iter().zip(grad.as_slice()))
+            .for_each(|((into, slopes), (factor, grad))| {
+                let factor = *factor * *grad;
+                for (into, slope) in into.iter_mut().zip(slopes) {
+                    *into = *slope * factor;
+                }
+            });
         inputs.add(0, Arc::new(x_grad));
         Ok(())
     }

@@ -14,7 +14,7 @@ use crate::rows::{add_assign, expect_dims};
 use crate::tape::{self, Backward, Inputs};
 use crate::{Error, Float, Result, RotaryTable, data, unwritten};
 use candle_core::Tensor;
-use head::{Grads, Lying};
+use head::{Columns, Grads, Keys, Lying};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -219,10 +219,16 @@ impl Sizes {
         }
     }
 
-    /// The key head that the query head `at` of all rows sees.
+    /// Which key head of all rows the query head `at` of all rows sees.
+    const fn key_of(&self, at: usize) -> usize {
+        let (row, head) = (at / self.heads, at % self.heads);
+        row * self.kv_heads + head / (self.heads / self.kv_heads)
+    }
+
+    /// The key head `at` of all rows within `numbers`.
     fn key<'a, T>(&self, numbers: &'a [T], at: usize) -> Lying<'a, T> {
-        let head = at % self.heads / (self.heads / self.kv_heads);
-        let (first, step) = self.place(at / self.heads, head, self.kv_heads, self.keys);
+        let heads = self.kv_heads;
+        let (first, step) = self.place(at / heads, at % heads, heads, self.keys);
         Lying {
             numbers,
             first,
@@ -248,28 +254,21 @@ impl<T: Float> Attention<T> {
             batch,
             heads,
             tokens,
-            keys,
-            d,
             ..
         } = self.sizes;
         let this = &*self;
+        let keys = this.keys(k);
         let done: Vec<(Vec<T>, Vec<f64>)> = (0..batch * heads)
             .into_par_iter()
             .map(|at| {
                 let row = at / heads;
                 let q = this.copied(this.sizes.query(q, at), row, tokens);
-                let k = this.copied(this.sizes.key(k, at), row, keys);
-                this.head(row, &q, &k, this.sizes.key(v, at))
+                let key = this.sizes.key_of(at);
+                this.head(row, &q, &keys[key].columns, this.sizes.key(v, key))
             })
             .collect::<Result<_>>()?;
-        let mut out = unwritten(q.len());
-        self.scatter(
-            &mut out,
-            done.iter().map(|(out, _)| out.as_slice()),
-            heads,
-            tokens,
-            d,
-        );
+        let parts: Vec<&[T]> = done.iter().map(|(out, _)| out.as_slice()).collect();
+        let out = self.gathered(&parts, heads, tokens);
         self.log_sums = done
             .into_iter()
             .flat_map(|(_, log_sums)| log_sums)
@@ -277,21 +276,45 @@ impl<T: Float> Attention<T> {
         Ok(out)
     }
 
-    /// Puts heads [length, d], in order, where they belong.
-    fn scatter<'a>(
-        &self,
-        out: &mut [T],
-        parts: impl Iterator<Item = &'a [T]>,
-        heads: usize,
-        length: usize,
-        d: usize,
-    ) {
-        for (at, part) in parts.enumerate() {
-            let (first, step) = self.sizes.place(at / heads, at % heads, heads, length);
-            for (token, part) in part.chunks_exact(d).enumerate() {
-                out[first + token * step..][..d].copy_from_slice(part);
-            }
+    /// The key heads of all rows.
+    fn keys(&self, k: &[T]) -> Vec<Keys<T>> {
+        let Sizes {
+            batch,
+            kv_heads,
+            keys,
+            d,
+            ..
+        } = self.sizes;
+        let key = |at: usize| {
+            let rows = self.copied(self.sizes.key(k, at), at / kv_heads, keys);
+            let lying = Lying {
+                numbers: &rows,
+                first: 0,
+                step: d,
+            };
+            let columns = Columns::new(lying, keys, d);
+            Keys { rows, columns }
+        };
+        (0..batch * kv_heads).into_par_iter().map(key).collect()
+    }
+
+    /// All heads of all rows, [length, d] each, where they belong.
+    fn gathered(&self, parts: &[&[T]], heads: usize, length: usize) -> Vec<T> {
+        let d = self.sizes.d;
+        let mut out = unwritten(parts.len() * length * d);
+        if self.sizes.by_token {
+            let tokens = out.par_chunks_exact_mut(heads * d).enumerate();
+            tokens.with_min_len(16).for_each(|(token, out)| {
+                let (row, token) = (token / length, token % length);
+                for (out, part) in out.chunks_exact_mut(d).zip(&parts[row * heads..]) {
+                    out.copy_from_slice(&part[token * d..][..d]);
+                }
+            });
+        } else {
+            let heads = out.par_chunks_exact_mut(length * d).zip(parts);
+            heads.for_each(|(out, part)| out.copy_from_slice(part));
         }
+        out
     }
 }
 
@@ -310,6 +333,11 @@ impl<T: Float> Backward<T> for Attention<T> {
         let (q, k, v) = (inputs.data(0)?, inputs.data(1)?, inputs.data(2)?);
         let (q, k, v) = (&*q, &*k, &*v);
         let group = heads / kv_heads;
+        let seen = self.keys(k);
+        let values: Vec<Columns<T>> = (0..batch * kv_heads)
+            .into_par_iter()
+            .map(|at| Columns::new(self.sizes.key(v, at), keys, d))
+            .collect();
         let found: Vec<[Vec<T>; 3]> = (0..batch * heads)
             .into_par_iter()
             .map(|at| {
@@ -320,10 +348,11 @@ impl<T: Float> Backward<T> for Attention<T> {
                     vec![T::ZERO; keys * d],
                 ];
                 let [q_grad, k_grad, v_grad] = &mut own;
+                let key = self.sizes.key_of(at);
                 let known = (
                     &*self.copied(self.sizes.query(q, at), row, tokens),
-                    &*self.copied(self.sizes.key(k, at), row, keys),
-                    self.sizes.key(v, at),
+                    &seen[key],
+                    &values[key],
                 );
                 let given = (
                     self.sizes.query(grad, at),
@@ -340,15 +369,8 @@ impl<T: Float> Backward<T> for Attention<T> {
             })
             .collect::<Result<_>>()?;
         if inputs.wanted(0) {
-            let mut q_grad = unwritten(q.len());
-            self.scatter(
-                &mut q_grad,
-                found.iter().map(|[q, _, _]| q.as_slice()),
-                heads,
-                tokens,
-                d,
-            );
-            inputs.add(0, Arc::new(q_grad));
+            let parts: Vec<&[T]> = found.iter().map(|[q, _, _]| q.as_slice()).collect();
+            inputs.add(0, Arc::new(self.gathered(&parts, heads, tokens)));
         }
         // A key head adds up the heads that share it one after the other, so its bits are always the same.
         for (i, at) in [(1, 1), (2, 2)] {
@@ -369,15 +391,8 @@ impl<T: Float> Backward<T> for Attention<T> {
                     sum
                 })
                 .collect();
-            let mut grad = unwritten(k.len());
-            self.scatter(
-                &mut grad,
-                summed.iter().map(Vec::as_slice),
-                kv_heads,
-                keys,
-                d,
-            );
-            inputs.add(i, Arc::new(grad));
+            let parts: Vec<&[T]> = summed.iter().map(Vec::as_slice).collect();
+            inputs.add(i, Arc::new(self.gathered(&parts, kv_heads, keys)));
         }
         Ok(())
     }

@@ -2,9 +2,9 @@
 
 use crate::float::with_float;
 use crate::rows::{exp_and_sum, for_rows, map_rows, max, sum};
-use crate::simd::vectorised;
+use crate::simd::{Level, vectorised};
 use crate::tape::{self, Backward, Inputs};
-use crate::{Error, Float, Result, data, unwritten};
+use crate::{Error, Float, Result, data, leveled, unwritten};
 use candle_core::{Shape, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -57,13 +57,14 @@ pub(crate) fn losses<T: Float>(logits: &[T], vocab: usize, targets: &[u32]) -> (
     (targets.iter().enumerate().map(target).collect(), log_sums)
 }
 
-/// The loss of every row of `logits` [targets, vocab], whose gradient, softmax(logits) - 1 at the target, then stands
-/// in its place. For operations that have the loss inside.
+/// The loss of every row of `logits` [targets, vocab], and a factor: that times what then stands in the row's place is
+/// its gradient, softmax(logits) - 1 at the target. For operations that have the loss inside, and something to multiply
+/// that is smaller than the logits.
 ///
 /// # Panics
 /// If the lengths do not fit or a target is not below `vocab`: callers have checked.
 #[must_use]
-pub fn losses_and_slopes<T: Float>(logits: &mut [T], vocab: usize, targets: &[u32]) -> Vec<T> {
+pub fn losses_and_slopes<T: Float>(logits: &mut [T], vocab: usize, targets: &[u32]) -> Vec<(T, T)> {
     assert_eq!(
         logits.len(),
         targets.len() * vocab,
@@ -74,20 +75,22 @@ pub fn losses_and_slopes<T: Float>(logits: &mut [T], vocab: usize, targets: &[u3
         .zip(targets)
         .map(|(row, target)| {
             let target = *target as usize;
-            let own = row[target];
-            let loss = vectorised!({
-                let max = max(row);
-                let total = exp_and_sum(row, max);
-                let share = T::from_f64(1.0 / total);
-                for x in row.iter_mut() {
-                    *x *= share;
-                }
-                T::from_f64(max.to_f64() + total.ln() - own.to_f64())
-            });
-            row[target] -= T::ONE;
-            loss
+            let own = row[target].to_f64();
+            let (mut largest, mut total) = (T::ZERO, 0.0);
+            exponentials(Level::used(), row, &mut largest, &mut total);
+            row[target] -= T::from_f64(total);
+            let loss = T::from_f64(largest.to_f64() + total.ln() - own);
+            (loss, T::from_f64(1.0 / total))
         })
         .collect()
+}
+
+leveled! {
+    /// Puts exp(x - max) in place of every number; tells the maximum and the sum.
+    fn exponentials<T: Float>(row: &mut [T], largest: &mut T, total: &mut f64) {
+        *largest = max(row);
+        *total = exp_and_sum(row, *largest);
+    }
 }
 
 struct CrossEntropy {

@@ -16,7 +16,8 @@
 //! ```
 #![expect(unsafe_code, reason = "the gemm crate takes pointers and strides")]
 
-use crate::{Error, Float, Result};
+use crate::simd::Level;
+use crate::{Error, Float, Result, direct};
 use gemm::Parallelism;
 use std::ops::Range;
 
@@ -87,6 +88,17 @@ impl<'a, T: Float> Matrix<'a, T> {
         })
     }
 
+    /// The matrix if its numbers are f32.
+    fn singles(&self) -> Option<Matrix<'a, f32>> {
+        Some(Matrix {
+            data: T::singles(self.data)?,
+            rows: self.rows,
+            columns: self.columns,
+            row_stride: self.row_stride,
+            column_stride: self.column_stride,
+        })
+    }
+
     /// (rows, columns).
     #[must_use]
     pub const fn dims(&self) -> (usize, usize) {
@@ -101,6 +113,16 @@ impl<'a, T: Float> Matrix<'a, T> {
     pub fn at(&self, row: usize, column: usize) -> T {
         assert!(row < self.rows && column < self.columns, "no such number");
         self.data[row * self.row_stride + column * self.column_stride]
+    }
+
+    /// How far apart rows lie, and columns.
+    pub(crate) const fn steps(&self) -> (usize, usize) {
+        (self.row_stride, self.column_stride)
+    }
+
+    /// Where the first number lies.
+    pub(crate) const fn first(&self) -> *const T {
+        self.data.as_ptr()
     }
 
     /// The same numbers with rows and columns exchanged.
@@ -214,24 +236,30 @@ pub fn matmul_add<T: Float>(factor: T, a: Matrix<T>, b: Matrix<T>, c: &mut [T]) 
     product(a, b, c, factor, Before::Added, Parallelism::Rayon(0))
 }
 
-/// c = factor * a b on the calling thread alone: for callers that are parallel already.
+/// c = factor * a b on the calling thread alone, added to what `c` holds or in its place: for callers that are parallel
+/// already, and whose matrices are small.
 pub(crate) fn matmul_here<T: Float>(
+    before: Before,
     factor: T,
     a: Matrix<T>,
     b: Matrix<T>,
     c: &mut [T],
 ) -> Result<()> {
-    product(a, b, c, factor, Before::Ignored, Parallelism::None)
-}
-
-/// c = c + factor * a b on the calling thread alone.
-pub(crate) fn matmul_add_here<T: Float>(
-    factor: T,
-    a: Matrix<T>,
-    b: Matrix<T>,
-    c: &mut [T],
-) -> Result<()> {
-    product(a, b, c, factor, Before::Added, Parallelism::None)
+    if let (Some(left), Some(right)) = (a.singles(), b.singles())
+        && (a.columns, a.rows.checked_mul(b.columns)) == (b.rows, Some(c.len()))
+        && let Some(into) = T::singles_mut(c)
+        && direct::product(
+            Level::used(),
+            factor.to_f64() as f32,
+            left,
+            right,
+            before,
+            into,
+        )
+    {
+        return Ok(());
+    }
+    product(a, b, c, factor, before, Parallelism::None)
 }
 
 /// What becomes of the numbers that the destination held.

@@ -1,6 +1,7 @@
 //! The only door to candle's backward.
 
 use crate::float::with_float;
+use crate::rows::copied;
 use crate::tape::{self, Backward, Inputs};
 use crate::{Float, Param, Result, data};
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, Var};
@@ -126,7 +127,11 @@ pub fn graph_bytes<'a>(outputs: impl IntoIterator<Item = &'a Tensor>) -> usize {
 /// # Errors
 /// If the copy cannot be allocated.
 pub fn leaf(tensor: &Tensor) -> Result<Var> {
-    Ok(Var::from_tensor(&tensor.detach())?)
+    let tensor = tensor.contiguous()?;
+    with_float!("leaf", tensor.dtype(), T => {
+        let copy = copied(&data::<T>(&tensor)?);
+        Ok(Var::from_vec(copy, tensor.shape(), tensor.device())?)
+    })
 }
 
 /// Makes a scalar (of value 0) whose backward sends `grad` into `output`: how a block receives the gradient
@@ -151,7 +156,7 @@ impl Seed {
             });
         }
         with_float!("Seed", output.dtype(), T => {
-            let grad = Arc::new(data::<T>(&grad.contiguous()?)?.to_vec());
+            let grad = Arc::new(copied(&data::<T>(&grad.contiguous()?)?));
             let zero = (vec![T::ZERO], Shape::from(()));
             let [seed] = tape::record("seed", &[output], [zero], SeedOp(grad))?;
             Ok(seed)

@@ -36,6 +36,40 @@ pub trait Lanes: Copy {
     /// `from` has so many, and the machine has the level's instructions.
     unsafe fn load(from: *const f32) -> Self;
 
+    /// Reads `count` numbers, at most sixteen; the rest is zero.
+    ///
+    /// # Safety
+    /// `from` has so many, and the machine has the level's instructions.
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Self {
+        if count == LANES {
+            // SAFETY: as the caller's.
+            return unsafe { Self::load(from) };
+        }
+        let mut numbers = [0f32; LANES];
+        // SAFETY: the caller says that there are so many; the array has room for them.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, numbers.as_mut_ptr(), count.min(LANES));
+            Self::load(numbers.as_ptr())
+        }
+    }
+
+    /// Writes the first `count` numbers, at most sixteen.
+    ///
+    /// # Safety
+    /// `into` has room for so many, and the machine has the level's instructions.
+    #[inline(always)]
+    unsafe fn store_first(self, into: *mut f32, count: usize) {
+        if count == LANES {
+            // SAFETY: as the caller's.
+            return unsafe { self.store(into) };
+        }
+        // SAFETY: the caller says that there is room.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.array().as_ptr(), into, count.min(LANES));
+        }
+    }
+
     /// Reads sixteen halves.
     ///
     /// # Safety
@@ -188,6 +222,12 @@ pub mod x86 {
         }
     }
 
+    /// The first `count` lanes.
+    #[inline(always)]
+    const fn mask(count: usize) -> __mmask16 {
+        ((1u32 << count) - 1) as __mmask16
+    }
+
     /// AVX-512.
     #[derive(Clone, Copy)]
     pub struct Avx512(pub __m512);
@@ -209,6 +249,18 @@ pub mod x86 {
         unsafe fn load(from: *const f32) -> Self {
             // SAFETY: the caller says that there are sixteen, and that the machine has AVX-512.
             unsafe { Self(_mm512_loadu_ps(from)) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_first(from: *const f32, count: usize) -> Self {
+            // SAFETY: the mask leaves out what the caller does not have.
+            unsafe { Self(_mm512_maskz_loadu_ps(mask(count), from)) }
+        }
+
+        #[inline(always)]
+        unsafe fn store_first(self, into: *mut f32, count: usize) {
+            // SAFETY: the mask leaves out what the caller has no room for.
+            unsafe { _mm512_mask_storeu_ps(into, mask(count), self.0) };
         }
 
         #[inline(always)]

@@ -31,6 +31,7 @@ mod attention_cached;
 mod attention_mask;
 mod bias;
 mod cross_entropy;
+mod direct;
 mod dropout;
 mod error;
 mod float;

@@ -82,6 +82,15 @@ pub(crate) fn zip<T: Float>(x: &[T], y: &[T], value: impl Fn(T, T) -> T + Sync) 
     out
 }
 
+/// A copy, which takes more than one thread where it is large.
+pub(crate) fn copied<T: Float>(x: &[T]) -> Vec<T> {
+    let mut copy = unwritten(x.len());
+    copy.par_chunks_mut(16 * GRAIN)
+        .zip(x.par_chunks(16 * GRAIN))
+        .for_each(|(copy, x)| copy.copy_from_slice(x));
+    copy
+}
+
 /// into += x, number by number.
 pub(crate) fn add_assign<T: Float>(into: &mut [T], x: &[T]) {
     into.par_chunks_mut(GRAIN)

@@ -12,6 +12,10 @@ use crate::simd::Level;
 /// How many columns of the narrow matrix are worked on at once.
 const RANKS: usize = 8;
 
+/// Rows, or vectors of a row, that are worked on at once: with so many sums three quarters of the registers are full, and
+/// a number that was loaded is used more often than it takes to load it.
+const ROWS: usize = 3;
+
 /// h = factor * x a^T, see [`skinny::dots`](crate::skinny::dots).
 pub(crate) fn dots(x: &[f32], a: &[f32], n: usize, rank: usize, factor: f32, h: &mut [f32]) {
     let rows = x.len() / n;
@@ -92,26 +96,26 @@ unsafe fn dots_with<V: Lanes>(
     let (rows, whole) = (x.len() / n, n / LANES * LANES);
     for first in (0..rank).step_by(RANKS) {
         let width = RANKS.min(rank - first);
-        for row in (0..rows).step_by(2) {
+        for row in (0..rows).step_by(ROWS) {
             // A row that there is not is computed as the last one, and so is a rank; neither is written.
-            let pair = [row, (row + 1).min(rows - 1)];
-            let mut sums = [[V::zero(); RANKS]; 2];
+            let some: [usize; ROWS] = std::array::from_fn(|i| (row + i).min(rows - 1));
+            let mut sums = [[V::zero(); RANKS]; ROWS];
             // SAFETY: rows, ranks and numbers are below `rows`, `rank` and `n`.
             unsafe {
-                let x_at = pair.map(|row| x.as_ptr().add(row * n));
+                let x_at = some.map(|row| x.as_ptr().add(row * n));
                 let a_at: [*const f32; RANKS] =
                     std::array::from_fn(|i| a.as_ptr().add((first + i.min(width - 1)) * n));
                 for at in (0..whole).step_by(LANES) {
-                    let x = [V::load(x_at[0].add(at)), V::load(x_at[1].add(at))];
-                    let [sums0, sums1] = &mut sums;
-                    for ((sum0, sum1), a_at) in sums0.iter_mut().zip(sums1).zip(a_at) {
+                    let x = x_at.map(|x| V::load(x.add(at)));
+                    for (i, a_at) in a_at.into_iter().enumerate() {
                         let a = V::load(a_at.add(at));
-                        *sum0 = sum0.plus_product(x[0], a);
-                        *sum1 = sum1.plus_product(x[1], a);
+                        for (sums, x) in sums.iter_mut().zip(x) {
+                            sums[i] = sums[i].plus_product(x, a);
+                        }
                     }
                 }
             }
-            for (row, sums) in pair.into_iter().zip(sums).take(rows - row) {
+            for (row, sums) in some.into_iter().zip(sums).take(rows - row) {
                 for (i, sum) in sums.into_iter().enumerate().take(width) {
                     // SAFETY: the machine has the instructions.
                     let mut total = unsafe { sum.total() };
@@ -130,31 +134,31 @@ unsafe fn dots_with<V: Lanes>(
 /// The machine has the instructions of `V`, and the sizes are as [`outer`] checks them.
 #[inline(always)]
 unsafe fn outer_with<V: Lanes>(h: &[f32], g: &[f32], n: usize, rank: usize, sum: &mut [f32]) {
-    let (rows, whole) = (g.len() / n, n / (2 * LANES) * 2 * LANES);
+    let (rows, whole) = (g.len() / n, n / (ROWS * LANES) * ROWS * LANES);
     for first in (0..rank).step_by(RANKS) {
         let width = RANKS.min(rank - first);
-        for at in (0..whole).step_by(2 * LANES) {
-            let mut sums = [[V::zero(); 2]; RANKS];
+        for at in (0..whole).step_by(ROWS * LANES) {
+            let mut sums = [[V::zero(); ROWS]; RANKS];
             for row in 0..rows {
                 // SAFETY: rows, ranks and numbers are below `rows`, `rank` and `n`.
                 unsafe {
                     let g_at = g.as_ptr().add(row * n + at);
-                    let g = [V::load(g_at), V::load(g_at.add(LANES))];
+                    let g: [V; ROWS] = std::array::from_fn(|i| V::load(g_at.add(i * LANES)));
                     let h = h.as_ptr().add(row * rank + first);
                     for (i, sums) in sums.iter_mut().enumerate() {
                         // A rank that there is not is computed as the last one, and not written.
                         let h = V::splat(*h.add(i.min(width - 1)));
-                        sums[0] = sums[0].plus_product(h, g[0]);
-                        sums[1] = sums[1].plus_product(h, g[1]);
+                        for (sum, g) in sums.iter_mut().zip(g) {
+                            *sum = sum.plus_product(h, g);
+                        }
                     }
                 }
             }
             for (i, sums) in sums.into_iter().enumerate().take(width) {
-                let into = &mut sum[(first + i) * n + at..][..2 * LANES];
-                // SAFETY: there is room for two vectors.
-                unsafe {
-                    sums[0].store(into.as_mut_ptr());
-                    sums[1].store(into.as_mut_ptr().add(LANES));
+                let into = &mut sum[(first + i) * n + at..][..ROWS * LANES];
+                for (into, sum) in into.chunks_exact_mut(LANES).zip(sums) {
+                    // SAFETY: there is room for a vector.
+                    unsafe { sum.store(into.as_mut_ptr()) };
                 }
             }
         }

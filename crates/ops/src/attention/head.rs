@@ -2,7 +2,8 @@
 
 use super::Attention;
 use crate::attention_mask::Block;
-use crate::gemm::{Matrix, matmul_add_here, matmul_here};
+use crate::gemm::Before::{Added, Ignored};
+use crate::gemm::{Matrix, matmul_here};
 use crate::rows::{exp_and_sum, max};
 use crate::simd::Level;
 use crate::{Float, Result, leveled, unwritten};
@@ -22,6 +23,50 @@ impl<'a, T: Float> Lying<'a, T> {
         let first = self.first + tokens.start * self.step;
         Matrix::strided(self.numbers, first, (tokens.len(), d), self.step)
     }
+}
+
+/// Tokens of a head side by side, [d, length]: what queries are multiplied with.
+pub(super) struct Columns<T> {
+    numbers: Vec<T>,
+    length: usize,
+    step: usize,
+}
+
+impl<T: Float> Columns<T> {
+    /// From [length, d].
+    pub(super) fn new(head: Lying<'_, T>, length: usize, d: usize) -> Self {
+        const TOKENS: usize = 16;
+        // An odd number of cache lines: rows of an even one would compete for the same places of the cache.
+        let step = (length.div_ceil(TOKENS) | 1) * TOKENS;
+        let mut numbers = vec![T::ZERO; d * step];
+        for first in (0..length).step_by(TOKENS) {
+            for (i, into) in numbers.chunks_exact_mut(step).enumerate() {
+                let into = &mut into[first..length.min(first + TOKENS)];
+                for (token, into) in (first..).zip(into) {
+                    *into = head.numbers[head.first + token * head.step + i];
+                }
+            }
+        }
+        Self {
+            numbers,
+            length,
+            step,
+        }
+    }
+
+    /// Some tokens, [d, tokens].
+    fn part(&self, tokens: Range<usize>) -> Result<Matrix<'_, T>> {
+        let d = self.numbers.len() / self.step;
+        debug_assert!(tokens.end <= self.length, "no such tokens");
+        Matrix::strided(&self.numbers, tokens.start, (d, tokens.len()), self.step)
+    }
+}
+
+/// A key head, its tokens rotated if they are to be.
+pub(super) struct Keys<T> {
+    /// [keys, d].
+    pub(super) rows: Vec<T>,
+    pub(super) columns: Columns<T>,
 }
 
 /// The gradients of one head, and of the keys and values that it sees: [length, d].
@@ -63,11 +108,18 @@ impl<T: Float> Attention<T> {
         unwritten(largest.unwrap_or(0))
     }
 
-    /// The scores of a block, [queries, keys], minus infinity where masked: `q` and `k` are those of the block.
-    fn scores(&self, row: usize, block: &Block, q: &[T], k: &[T], scores: &mut [T]) -> Result<()> {
-        let (d, seen) = (self.sizes.d, block.keys.len());
-        let (q, k) = (Matrix::new(q, block.count, d)?, Matrix::new(k, seen, d)?);
-        matmul_here(T::from_f64(self.scale), q, k.transposed(), scores)?;
+    /// The scores of a block, [queries, keys], minus infinity where masked: `q` are those of the block.
+    fn scores(
+        &self,
+        row: usize,
+        block: &Block,
+        q: Matrix<'_, T>,
+        k: &Columns<T>,
+        scores: &mut [T],
+    ) -> Result<()> {
+        let seen = block.keys.len();
+        let k = k.part(block.keys.clone())?;
+        matmul_here(Ignored, T::from_f64(self.scale), q, k, scores)?;
         for (token, scores) in (block.first..).zip(scores.chunks_mut(seen)) {
             self.mask.hide(row, token, block, scores);
         }
@@ -79,7 +131,7 @@ impl<T: Float> Attention<T> {
         &self,
         row: usize,
         q: &[T],
-        k: &[T],
+        k: &Columns<T>,
         v: Lying<'_, T>,
     ) -> Result<(Vec<T>, Vec<f64>)> {
         let d = self.sizes.d;
@@ -89,13 +141,13 @@ impl<T: Float> Attention<T> {
         for block in &self.blocks[row] {
             let scores = &mut scratch[..block.size()];
             let (queries, seen) = (of(block.first, block.count, d), block.keys.len());
-            let keys = of(block.keys.start, seen, d);
-            self.scores(row, block, &q[queries.clone()], &k[keys], scores)?;
+            let block_q = Matrix::new(&q[queries.clone()], block.count, d)?;
+            self.scores(row, block, block_q, k, scores)?;
             let log_sums = &mut log_sums[block.first..][..block.count];
             softmax(Level::used(), scores, log_sums);
             let scores = Matrix::new(scores, block.count, seen)?;
             let v = v.rows(block.keys.clone(), d)?;
-            matmul_here(T::ONE, scores, v, &mut out[queries])?;
+            matmul_here(Ignored, T::ONE, scores, v, &mut out[queries])?;
         }
         Ok((out, log_sums))
     }
@@ -104,7 +156,7 @@ impl<T: Float> Attention<T> {
     pub(super) fn head_back(
         &self,
         row: usize,
-        (q, k, v): (&[T], &[T], Lying<'_, T>),
+        (q, k, v): (&[T], &Keys<T>, &Columns<T>),
         (grad, log_sums): (Lying<'_, T>, &[f64]),
         grads: Grads<'_, T>,
     ) -> Result<()> {
@@ -116,20 +168,19 @@ impl<T: Float> Attention<T> {
                 (&mut scores[..block.size()], &mut slopes[..block.size()]);
             let (count, seen) = (block.count, block.keys.len());
             let (queries, keys) = (of(block.first, count, d), of(block.keys.start, seen, d));
-            let (q, k) = (&q[queries.clone()], &k[keys.clone()]);
-            self.scores(row, block, q, k, probabilities)?;
+            let q = Matrix::new(&q[queries.clone()], count, d)?;
+            self.scores(row, block, q, &k.columns, probabilities)?;
             let block_grad = grad.rows(block.first..block.first + count, d)?;
-            let values = v.rows(block.keys.clone(), d)?;
-            matmul_here(T::ONE, block_grad, values.transposed(), slopes)?;
+            let values = v.part(block.keys.clone())?;
+            matmul_here(Ignored, T::ONE, block_grad, values, slopes)?;
             let log_sums = &log_sums[block.first..][..count];
             softmax_slopes(Level::used(), probabilities, slopes, log_sums);
             let p = Matrix::new(probabilities, count, seen)?.transposed();
-            matmul_add_here(T::ONE, p, block_grad, &mut grads.v[keys.clone()])?;
+            matmul_here(Added, T::ONE, p, block_grad, &mut grads.v[keys.clone()])?;
             let slopes = Matrix::new(slopes, count, seen)?;
-            let k = Matrix::new(k, seen, d)?;
-            matmul_here(scale, slopes, k, &mut grads.q[queries])?;
-            let q = Matrix::new(q, count, d)?;
-            matmul_add_here(scale, slopes.transposed(), q, &mut grads.k[keys])?;
+            let k = Matrix::new(&k.rows[keys.clone()], seen, d)?;
+            matmul_here(Ignored, scale, slopes, k, &mut grads.q[queries])?;
+            matmul_here(Added, scale, slopes.transposed(), q, &mut grads.k[keys])?;
         }
         Ok(())
     }
