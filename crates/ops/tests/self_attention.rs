@@ -79,8 +79,8 @@ fn equals_its_parts_over_several_blocks() {
     let turn = (&table, positions.as_slice());
     for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::F64, 1e-13)] {
         let random = &mut stream("blocks");
-        let leaves = [60, 20, 20]
-            .map(|width| ops::leaf(&normal(random, &[2, 137, width], dtype)).unwrap());
+        let leaves =
+            [60, 20, 20].map(|width| ops::leaf(&normal(random, &[2, 137, width], dtype)).unwrap());
         let upstream = normal(random, &[2, 137, 60], dtype);
         let inputs = leaves.each_ref().map(|leaf| leaf.as_tensor().clone());
         let results = [
