@@ -76,6 +76,51 @@ macro_rules! vectorised {
 }
 pub(crate) use vectorised;
 
+/// Defines a function whose body is compiled for AVX-512, for AVX2 and FMA, and for every machine, and that calls the
+/// one of the level that its first argument is, or of the machine's best level if that is less. It may have a type
+/// parameter. The body may ask `FUSED` whether a product and a sum are one instruction. What [`Level::run`] is handed is
+/// a closure, and nothing makes the compiler inline a large one into a function with target features; this does not
+/// depend on it.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! leveled {
+    (
+        $(#[$attribute:meta])*
+        $visibility:vis fn $name:ident $(<$generic:ident: $bound:path>)?
+        ($($argument:ident: $type:ty),* $(,)?) $body:block
+    ) => {
+        $(#[$attribute])*
+        #[expect(unsafe_code, reason = "calls what was compiled for instructions that machines may lack")]
+        $visibility fn $name$(<$generic: $bound>)?(level: $crate::simd::Level, $($argument: $type),*) {
+            #[inline(always)]
+            fn work<$($generic: $bound,)? const FUSED: bool>($($argument: $type),*) $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
+            fn avx512$(<$generic: $bound>)?($($argument: $type),*) {
+                work::<$($generic,)? true>($($argument),*);
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2$(<$generic: $bound>)?($($argument: $type),*) {
+                work::<$($generic,)? true>($($argument),*);
+            }
+
+            use $crate::simd::Level;
+            match level.min(Level::of_machine()) {
+                // SAFETY: no more than the machine has.
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512 | Level::Avx512Bf16 | Level::Amx => unsafe { avx512($($argument),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 => unsafe { avx2($($argument),*) },
+                _ => work::<$($generic,)? false>($($argument),*),
+            }
+        }
+    };
+}
+
 /// The caller has asked [`Level::used`].
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]

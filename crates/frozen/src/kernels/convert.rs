@@ -1,6 +1,7 @@
 //! f32 to bf16, the nearest with ties to even, and back.
 
 use half::bf16;
+use lowrank_ops::leveled;
 
 /// The bits of the nearest bf16. A NaN stays one.
 #[inline(always)]

@@ -1,6 +1,8 @@
 //! What happens to a tile of sums on its way to the destination: what was there before is added, and the update.
 #![expect(unsafe_code, reason = "a part of rows and columns is no slice")]
 
+use lowrank_ops::leveled;
+
 /// Numbers that are handled at once.
 const LANES: usize = 16;
 

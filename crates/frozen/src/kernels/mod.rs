@@ -7,9 +7,6 @@
 //! order whoever does it, so that the bits do not depend on the number of threads. A tile of sums is written once,
 //! together with what is added to it.
 
-#[macro_use]
-mod levels;
-
 mod buffer;
 mod convert;
 mod drive;

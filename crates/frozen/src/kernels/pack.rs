@@ -12,6 +12,7 @@ use super::transpose::transpose;
 use super::weights::{Numbers, Weights};
 use super::{Direction, Element, convert};
 use half::bf16;
+use lowrank_ops::leveled;
 use lowrank_ops::simd::Level;
 use std::ops::Range;
 
