@@ -50,6 +50,8 @@ mod select;
 mod skinny_single;
 mod swiglu;
 
+pub(crate) use float::argument;
+
 pub use add::add;
 pub use attention::{attention, self_attention};
 pub use attention_cached::attention_cached;
@@ -58,7 +60,7 @@ pub use bias::add_bias;
 pub use cross_entropy::{cross_entropy, losses_and_slopes};
 pub use dropout::{Dropout, dropout};
 pub use error::{Error, Result};
-pub use float::{Buffer, Data, Float, argument, data, unwritten};
+pub use float::{Buffer, Data, Float, data, unwritten};
 pub use gelu::{gelu, gelu_tanh};
 pub use grads::{Grads, Seed, backward, graph_bytes, leaf};
 pub use layer_norm::layer_norm;

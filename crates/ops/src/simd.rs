@@ -78,9 +78,8 @@ pub(crate) use vectorised;
 
 /// Defines a function whose body is compiled for AVX-512, for AVX2 and FMA, and for every machine, and that calls the
 /// one of the level that its first argument is, or of the machine's best level if that is less. It may have a type
-/// parameter. The body may ask `FUSED` whether a product and a sum are one instruction. What [`Level::run`] is handed is
-/// a closure, and nothing makes the compiler inline a large one into a function with target features; this does not
-/// depend on it.
+/// parameter. The body may ask `FUSED` whether a product and a sum are one instruction. A closure that is handed to a
+/// function with target features would not do: nothing makes the compiler inline a large one there.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! leveled {
@@ -135,23 +134,6 @@ pub(crate) fn with_avx512<R>(work: impl FnOnce() -> R) -> R {
 pub(crate) fn with_avx2<R>(work: impl FnOnce() -> R) -> R {
     // SAFETY: `Level::used` never says more than the machine has.
     unsafe { avx2(work) }
-}
-
-impl Level {
-    /// Runs `work` compiled for this level, or for the machine's best if that is less: whatever is inlined into it uses
-    /// those instructions.
-    #[inline(always)]
-    pub fn run<R>(self, work: impl FnOnce() -> R) -> R {
-        match self.min(Self::of_machine()) {
-            // SAFETY: no more than the machine has.
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 | Self::Avx512Bf16 | Self::Amx => unsafe { avx512(work) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => unsafe { avx2(work) },
-            _ => work(),
-        }
-    }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
