@@ -58,6 +58,36 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     Ok(x.broadcast_div(&root)?.broadcast_mul(weight)?)
 }
 
+/// As [`crate::layer_norm()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let root = (centred.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
+    let normed = centred.broadcast_div(&root)?;
+    Ok(normed.broadcast_mul(weight)?.broadcast_add(bias)?)
+}
+
+/// As [`crate::gelu()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    let erf = (x * std::f64::consts::FRAC_1_SQRT_2)?.erf()?;
+    Ok(((erf + 1.0)? * (x * 0.5)?)?)
+}
+
+/// As [`crate::gelu_tanh()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
+    let inside = (x + (x.sqr()? * x)? * 0.044_715)?;
+    let tanh = (inside * (2.0 / std::f64::consts::PI).sqrt())?.tanh()?;
+    Ok(((tanh + 1.0)? * (x * 0.5)?)?)
+}
+
 /// As [`crate::swiglu()`].
 ///
 /// # Errors

@@ -30,6 +30,10 @@ pub trait Float: sealed::Sealed + WithDType + Default + Neg<Output = Self> {
         Self::cpu_storage_as_slice(storage).ok()
     }
 
+    /// The numbers of a storage, `None` if it holds another dtype.
+    #[must_use]
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+
     /// A storage that holds `data`.
     #[must_use]
     fn storage(data: Vec<Self>) -> CpuStorage {
@@ -89,6 +93,13 @@ impl Float for f32 {
         series * power(n >> 1) * power(n.wrapping_sub(n >> 1))
     }
 
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::F32(numbers) => Some(numbers),
+            _ => None,
+        }
+    }
+
     fn singles(numbers: &[Self]) -> Option<&[f32]> {
         Some(numbers)
     }
@@ -116,6 +127,13 @@ impl Float for f64 {
     #[inline]
     fn exp(self) -> Self {
         Self::exp(self)
+    }
+
+    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        match storage {
+            CpuStorage::F64(numbers) => Some(numbers),
+            _ => None,
+        }
     }
 
     fn singles(_: &[Self]) -> Option<&[f32]> {
@@ -196,7 +214,7 @@ impl<T: Float> Deref for Data<'_, T> {
 ///
 /// # Errors
 /// If the layout is not contiguous or the storage is not of dtype `T`.
-pub fn argument<'a, T: Float>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+pub(crate) fn argument<'a, T: Float>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
     let range = range::<T>(storage, layout)?;
     Ok(&T::cpu_storage_as_slice(storage)?[range])
 }

@@ -19,7 +19,6 @@
 use crate::simd::Level;
 use crate::{Error, Float, Result, direct};
 use gemm::Parallelism;
-use std::ops::Range;
 
 /// A matrix over a slice: rows and columns with a stride each. Copying it copies no numbers.
 #[derive(Debug, Clone, Copy)]
@@ -136,28 +135,6 @@ impl<'a, T: Float> Matrix<'a, T> {
             column_stride: self.row_stride,
         }
     }
-
-    /// Some of the columns, with all rows.
-    ///
-    /// # Errors
-    /// If there are not so many.
-    pub fn columns(self, range: Range<usize>) -> Result<Self> {
-        if range.start > range.end || range.end > self.columns {
-            return Err(Error::Shape {
-                op: "Matrix",
-                what: "the range of columns",
-                got: vec![range.start, range.end],
-                expected: format!("a part of 0..{}", self.columns),
-            });
-        }
-        // Past the end if there are no rows or none of the columns; `product` then reads nothing.
-        let start = (range.start * self.column_stride).min(self.data.len());
-        Ok(Self {
-            data: &self.data[start..],
-            columns: range.len(),
-            ..self
-        })
-    }
 }
 
 /// c = a b, with `c` row-major, (rows of a) x (columns of b); what it held is ignored.
@@ -187,45 +164,6 @@ pub fn matmul_onto<T: Float>(
     c: &mut [T],
 ) -> Result<()> {
     product(a, b, c, factor, before, Parallelism::Rayon(0))
-}
-
-/// Columns of c = a b: as many as `b` has, from `first` on, of a row-major `c` with `width` columns. The other columns
-/// of `c` keep what they hold.
-///
-/// # Errors
-/// If the shapes do not fit.
-pub fn matmul_columns<T: Float>(
-    a: Matrix<T>,
-    b: Matrix<T>,
-    c: &mut [T],
-    width: usize,
-    first: usize,
-) -> Result<()> {
-    let fits = first.checked_add(b.columns).is_some_and(|end| end <= width)
-        && a.rows.checked_mul(width) == Some(c.len());
-    if !fits {
-        return Err(Error::Shape {
-            op: "matmul",
-            what: "the destination",
-            got: vec![c.len()],
-            expected: format!(
-                "{} rows of {width} numbers, {} of them from {first} on",
-                a.rows, b.columns
-            ),
-        });
-    }
-    let start = first.min(c.len());
-    strided(
-        a,
-        b,
-        Destination {
-            data: &mut c[start..],
-            row_stride: width,
-        },
-        T::from_f64(1.0),
-        Before::Ignored,
-        Parallelism::Rayon(0),
-    )
 }
 
 /// c = c + factor * a b, with `c` row-major, (rows of a) x (columns of b).
@@ -271,42 +209,10 @@ pub enum Before {
     Added,
 }
 
-/// Where a product goes: a row-major matrix, or the first columns of one.
-struct Destination<'a, T> {
-    data: &'a mut [T],
-    row_stride: usize,
-}
-
 fn product<T: Float>(
     a: Matrix<T>,
     b: Matrix<T>,
     c: &mut [T],
-    factor: T,
-    before: Before,
-    parallelism: Parallelism,
-) -> Result<()> {
-    let (m, n) = (a.rows, b.columns);
-    if b.rows == a.columns && m.checked_mul(n) != Some(c.len()) {
-        return Err(Error::Shape {
-            op: "matmul",
-            what: "the destination",
-            got: vec![c.len()],
-            expected: format!("{m} * {n} numbers"),
-        });
-    }
-    let c = Destination {
-        data: c,
-        row_stride: n,
-    };
-    strided(a, b, c, factor, before, parallelism)
-}
-
-/// The caller has checked that the destination has a row of `row_stride` numbers for every row of `a`, less what
-/// precedes and follows its columns.
-fn strided<T: Float>(
-    a: Matrix<T>,
-    b: Matrix<T>,
-    c: Destination<'_, T>,
     factor: T,
     before: Before,
     parallelism: Parallelism,
@@ -320,33 +226,34 @@ fn strided<T: Float>(
             expected: format!("({k}, ..)"),
         });
     }
+    if m.checked_mul(n) != Some(c.len()) {
+        return Err(Error::Shape {
+            op: "matmul",
+            what: "the destination",
+            got: vec![c.len()],
+            expected: format!("{m} * {n} numbers"),
+        });
+    }
     if m == 0 || n == 0 {
         return Ok(());
     }
     if k == 0 {
         if before == Before::Ignored {
-            for row in c.data.chunks_mut(c.row_stride) {
-                row[..n].fill(T::ZERO);
-            }
+            c.fill(T::ZERO);
         }
         return Ok(());
     }
-    assert!(
-        c.row_stride >= n && c.data.len() >= (m - 1) * c.row_stride + n,
-        "the destination of a product was checked by its caller"
-    );
     // SAFETY: `Matrix` only exists with a number in its slice for every (row, column): `new` checks it for a row-major
-    // matrix, and a transpose or a range of columns keeps the strides and only those places. `c` was just checked to
-    // reach to its last row's last column, is exclusively borrowed, and is written row-major. `T` is sealed to f32
-    // and f64, which the crate dispatches on.
+    // matrix, and a transpose keeps the strides and those places. `c` was just checked to have m * n numbers, is
+    // exclusively borrowed, and is written row-major. `T` is sealed to f32 and f64, which the crate dispatches on.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            c.data.as_mut_ptr(),
+            c.as_mut_ptr(),
             1,
-            c.row_stride as isize,
+            n as isize,
             before == Before::Added,
             a.data.as_ptr(),
             a.column_stride as isize,

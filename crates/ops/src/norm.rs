@@ -49,6 +49,11 @@ fn check(op: &'static str, x: &Tensor, weight: &Tensor, eps: f64) -> Result<()> 
     let (_, n) = rows(op, "x", x)?;
     expect_dims(op, "the weight", weight, &[n])?;
     same_dtype(op, x, &[("the weight", weight)])?;
+    check_eps(op, eps)
+}
+
+/// Refuses what cannot be added to a variance.
+pub(crate) fn check_eps(op: &'static str, eps: f64) -> Result<()> {
     if eps >= 0.0 && eps.is_finite() {
         return Ok(());
     }

@@ -1,9 +1,11 @@
 //! Parameters: tensors that are declared once, and that the declaration trains, counts, saves and prunes.
 
-use crate::{Error, Result};
-use candle_core::{DType, Shape, Tensor, Var};
+use crate::{Error, Float, Result};
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Shape, Tensor, Var};
+use std::cell::Cell;
 use std::cmp::Ordering;
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 /// What becomes of a parameter.
@@ -103,6 +105,22 @@ impl Param {
         Ok(self.0.value.set(&value.detach())?)
     }
 
+    /// Lets `change` overwrite the numbers in place. It must not read or set this parameter itself: it would wait for
+    /// its own end.
+    ///
+    /// # Errors
+    /// If the parameter is of another dtype; it is then unchanged.
+    pub fn change<T: Float>(&self, change: impl FnOnce(&mut [T])) -> Result<()> {
+        if self.dtype() != T::DTYPE {
+            let (held, asked) = (self.dtype().as_str(), T::DTYPE.as_str());
+            let what = format!("`{}` has dtype {held}, expected {asked}", self.name());
+            let op = "Param::change";
+            return Err(Error::Argument { op, what });
+        }
+        let change = Change(Cell::new(Some(change)), PhantomData);
+        Ok(self.0.value.inplace_op1(&change)?)
+    }
+
     /// What was declared.
     #[must_use]
     pub fn info(&self) -> &ParamInfo {
@@ -165,5 +183,25 @@ impl Ord for Param {
 impl fmt::Debug for Param {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Param({}, {:?})", self.0.info.name, self.shape())
+    }
+}
+
+/// What changes a parameter in place, once.
+struct Change<F, T>(Cell<Option<F>>, PhantomData<T>);
+
+impl<T: Float, F: FnOnce(&mut [T])> InplaceOp1 for Change<F, T> {
+    fn name(&self) -> &'static str {
+        "Param::change"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let range = layout.contiguous_offsets();
+        match (T::slice_mut(storage), range, self.0.take()) {
+            (Some(numbers), Some((start, end)), Some(change)) => {
+                change(&mut numbers[start..end]);
+                Ok(())
+            }
+            _ => candle_core::bail!("{}: a parameter is contiguous", self.name()),
+        }
     }
 }

@@ -75,7 +75,7 @@ const BLOCK: usize = 4096;
 fn total<T: Float>(numbers: &[T], term: impl Fn(T) -> f64 + Sync) -> f64 {
     let sums: Vec<f64> = numbers
         .par_chunks(BLOCK)
-        .map(|block| sum(block, &term))
+        .map(|block| vectorised!(sum(block, &term)))
         .collect();
     sums.iter().sum()
 }

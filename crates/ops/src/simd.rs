@@ -77,32 +77,33 @@ macro_rules! vectorised {
 pub(crate) use vectorised;
 
 /// Defines a function whose body is compiled for AVX-512, for AVX2 and FMA, and for every machine, and that calls the
-/// one of the level that its first argument is, or of the machine's best level if that is less. The body may ask `FUSED`
-/// whether a product and a sum are one instruction. A closure that is handed to a function with target features would
-/// not do: nothing makes the compiler inline it there.
+/// one of the level that its first argument is, or of the machine's best level if that is less. It may have a type
+/// parameter. The body may ask `FUSED` whether a product and a sum are one instruction. A closure that is handed to a
+/// function with target features would not do: nothing makes the compiler inline a large one there.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! leveled {
     (
         $(#[$attribute:meta])*
-        $visibility:vis fn $name:ident $(<$number:ident: $bound:path>)? ($($argument:ident: $type:ty),* $(,)?) $body:block
+        $visibility:vis fn $name:ident $(<$generic:ident: $bound:path>)?
+        ($($argument:ident: $type:ty),* $(,)?) $body:block
     ) => {
         $(#[$attribute])*
         #[expect(unsafe_code, reason = "calls what was compiled for instructions that machines may lack")]
-        $visibility fn $name $(<$number: $bound>)? (level: $crate::simd::Level, $($argument: $type),*) {
+        $visibility fn $name$(<$generic: $bound>)?(level: $crate::simd::Level, $($argument: $type),*) {
             #[inline(always)]
-            fn work<$($number: $bound,)? const FUSED: bool>($($argument: $type),*) $body
+            fn work<$($generic: $bound,)? const FUSED: bool>($($argument: $type),*) $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
-            fn avx512 $(<$number: $bound>)? ($($argument: $type),*) {
-                work::<$($number,)? true>($($argument),*);
+            fn avx512$(<$generic: $bound>)?($($argument: $type),*) {
+                work::<$($generic,)? true>($($argument),*);
             }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2 $(<$number: $bound>)? ($($argument: $type),*) {
-                work::<$($number,)? true>($($argument),*);
+            fn avx2$(<$generic: $bound>)?($($argument: $type),*) {
+                work::<$($generic,)? true>($($argument),*);
             }
 
             use $crate::simd::Level;
@@ -113,7 +114,7 @@ macro_rules! leveled {
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 => unsafe { avx2($($argument),*) },
-                _ => work::<$($number,)? false>($($argument),*),
+                _ => work::<$($generic,)? false>($($argument),*),
             }
         }
     };
@@ -133,23 +134,6 @@ pub(crate) fn with_avx512<R>(work: impl FnOnce() -> R) -> R {
 pub(crate) fn with_avx2<R>(work: impl FnOnce() -> R) -> R {
     // SAFETY: `Level::used` never says more than the machine has.
     unsafe { avx2(work) }
-}
-
-impl Level {
-    /// Runs `work` compiled for this level, or for the machine's best if that is less: whatever is inlined into it uses
-    /// those instructions.
-    #[inline(always)]
-    pub fn run<R>(self, work: impl FnOnce() -> R) -> R {
-        match self.min(Self::of_machine()) {
-            // SAFETY: no more than the machine has.
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 | Self::Avx512Bf16 | Self::Amx => unsafe { avx512(work) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => unsafe { avx2(work) },
-            _ => work(),
-        }
-    }
 }
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -5,6 +5,7 @@
 
 use crate::Float;
 use crate::rows::dot;
+use crate::simd::Level;
 use crate::skinny_single;
 use rayon::prelude::*;
 
@@ -139,7 +140,7 @@ pub fn transposed<T: Float>(x: &[T], columns: usize) -> Vec<T> {
 
 fn dots_here<T: Float>(x: &[T], a: &[T], n: usize, rank: usize, factor: T, h: &mut [T]) {
     if let (Some(x), Some(a), Some(h)) = (T::singles(x), T::singles(a), T::singles_mut(h)) {
-        return skinny_single::dots(x, a, n, rank, factor.to_f64() as f32, h);
+        return skinny_single::dots(Level::used(), x, a, n, rank, factor.to_f64() as f32, h);
     }
     for (x, h) in x.chunks_exact(n).zip(h.chunks_exact_mut(rank)) {
         for (a, h) in a.chunks_exact(n).zip(h) {
@@ -150,7 +151,7 @@ fn dots_here<T: Float>(x: &[T], a: &[T], n: usize, rank: usize, factor: T, h: &m
 
 fn outer_here<T: Float>(h: &[T], g: &[T], n: usize, rank: usize, sum: &mut [T]) {
     if let (Some(h), Some(g), Some(sum)) = (T::singles(h), T::singles(g), T::singles_mut(sum)) {
-        return skinny_single::outer(h, g, n, rank, sum);
+        return skinny_single::outer(Level::used(), h, g, n, rank, sum);
     }
     for (h, g) in h.chunks_exact(rank).zip(g.chunks_exact(n)) {
         for (h, sum) in h.iter().zip(sum.chunks_exact_mut(n)) {

@@ -16,16 +16,24 @@ const RANKS: usize = 8;
 /// a number that was loaded is used more often than it takes to load it.
 const ROWS: usize = 3;
 
-/// h = factor * x a^T, see [`skinny::dots`](crate::skinny::dots).
-pub(crate) fn dots(x: &[f32], a: &[f32], n: usize, rank: usize, factor: f32, h: &mut [f32]) {
+/// h = factor * x a^T at a level, or the machine's best if that is less, see [`skinny::dots`](crate::skinny::dots).
+pub(crate) fn dots(
+    level: Level,
+    x: &[f32],
+    a: &[f32],
+    n: usize,
+    rank: usize,
+    factor: f32,
+    h: &mut [f32],
+) {
     let rows = x.len() / n;
     assert!(
         x.len() == rows * n && a.len() == rank * n && h.len() == rows * rank,
         "a row of h for every row of x, a number of it for every row of a"
     );
-    // SAFETY: the sizes were just checked, and `used` never says more than the machine has.
+    // SAFETY: the sizes were just checked, and the level is no more than the machine has.
     unsafe {
-        match Level::used() {
+        match level.min(Level::of_machine()) {
             #[cfg(target_arch = "x86_64")]
             level if level >= Level::Avx512 => dots_avx512(x, a, n, rank, factor, h),
             #[cfg(target_arch = "x86_64")]
@@ -35,16 +43,16 @@ pub(crate) fn dots(x: &[f32], a: &[f32], n: usize, rank: usize, factor: f32, h: 
     }
 }
 
-/// sum = h^T g, see [`skinny::outer`](crate::skinny::outer).
-pub(crate) fn outer(h: &[f32], g: &[f32], n: usize, rank: usize, sum: &mut [f32]) {
+/// sum = h^T g at a level, or the machine's best if that is less, see [`skinny::outer`](crate::skinny::outer).
+pub(crate) fn outer(level: Level, h: &[f32], g: &[f32], n: usize, rank: usize, sum: &mut [f32]) {
     let rows = g.len() / n;
     assert!(
         g.len() == rows * n && h.len() == rows * rank && sum.len() == rank * n,
         "a row of h for every row of g, a row of the sum for every number of it"
     );
-    // SAFETY: the sizes were just checked, and `used` never says more than the machine has.
+    // SAFETY: the sizes were just checked, and the level is no more than the machine has.
     unsafe {
-        match Level::used() {
+        match level.min(Level::of_machine()) {
             #[cfg(target_arch = "x86_64")]
             level if level >= Level::Avx512 => outer_avx512(h, g, n, rank, sum),
             #[cfg(target_arch = "x86_64")]
@@ -171,3 +179,6 @@ unsafe fn outer_with<V: Lanes>(h: &[f32], g: &[f32], n: usize, rank: usize, sum:
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

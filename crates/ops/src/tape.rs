@@ -407,3 +407,6 @@ pub(crate) fn for_each<'a>(
 fn is_source(tensor: &Tensor) -> bool {
     source().is_ok_and(|source| source.id() == tensor.id())
 }
+
+#[cfg(test)]
+mod tests;

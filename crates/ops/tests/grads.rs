@@ -146,6 +146,22 @@ fn a_parameter_keeps_its_own_copy() -> Result<(), Box<dyn Error>> {
 }
 
 #[test]
+fn a_parameter_is_changed_in_place() -> Result<(), Box<dyn Error>> {
+    let param = param("a", 0, Kind::Trained, &[1.0, -2.0, 4.0])?;
+    let (alias, snapshot) = (param.value(), param.snapshot()?);
+    param.change(|numbers: &mut [f64]| numbers.iter_mut().for_each(|x| *x *= 0.5))?;
+    assert_eq!(numbers(&alias)?, [0.5, -1.0, 2.0]);
+    assert_eq!(numbers(&snapshot)?, [1.0, -2.0, 4.0]);
+    let error = param.change(|numbers: &mut [f32]| numbers.fill(0.0));
+    assert_eq!(
+        error.err().ok_or("refused")?.to_string(),
+        "Param::change: `a.0` has dtype f64, expected f32"
+    );
+    assert_eq!(numbers(&param.value())?, [0.5, -1.0, 2.0]);
+    Ok(())
+}
+
+#[test]
 fn a_graph_holds_what_its_backward_needs() -> Result<(), Box<dyn Error>> {
     let w = param("a", 0, Kind::Trained, &[2.0, -3.0, 0.5])?;
     let fixed = Tensor::new(&[1.0, 4.0, 7.0], &Device::Cpu)?;

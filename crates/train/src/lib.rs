@@ -45,7 +45,7 @@ mod schedule;
 mod trainer;
 
 pub use checkpoint::{Checkpoint, Record};
-pub use clip::{clip, find_non_finite, global_norm};
+pub use clip::{clip_factor, find_non_finite, global_norm};
 pub use error::{Change, Error, Result};
 pub use evaluate::{Evaluation, Prediction, batch, choices, logits, loss, packed};
 pub use metrics::{EvalLine, Metrics, StepLine, peak_rss_mb};

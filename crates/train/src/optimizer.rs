@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use lowrank_adapter::{Kind, Param, Revival};
-use lowrank_ops::{Float, Grads, data};
+use lowrank_ops::{Float, Grads, data, leveled, simd::Level};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -110,17 +110,24 @@ impl Optimizer {
         self.slots.keys()
     }
 
-    /// Updates every tensor that has a gradient; the others stay as they are and do not age.
+    /// Updates every tensor that has a gradient, as if gradients were multiplied by `factor`, in one sweep over all of
+    /// them; the other tensors stay as they are and do not age.
     ///
     /// # Errors
-    /// If a gradient has another shape or dtype than its tensor.
-    pub fn update(&mut self, grads: &Grads, learning_rate: f64) -> Result<()> {
+    /// If a gradient has another shape or dtype than its tensor; nothing is updated then.
+    pub fn update(&mut self, grads: &Grads, factor: f64, learning_rate: f64) -> Result<()> {
+        let mut work = Vec::with_capacity(grads.len());
         for (param, slot) in &mut self.slots {
             if let Some(grad) = grads.get(param) {
-                slot.update(param, grad, &self.constants, learning_rate)?;
+                check_gradient(param, grad)?;
+                work.push((param, slot, grad.contiguous()?));
             }
         }
-        Ok(())
+        let constants = &self.constants;
+        // Threads that have no tensor left take chunks of the others' tensors.
+        work.into_par_iter().try_for_each(|(param, slot, grad)| {
+            slot.update(param, &grad, constants, factor, learning_rate)
+        })
     }
 
     /// Moments and ages of revived ranks become 0.
@@ -266,23 +273,40 @@ impl Moments {
     }
 }
 
+fn check_gradient(param: &Param, grad: &Tensor) -> Result<()> {
+    if grad.shape() != param.shape() {
+        return Err(lowrank_ops::Error::Shape {
+            op: "AdamW",
+            what: "the gradient",
+            got: grad.dims().to_vec(),
+            expected: format!("{:?} ({})", param.shape().dims(), param.name()),
+        }
+        .into());
+    }
+    if grad.dtype() != param.dtype() {
+        return Err(lowrank_ops::Error::Argument {
+            op: "AdamW",
+            what: format!(
+                "the gradient of `{}` has dtype {}, the tensor has {}",
+                param.name(),
+                grad.dtype().as_str(),
+                param.dtype().as_str()
+            ),
+        }
+        .into());
+    }
+    Ok(())
+}
+
 impl Slot {
     fn update(
         &mut self,
         param: &Param,
         grad: &Tensor,
         constants: &AdamW,
+        factor: f64,
         learning_rate: f64,
     ) -> Result<()> {
-        if grad.shape() != param.shape() {
-            return Err(lowrank_ops::Error::Shape {
-                op: "AdamW",
-                what: "the gradient",
-                got: grad.dims().to_vec(),
-                expected: format!("{:?} ({})", param.shape().dims(), param.name()),
-            }
-            .into());
-        }
         for age in &mut self.ages {
             *age += 1;
         }
@@ -296,6 +320,7 @@ impl Slot {
         let rate = learning_rate * self.factor;
         let scalars = Scalars {
             constants,
+            factor,
             rate,
             keep: 1.0 - rate * self.decay,
         };
@@ -308,6 +333,7 @@ impl Slot {
 
 struct Scalars<'a> {
     constants: &'a AdamW,
+    factor: f64,
     rate: f64,
     keep: f64,
 }
@@ -369,39 +395,42 @@ impl<T: Root> Pair<T> {
             })
             .collect();
         let kernel = Kernel {
+            factor: T::from_f64(scalars.factor),
             keep: T::from_f64(scalars.keep),
             forget1: T::from_f64(1.0 - beta1),
             beta2: T::from_f64(beta2),
             forget2: T::from_f64(1.0 - beta2),
             eps: T::from_f64(scalars.constants.eps),
         };
-        let old = param.value();
-        let mut values = data::<T>(&old)?.to_vec();
-        let grad = grad.contiguous()?;
-        values
-            .par_chunks_mut(CHUNK)
-            .zip(data::<T>(&grad)?.par_chunks(CHUNK))
-            .zip(self.first.par_chunks_mut(CHUNK))
-            .zip(self.second.par_chunks_mut(CHUNK))
-            .enumerate()
-            .for_each(|(chunk, (((p, g), m), v))| {
-                let offset = chunk * CHUNK;
-                let mut start = 0;
-                while start < p.len() {
-                    let line = (offset + start) / inner;
-                    let end = p.len().min((line + 1) * inner - offset);
-                    let run = start..end;
-                    let (g, m, v) = (&g[run.clone()], &mut m[run.clone()], &mut v[run.clone()]);
-                    kernel.run(&mut p[run], g, m, v, biases[line % biases.len()]);
-                    start = end;
-                }
-            });
-        let values = Tensor::from_vec(values, param.shape(), &Device::Cpu)?;
-        Ok(param.set(&values)?)
+        let grad = data::<T>(grad)?;
+        let Self { first, second } = self;
+        param.change(|values: &mut [T]| {
+            values
+                .par_chunks_mut(CHUNK)
+                .zip(grad.par_chunks(CHUNK))
+                .zip(first.par_chunks_mut(CHUNK))
+                .zip(second.par_chunks_mut(CHUNK))
+                .enumerate()
+                .for_each(|(chunk, (((p, g), m), v))| {
+                    let offset = chunk * CHUNK;
+                    let mut start = 0;
+                    while start < p.len() {
+                        let line = (offset + start) / inner;
+                        let end = p.len().min((line + 1) * inner - offset);
+                        let run = start..end;
+                        let (g, m, v) = (&g[run.clone()], &mut m[run.clone()], &mut v[run.clone()]);
+                        let bias = biases[line % biases.len()];
+                        adamw(Level::used(), &mut p[run], g, m, v, &kernel, bias);
+                        start = end;
+                    }
+                });
+        })?;
+        Ok(())
     }
 }
 
 struct Kernel<T> {
+    factor: T,
     keep: T,
     forget1: T,
     beta2: T,
@@ -409,14 +438,15 @@ struct Kernel<T> {
     eps: T,
 }
 
-impl<T: Root> Kernel<T> {
-    /// The order of operations is that of `torch.optim.AdamW` for a single tensor.
-    fn run(&self, p: &mut [T], g: &[T], m: &mut [T], v: &mut [T], bias: Bias<T>) {
+leveled! {
+    /// The order of operations is that of `torch.optim.AdamW` for a single tensor, and the same at every level.
+    fn adamw<T: Root>(p: &mut [T], g: &[T], m: &mut [T], v: &mut [T], kernel: &Kernel<T>, bias: Bias<T>) {
         for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-            *p *= self.keep;
-            *m += self.forget1 * (g - *m);
-            *v = *v * self.beta2 + self.forget2 * g * g;
-            let denominator = v.root() / bias.root + self.eps;
+            let g = kernel.factor * g;
+            *p *= kernel.keep;
+            *m += kernel.forget1 * (g - *m);
+            *v = *v * kernel.beta2 + kernel.forget2 * g * g;
+            let denominator = v.root() / bias.root + kernel.eps;
             *p -= bias.step_size * *m / denominator;
         }
     }
@@ -428,12 +458,14 @@ trait Root: Float {
 }
 
 impl Root for f32 {
+    #[inline(always)]
     fn root(self) -> Self {
         self.sqrt()
     }
 }
 
 impl Root for f64 {
+    #[inline(always)]
     fn root(self) -> Self {
         self.sqrt()
     }

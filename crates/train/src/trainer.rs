@@ -1,6 +1,6 @@
 //! One optimiser step.
 
-use crate::clip::{clip, find_non_finite, find_non_finite_param, global_norm};
+use crate::clip::{clip_factor, find_non_finite, find_non_finite_param, global_norm};
 use crate::error::{Error, Result};
 use crate::evaluate::{batch, numbers, packed};
 use crate::optimizer::Optimizer;
@@ -211,22 +211,30 @@ impl<'a, 'b> Trainer<'a, 'b> {
             return self.give_up(step, what, done);
         }
         self.check_reached(&grads)?;
+        let max_norm = self.keys.max_grad_norm;
+        let mut factor = clip_factor(done.grad_norm, max_norm);
         if let Some(controller) = &mut self.trainable.controller {
             // Not before the check: what was recorded of a step that is left out must not reach the statistics.
             for records in &summed.records {
                 controller.observe(step, records)?;
             }
             controller.after_backward(step, &mut grads)?;
-            if let Some(name) = find_non_finite(&grads)? {
+            // It may have rewritten them: what is logged is what is clipped.
+            let norm = global_norm(&grads)?;
+            if let Some(name) = find_non_finite_of(&grads, norm)? {
                 let what =
                     format!("the gradient of `{name}`, as rewritten by its method, is not finite");
                 return self.give_up(step, what, done);
             }
+            done.grad_norm = norm;
+            // It is shown the gradients that are used, so they are clipped before the update and not on the way.
+            let before = clip_factor(norm, max_norm);
+            if before < 1.0 {
+                grads.scale(before)?;
+            }
+            factor = 1.0;
         }
-        // A controller may have rewritten them: what is logged is what is clipped.
-        done.grad_norm = global_norm(&grads)?;
-        clip(&mut grads, done.grad_norm, self.keys.max_grad_norm)?;
-        self.optimizer.update(&grads, step.learning_rate)?;
+        self.optimizer.update(&grads, factor, step.learning_rate)?;
         if let Some(controller) = &mut self.trainable.controller {
             let mut probe = HeldOut {
                 model: self.trainable.model,
@@ -377,6 +385,14 @@ impl<'a, 'b> Trainer<'a, 'b> {
     }
 }
 
+/// [`find_non_finite`] of gradients whose norm is known: a finite one spares the search.
+fn find_non_finite_of(grads: &Grads, norm: f64) -> Result<Option<&str>> {
+    if norm.is_finite() {
+        return Ok(None);
+    }
+    find_non_finite(grads)
+}
+
 fn not_finite(done: &Done, grads: &Grads, origin: Option<String>) -> Result<Option<String>> {
     let origin = origin.map_or(String::new(), |origin| format!(" ({origin})"));
     if !done.loss.is_finite() {
@@ -385,7 +401,7 @@ fn not_finite(done: &Done, grads: &Grads, origin: Option<String>) -> Result<Opti
     if let Some(auxiliary) = done.auxiliary.filter(|auxiliary| !auxiliary.is_finite()) {
         return Ok(Some(format!("the auxiliary loss is {auxiliary}{origin}")));
     }
-    let name = find_non_finite(grads)?;
+    let name = find_non_finite_of(grads, done.grad_norm)?;
     Ok(name.map(|name| format!("the gradient of `{name}` is not finite")))
 }
 

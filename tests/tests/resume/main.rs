@@ -1,5 +1,5 @@
 //! The binary, killed with SIGKILL at random moments: a resumed run gives the bytes and the losses of one that nothing
-//! interrupted, and a killed merge gives the whole model or nothing.
+//! interrupted, and a killed merge gives the whole model or nothing. Products in bf16, too, train to the same bytes.
 #![cfg(unix)]
 #![expect(
     clippy::unwrap_used,
@@ -7,6 +7,7 @@
 )]
 
 mod folders;
+mod half;
 mod kill;
 mod merge;
 mod scene;

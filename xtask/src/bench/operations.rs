@@ -17,6 +17,7 @@ use std::path::Path;
 use std::time::Instant;
 
 type Function = Box<dyn Fn(&[Tensor]) -> Result<Tensor>>;
+type Activation = fn(&Tensor) -> ops::Result<Tensor>;
 
 /// An operation with its inputs; all of them are differentiated.
 struct Op {
@@ -235,6 +236,39 @@ fn passes(config: &LlamaConfig, work: Work) -> Result<Vec<Op>> {
         Box::new(|x| Ok(ops::swiglu(&x[0], &x[1])?)),
         Box::new(|x| Ok(composed::swiglu(&x[0], &x[1])?)),
     ));
+    let (weight, bias) = (random(&[hidden])?, random(&[hidden])?);
+    let (twin_weight, twin_bias) = (weight.clone(), bias.clone());
+    all.push(op(
+        "layer norm",
+        format!("{tokens}x{hidden}"),
+        vec![random(&[tokens, hidden])?],
+        (
+            gigabytes(2 * tokens * hidden),
+            gigabytes(3 * tokens * hidden),
+        ),
+        "GB/s",
+        Box::new(move |x| Ok(ops::layer_norm(&x[0], &weight, &bias, eps)?)),
+        Box::new(move |x| Ok(composed::layer_norm(&x[0], &twin_weight, &twin_bias, eps)?)),
+    ));
+    let bytes = (gigabytes(2 * tokens * inner), gigabytes(3 * tokens * inner));
+    for (name, ours, twin) in [
+        (
+            "gelu",
+            ops::gelu as Activation,
+            composed::gelu as Activation,
+        ),
+        ("gelu tanh", ops::gelu_tanh, composed::gelu_tanh),
+    ] {
+        all.push(op(
+            name,
+            format!("{tokens}x{inner}"),
+            vec![random(&[tokens, inner])?],
+            bytes,
+            "GB/s",
+            Box::new(move |x| Ok(ours(&x[0])?)),
+            Box::new(move |x| Ok(twin(&x[0])?)),
+        ));
+    }
     let turns = || RotaryTable::new(d, config.rope_theta, &config.rope_scaling);
     let (turn, twin_turn) = (turns()?, turns()?);
     let positions: Vec<u32> = (0..batch).flat_map(|_| 0..length as u32).collect();
@@ -292,10 +326,10 @@ fn adamw(config: &LlamaConfig, repeats: usize) -> Result<Line> {
     let numbers: usize = params.iter().map(Param::elem_count).sum();
     let mut optimizer = Optimizer::new(&params, AdamW::default(), &BTreeMap::new())?;
     let mut seconds = Vec::new();
-    optimizer.update(&grads, 1e-4)?;
+    optimizer.update(&grads, 1.0, 1e-4)?;
     for _ in 0..repeats {
         let start = Instant::now();
-        optimizer.update(&grads, 1e-4)?;
+        optimizer.update(&grads, 1.0, 1e-4)?;
         seconds.push(start.elapsed().as_secs_f64());
     }
     Ok(Line {
@@ -332,7 +366,7 @@ mod tests {
             assert!(apart < 1e-2, "{} {}: {apart}", op.name, op.shape);
             twins += 1;
         }
-        assert_eq!(twins, distinct(&config).len() * 2 - 1 + 5);
+        assert_eq!(twins, distinct(&config).len() * 2 - 1 + 8);
         Ok(())
     }
 

@@ -3,7 +3,8 @@
 use candle_core::{DType, Device, Tensor};
 use lowrank_adapter::{Kind, Param, ParamInfo, Revival};
 use lowrank_ops::Grads;
-use lowrank_train::{AdamW, Group, Optimizer, clip, find_non_finite, global_norm};
+use lowrank_ops::rng::{Key, Purpose};
+use lowrank_train::{AdamW, Group, Optimizer, clip_factor, find_non_finite, global_norm};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -94,7 +95,7 @@ fn follow(case: &Case, turned: bool) {
     let mut optimizer = new();
     for (step, (rate, made)) in (1..).zip(case.rates.iter().zip(&case.steps)) {
         optimizer
-            .update(&one(&param, turn(&made.grad)), *rate)
+            .update(&one(&param, turn(&made.grad)), 1.0, *rate)
             .unwrap();
         if let (Some(fresh), Some(Revive { rank })) = (&made.fresh, &case.revive) {
             let mut rows = made.values.clone();
@@ -154,7 +155,7 @@ fn large_tensors_are_updated_whole_and_ages_count_per_rank() {
         &BTreeMap::new(),
     )
     .unwrap();
-    optimizer.update(&one(&param, ramp(0.5)), 0.1).unwrap();
+    optimizer.update(&one(&param, ramp(0.5)), 1.0, 0.1).unwrap();
     let before = values(&param.value());
     let revival = Revival {
         param: param.clone(),
@@ -163,7 +164,9 @@ fn large_tensors_are_updated_whole_and_ages_count_per_rank() {
     };
     optimizer.restart(&revival).unwrap();
     let grad = ramp(-3.0);
-    optimizer.update(&one(&param, grad.clone()), 0.1).unwrap();
+    optimizer
+        .update(&one(&param, grad.clone()), 1.0, 0.1)
+        .unwrap();
     let (_, ages) = optimizer.state().unwrap();
     assert_eq!(ages["layer.0.weight"], [2, 2, 1, 2, 2, 1, 2]);
     let (grad, old_grad) = (values(&grad), values(&ramp(0.5)));
@@ -205,7 +208,7 @@ fn groups_change_rate_and_decay_and_exempt_tensors_never_decay() {
     // The last one has no gradient and stays.
     grads.insert(&params[0], start.zeros_like().unwrap());
     grads.insert(&params[1], start.zeros_like().unwrap());
-    optimizer.update(&grads, 0.1).unwrap();
+    optimizer.update(&grads, 1.0, 0.1).unwrap();
     let keep = [1.0 - 0.1 * 0.25, 1.0 - 0.3 * 0.5, 1.0];
     for (param, keep) in params.iter().zip(keep) {
         for (got, start) in values(&param.value()).iter().zip([1.0, -2.0, 3.0]) {
@@ -214,7 +217,7 @@ fn groups_change_rate_and_decay_and_exempt_tensors_never_decay() {
     }
     let mut grads = Grads::default();
     grads.insert(&params[2], start.zeros_like().unwrap());
-    optimizer.update(&grads, 0.1).unwrap();
+    optimizer.update(&grads, 1.0, 0.1).unwrap();
     assert_eq!(values(&params[2].value()), [1.0, -2.0, 3.0]);
     let (_, ages) = optimizer.state().unwrap();
     assert_eq!(ages.into_values().collect::<Vec<_>>(), [[1], [1], [1]]);
@@ -279,7 +282,7 @@ fn a_state_that_does_not_fit_is_named() {
 }
 
 #[test]
-fn clipping_scales_all_gradients_by_one_factor() {
+fn one_factor_clips_all_gradients() {
     let start = tensor(&[vec![0.5, 0.5]], DType::F64);
     let params = [
         param(0, "default", None, &start),
@@ -299,17 +302,132 @@ fn clipping_scales_all_gradients_by_one_factor() {
         (3.0, 3.0 / (9.0 + 1e-6)),
         (9.0, 9.0 / (9.0 + 1e-6)),
     ] {
-        let mut grads = gradients();
-        clip(&mut grads, norm, max).unwrap();
-        let scaled: Vec<f64> = grads.iter().flat_map(|(_, grad)| values(grad)).collect();
-        for (got, before) in scaled.iter().zip([2.0, -4.0, 5.0, 6.0]) {
-            assert!((got - before * factor).abs() < 1e-6, "{got} with max {max}");
-        }
+        assert!((clip_factor(norm, max) - factor).abs() < 1e-15);
     }
     assert_eq!(find_non_finite(&gradients()).unwrap(), None);
     for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
         let mut grads = gradients();
         grads.insert(&params[1], tensor(&[vec![5.0, bad]], DType::F64));
         assert_eq!(find_non_finite(&grads).unwrap(), Some("layer.1.weight"));
+    }
+}
+
+/// Many tensors of many sizes, in both dtypes, some longer than what one thread gets: the same bits as each of them
+/// updated alone with gradients that were scaled before, from any number of threads.
+#[test]
+fn one_sweep_over_all_tensors_does_what_one_after_the_other_does() {
+    let mut stream = Key::new(31, Purpose::Test).stream();
+    let mut draw = |dims: (usize, usize), dtype: DType| {
+        let numbers: Vec<f64> = (0..dims.0 * dims.1).map(|_| stream.normal()).collect();
+        let tensor = Tensor::from_vec(numbers, dims, &Device::Cpu).unwrap();
+        tensor.to_dtype(dtype).unwrap()
+    };
+    let sizes = [(3, 5), (1, 1), (7, 9000), (2, 16_384), (33, 17), (5, 3)];
+    let starts: Vec<Tensor> = (sizes.iter().zip([DType::F32, DType::F64].iter().cycle()))
+        .map(|(dims, dtype)| draw(*dims, *dtype))
+        .collect();
+    let steps: Vec<Vec<Tensor>> = (0..3)
+        .map(|_| {
+            let gradients = starts.iter();
+            gradients
+                .map(|start| draw(start.dims2().unwrap(), start.dtype()))
+                .collect()
+        })
+        .collect();
+    let constants = AdamW {
+        weight_decay: 0.1,
+        ..AdamW::default()
+    };
+    let new = || -> Vec<Param> {
+        let starts = (0..).zip(&starts);
+        starts
+            .map(|(i, start)| param(i, "default", Some(0), start))
+            .collect()
+    };
+    let factor = 0.37;
+    let end = |params: &[Param], optimizers: &[Optimizer]| {
+        let mut all: Vec<Vec<f64>> = params.iter().map(|param| values(&param.value())).collect();
+        for optimizer in optimizers {
+            all.extend(optimizer.state().unwrap().0.values().map(values));
+        }
+        all.sort_by(|one, other| one.partial_cmp(other).unwrap());
+        all
+    };
+    let revival = |param: &Param| Revival {
+        param: param.clone(),
+        axis: 0,
+        slots: vec![1],
+    };
+
+    let apart = new();
+    let mut optimizers: Vec<Optimizer> = apart
+        .iter()
+        .map(|param| {
+            Optimizer::new(std::slice::from_ref(param), constants, &BTreeMap::new()).unwrap()
+        })
+        .collect();
+    for (step, gradients) in steps.iter().enumerate() {
+        for ((param, optimizer), gradient) in apart.iter().zip(&mut optimizers).zip(gradients) {
+            let scaled = (gradient * factor).unwrap();
+            optimizer.update(&one(param, scaled), 1.0, 0.01).unwrap();
+        }
+        if step == 0 {
+            optimizers[2].restart(&revival(&apart[2])).unwrap();
+        }
+    }
+    let expected = end(&apart, &optimizers);
+
+    for threads in [1, 2, 5] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        let together = new();
+        let mut optimizer = Optimizer::new(&together, constants, &BTreeMap::new()).unwrap();
+        pool.build().unwrap().install(|| {
+            for (step, gradients) in steps.iter().enumerate() {
+                let mut grads = Grads::default();
+                for (param, gradient) in together.iter().zip(gradients) {
+                    grads.insert(param, gradient.clone());
+                }
+                optimizer.update(&grads, factor, 0.01).unwrap();
+                if step == 0 {
+                    optimizer.restart(&revival(&together[2])).unwrap();
+                }
+            }
+        });
+        assert!(
+            end(&together, &[optimizer]) == expected,
+            "{threads} threads"
+        );
+    }
+}
+
+#[test]
+fn a_gradient_that_does_not_fit_changes_nothing() {
+    let start = tensor(&[vec![1.0, -2.0, 3.0]], DType::F64);
+    let params = [
+        param(0, "default", None, &start),
+        param(1, "default", None, &start),
+    ];
+    let mut optimizer = Optimizer::new(&params, AdamW::default(), &BTreeMap::new()).unwrap();
+    let wide = tensor(&[vec![1.0, 2.0, 3.0, 4.0]], DType::F64);
+    let single = start.to_dtype(DType::F32).unwrap();
+    for (bad, message) in [
+        (
+            wide,
+            "AdamW: the gradient has shape [1, 4], expected [1, 3] (layer.1.weight)",
+        ),
+        (
+            single,
+            "AdamW: the gradient of `layer.1.weight` has dtype f32, the tensor has f64",
+        ),
+    ] {
+        let mut grads = one(&params[0], start.clone());
+        grads.insert(&params[1], bad);
+        let error = optimizer.update(&grads, 1.0, 0.1).unwrap_err();
+        assert_eq!(error.to_string(), message);
+        for param in &params {
+            assert_eq!(values(&param.value()), [1.0, -2.0, 3.0]);
+        }
+        let (_, ages) = optimizer.state().unwrap();
+        assert_eq!(ages.into_values().collect::<Vec<_>>(), [[0], [0]]);
     }
 }
