@@ -35,6 +35,13 @@ pub(crate) struct Raw<'a> {
     pub(crate) bytes: &'a [u8],
 }
 
+impl Raw<'_> {
+    /// How many numbers the bytes are; the dtype is one of whole bytes.
+    fn numbers(&self) -> usize {
+        self.bytes.len() / (self.dtype.bits() as usize).div_ceil(8)
+    }
+}
+
 /// The matrices of a checkpoint that are in NF4.
 #[derive(Debug, Default)]
 pub(crate) struct Quantised {
@@ -142,7 +149,9 @@ impl Quantised {
             return Err(expect("blocksize", &read.blocksize, "64"));
         }
         let dims = match read.shape[..] {
-            [rows, columns] if rows.checked_mul(columns).is_some() => (rows, columns),
+            [rows, columns] if rows.checked_mul(columns).is_some_and(|size| size > 0) => {
+                (rows, columns)
+            }
             _ => {
                 let shape = format!("{:?}", read.shape);
                 return Err(expect("shape", &shape, "the rows and columns of a matrix"));
@@ -160,7 +169,7 @@ impl Quantised {
         }
         let sized = |end: &str, dtype: &str, count: usize| {
             let (name, found) = part(end)?;
-            if found.dtype.name() != dtype || found.shape.iter().product::<usize>() != count {
+            if found.dtype.name() != dtype || found.numbers() != count {
                 let (got, shape) = (found.dtype.name(), found.shape);
                 let what = format!("is {got} {shape:?}; expected {count} of {dtype}");
                 return Err(wrong(found, &name, &what));
