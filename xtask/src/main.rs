@@ -4,6 +4,7 @@
 mod bench;
 mod ci;
 mod fetch;
+mod levels;
 mod new_family;
 mod peer;
 mod pretrain;
@@ -26,6 +27,13 @@ struct Arguments {
 enum Chore {
     /// Checks everything that must hold before a change goes in; stops at the first failure.
     Ci,
+    /// Runs the parity, gradient and conformance tests once for each set of vector instructions that the machine has, with one
+    /// thread and with two; one line of counts for each.
+    Levels {
+        /// Run this combination alone, such as `avx2:1`; may be repeated.
+        #[arg(long, value_name = "LEVEL:THREADS")]
+        only: Vec<levels::Combination>,
+    },
     /// Checks what no compiler does: file lengths, crate arrows, manifests, forbidden words, machine paths.
     Tidy,
     /// Writes the crate of a new family, with its lines in the manifests and in the registry: a working low-rank update whose
@@ -71,6 +79,7 @@ fn main() -> Result<()> {
     }
     match chore {
         Chore::Ci => ci::run(&root),
+        Chore::Levels { only } => levels::run(&root, &only),
         Chore::Tidy => tidy::run(&root),
         Chore::NewFamily { name, as_in_peft } => {
             let naming = if as_in_peft {

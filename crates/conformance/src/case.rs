@@ -7,6 +7,7 @@ use lowrank_adapter::{
     AdapterConfig, AnyFamily, Ask, Attached, Batch, Kind, KvCache, Linear, Model, Param, Part,
     Pass, Selection, Share, Source, Start, attach, run,
 };
+use lowrank_frozen::Encoding;
 use lowrank_ops::rng::{Key, Purpose, Stream};
 use serde_json::{Map, Value};
 
@@ -47,8 +48,8 @@ impl Case {
     }
 
     /// A model with an adapter that has left its start.
-    pub fn trained(&self, dtype: DType) -> Verdict<(Toy, Attached)> {
-        self.trained_on(Toy::new(dtype, Head::Own)?)
+    pub fn trained(&self, encoding: impl Into<Encoding>) -> Verdict<(Toy, Attached)> {
+        self.trained_on(Toy::new(encoding, Head::Own)?)
     }
 
     /// This model with an adapter that has left its start.

@@ -51,7 +51,8 @@ pub enum Law {
     /// training mode (unless it draws something for each token, as dropout does) losses, auxiliary losses, gradients and
     /// those records that are not by token. A cache continues packed rows too.
     Packed,
-    /// Every storage of frozen weights runs forward, backward and through a merge.
+    /// On every storage of frozen weights, NF4 among them, outputs, gradients and merged weights are those on the same numbers
+    /// in f64.
     EveryStorage,
     /// A gated family's masks mean what they say, and at every step of a short run exactly as many slots live as the
     /// controller's state says under the key `budget`. The run has 12 steps and must change a mask.

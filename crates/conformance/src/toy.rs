@@ -2,10 +2,10 @@
 
 use candle_core::{DType, Device, Tensor};
 use lowrank_adapter::{
-    Ask, Batch, Embedding, KvCache, Linear, Model, Norm, Part, Pass, Result, Tokens, UNSUPERVISED,
-    causal_mask,
+    Ask, Batch, Embedding, Error, KvCache, Linear, Model, Norm, Part, Pass, Result, Tokens,
+    UNSUPERVISED, causal_mask,
 };
-use lowrank_frozen::{FrozenEmbedding, FrozenLinear, Stored};
+use lowrank_frozen::{Encoding, FrozenEmbedding, FrozenLinear, Nf4, Stored};
 use lowrank_ops as ops;
 use lowrank_ops::rng::{Key, Purpose};
 use lowrank_ops::{RotaryScaling, RotaryTable};
@@ -30,7 +30,7 @@ pub enum Head {
     Tied,
 }
 
-/// The model. Two of the same dtype and head are equal; an f32 one is an f64 one, rounded.
+/// The model. Two of the same encoding and head are equal; an f32 one is an f64 one, rounded.
 #[derive(Debug)]
 pub struct Toy {
     embedding: Embedding,
@@ -53,26 +53,36 @@ struct Block {
 }
 
 impl Toy {
-    /// A model whose matrices are held in `dtype`: f32, f64, f16 or bf16. Its vectors are f64 if they are, else f32.
+    /// A model whose matrices are held in `encoding`: f32, f64, f16, bf16 or NF4, not blocks. Its vectors are f64 if they
+    /// are, else f32.
     ///
     /// # Errors
-    /// If the dtype cannot be held.
-    pub fn new(dtype: DType, head: Head) -> Result<Self> {
-        Self::rounded(dtype, dtype, head)
+    /// If matrices cannot be held so.
+    pub fn new(encoding: impl Into<Encoding>, head: Head) -> Result<Self> {
+        let encoding = encoding.into();
+        Self::rounded(encoding, encoding, head)
     }
 
-    /// [`Self::new`] of `dtype` with the numbers that matrices have once they were held in `first`.
+    /// [`Self::new`] of `encoding` with the numbers that matrices have once they were held in `first`.
     ///
     /// # Errors
-    /// If a dtype cannot be held.
-    pub fn rounded(first: DType, dtype: DType, head: Head) -> Result<Self> {
-        let computed = match dtype {
-            DType::F64 => DType::F64,
+    /// If matrices cannot be held in one of them.
+    pub fn rounded(
+        first: impl Into<Encoding>,
+        encoding: impl Into<Encoding>,
+        head: Head,
+    ) -> Result<Self> {
+        let (first, encoding) = (first.into(), encoding.into());
+        let computed = match encoding {
+            Encoding::Plain(DType::F64) => DType::F64,
             _ => DType::F32,
         };
         let matrix = |name: &str, shape: [usize; 2], fan_in: usize| -> Result<Stored> {
-            let numbers = drawn(name, &shape, fan_in, first)?;
-            Ok(Stored::new(numbers.to_dtype(dtype)?)?)
+            let stored = held(&drawn(name, &shape, fan_in, DType::F64)?, first)?;
+            match first == encoding {
+                true => Ok(stored),
+                false => held(&stored.to_dense()?, encoding),
+            }
         };
         let vector = |name: &str, n: usize, fan_in: usize| -> Result<Tensor> {
             drawn(name, &[n], fan_in, computed)
@@ -258,6 +268,24 @@ pub fn padded(seed: u64, rows: &[&[usize]], length: usize) -> Result<Batch> {
         labels.resize(end, UNSUPERVISED);
     }
     Batch::new(tokens, labels)
+}
+
+/// A matrix in an encoding.
+fn held(matrix: &Tensor, encoding: Encoding) -> Result<Stored> {
+    match encoding {
+        Encoding::Plain(dtype) => Ok(Stored::new(matrix.to_dtype(dtype)?)?),
+        Encoding::Nf4 { double } => {
+            let numbers = matrix.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+            Ok(Stored::nf4(
+                Nf4::quantise(&numbers, double)?,
+                matrix.dims2()?,
+            )?)
+        }
+        Encoding::Blocks(block) => Err(Error::Other(format!(
+            "rows of the toy are no whole number of {} blocks",
+            block.name()
+        ))),
+    }
 }
 
 /// Normal numbers of standard deviation 1 / sqrt(fan_in), keyed by the name.

@@ -1,8 +1,9 @@
 //! A model's weights as a Hugging Face folder holds them: in one file or in shards.
 
+use crate::bitsandbytes::{Quantised, Raw};
 use crate::{Error, Result, Safetensors, check_finite, json, source};
 use candle_core::Tensor;
-use lowrank_frozen::{TensorInfo, Weights};
+use lowrank_frozen::{Stored, TensorInfo, Weights};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -19,15 +20,19 @@ pub struct Checkpoint {
     files: Vec<Safetensors>,
     /// Which of `files` holds a tensor.
     tensors: BTreeMap<String, usize>,
+    /// Matrices that are several of `tensors`.
+    quantised: Quantised,
 }
 
 impl Checkpoint {
     /// Opens `model.safetensors`, or else the shards that `model.safetensors.index.json` lists, and checks their headers.
+    /// Matrices that bitsandbytes saved in NF4 are one tensor each, and held as they are.
     ///
     /// # Errors
     /// If `folder` is missing, is a GGUF file or a pickle, or holds nothing but pickles (the message says how to convert
     /// them); if a file is damaged (see [`Safetensors::open`]); if the index names a file outside the folder, a shard that
-    /// is missing or one that lacks a tensor, or if a shard holds a tensor that the index does not place there.
+    /// is missing or one that lacks a tensor, or if a shard holds a tensor that the index does not place there; if the parts
+    /// of a matrix of bitsandbytes do not fit together, or it is in fp4 or int8.
     pub fn open(folder: &Path) -> Result<Self> {
         source::require_folder(folder, source::FOLDER, source::CONVERT_MODEL)?;
         let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
@@ -53,11 +58,15 @@ impl Checkpoint {
             );
             return Err(Error::content(folder, what));
         };
-        Ok(Self {
+        let mut checkpoint = Self {
             folder: folder.to_path_buf(),
             files,
             tensors,
-        })
+            quantised: Quantised::default(),
+        };
+        let names = checkpoint.tensors.keys().map(String::as_str);
+        checkpoint.quantised = Quantised::find(names, &|name| checkpoint.raw(name))?;
+        Ok(checkpoint)
     }
 
     /// The folder.
@@ -69,15 +78,25 @@ impl Checkpoint {
     fn file(&self, name: &str) -> Option<&Safetensors> {
         self.tensors.get(name).map(|&file| &self.files[file])
     }
+
+    fn raw(&self, name: &str) -> Option<Raw<'_>> {
+        self.file(name)?.raw(name)
+    }
 }
 
 impl Weights for Checkpoint {
     fn names(&self) -> Vec<&str> {
-        self.tensors.keys().map(String::as_str).collect()
+        let names = self.tensors.keys().map(String::as_str);
+        names
+            .filter(|name| !self.quantised.parts.contains(*name))
+            .collect()
     }
 
     fn info(&self, name: &str) -> Option<TensorInfo> {
-        self.file(name)?.info(name)
+        match self.quantised.matrices.get(name) {
+            Some(matrix) => Some(matrix.info()),
+            None => self.file(name)?.info(name),
+        }
     }
 
     /// A tensor with a non-finite value is an error.
@@ -86,9 +105,20 @@ impl Weights for Checkpoint {
             path: self.folder.clone(),
             name: name.to_owned(),
         })?;
-        let tensor = file.tensor(name)?;
+        let tensor = match self.quantised.matrices.get(name) {
+            Some(_) => self.stored(name)?.to_dense()?,
+            None => file.tensor(name)?,
+        };
         check_finite(file.path(), name, &tensor)?;
         Ok(tensor)
+    }
+
+    /// Values in NF4 are not looked at.
+    fn stored(&self, name: &str) -> lowrank_frozen::Result<Stored> {
+        match self.quantised.matrices.get(name) {
+            Some(matrix) => matrix.read(name, &|name| self.raw(name)),
+            None => Stored::new(self.tensor(name)?),
+        }
     }
 
     fn origin(&self) -> String {

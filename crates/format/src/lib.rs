@@ -23,6 +23,7 @@
 compile_error!("safetensors files are little-endian, and this crate reads them in place");
 
 mod atomic;
+mod bitsandbytes;
 mod bytes;
 mod card;
 mod checkpoint;

@@ -4,6 +4,7 @@
     reason = "a memory map, so that a tensor is read when it is asked for and not before"
 )]
 
+use crate::bitsandbytes::Raw;
 use crate::header::{self, Entry};
 use crate::{Error, Result, source};
 use candle_core::{Device, Tensor};
@@ -136,6 +137,17 @@ impl Safetensors {
             &entry.shape,
             &Device::Cpu,
         )?)
+    }
+
+    /// A tensor as it lies in the file.
+    pub(crate) fn raw(&self, name: &str) -> Option<Raw<'_>> {
+        let entry = self.tensors.get(name)?;
+        Some(Raw {
+            path: &self.path,
+            dtype: entry.dtype,
+            shape: &entry.shape,
+            bytes: &self.bytes[entry.bytes.clone()],
+        })
     }
 
     /// The file, or the name of what is embedded.

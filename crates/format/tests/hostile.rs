@@ -7,7 +7,8 @@ mod watched;
 
 use candle_core::{DType, Tensor};
 use common::{message, ramp};
-use lowrank_format::{PYTORCH, PeftFolder, Safetensors, write_safetensors};
+use lowrank_format::{Checkpoint, PYTORCH, PeftFolder, Safetensors, write_safetensors};
+use lowrank_frozen::Weights;
 use proptest::prelude::*;
 use std::fs;
 use std::path::Path;
@@ -56,6 +57,64 @@ fn check_survives(bytes: &[u8]) -> Result<(), TestCaseError> {
         "a block of {largest} bytes was asked for"
     );
     Ok(())
+}
+
+/// A model that bitsandbytes saved, with other bytes: what can be opened can be read.
+fn check_prequantised(bytes: &[u8]) -> Result<(), TestCaseError> {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
+    if let Ok(checkpoint) = Checkpoint::open(dir.path()) {
+        for name in checkpoint.names() {
+            let shape = checkpoint.info(name).map(|info| info.shape);
+            if let Ok(tensor) = checkpoint.tensor(name) {
+                prop_assert_eq!(Some(tensor.dims()), shape.as_deref());
+            }
+            if let Ok(stored) = checkpoint.stored(name) {
+                let (rows, columns) = stored.dims();
+                prop_assert_eq!(Some(vec![rows, columns]), shape);
+            }
+        }
+    }
+    let largest = watched::largest();
+    prop_assert!(
+        largest < watched::MUCH,
+        "a block of {largest} bytes was asked for"
+    );
+    Ok(())
+}
+
+/// Where the digits of the header and of the states are.
+fn digits_of_states(bytes: &[u8]) -> Vec<usize> {
+    let states = bytes.windows(14).enumerate();
+    let states = states.filter(|(_, window)| window == b"{\"quant_type\":");
+    let near: Vec<usize> = states.flat_map(|(at, _)| at..at + 160).collect();
+    let digits = near
+        .into_iter()
+        .filter(|&at| bytes.get(at).is_some_and(u8::is_ascii_digit));
+    digits.collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn quantised_matrices_with_other_bytes(
+        flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+        swaps in prop::collection::vec((any::<prop::sample::Index>(), "[0-9{}\\[\\]:,\"]"), 0..4),
+    ) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/prequantised/storage/model.safetensors");
+        let mut bytes = fs::read(path).unwrap();
+        let digits = digits_of_states(&bytes);
+        prop_assert!(digits.len() > 100);
+        for (index, text) in swaps {
+            bytes[digits[index.index(digits.len())]] = text.as_bytes()[0];
+        }
+        for (index, byte) in flips {
+            let index = index.index(bytes.len());
+            bytes[index] = byte;
+        }
+        check_prequantised(&bytes)?;
+    }
 }
 
 proptest! {

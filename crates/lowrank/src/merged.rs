@@ -50,6 +50,8 @@ pub fn merge_into(
         .first()
         .map_or(DType::F32, |(_, tensor)| tensor.dtype());
     let mut config = base.config.clone();
+    // Whatever the base is held in, plain numbers are written.
+    config.shift_remove("quantization_config");
     if folded.untied {
         config.insert("tie_word_embeddings".into(), false.into());
     }

@@ -134,11 +134,7 @@ impl LlamaConfig {
         fields.only("partial_rotary_factor", is_one, "1.0")?;
         fields.only("attention_dropout", is_zero, "0.0")?;
         fields.only("rope_interleaved", |value| value == false, "false")?;
-        fields.only(
-            "quantization_config",
-            |_| false,
-            "weights that are not quantised",
-        )?;
+        check_quantisation(&mut fields)?;
         fields.only("sliding_window", |_| false, "null")?;
         config.check_sizes(&fields)?;
         fields.finish()?;
@@ -175,6 +171,55 @@ impl LlamaConfig {
             }
         }
         Ok(())
+    }
+}
+
+/// Fields of `quantization_config` that change no stored number. What is computed in is for the run to say, how scales are
+/// held and which layers are left out for the weights.
+const IGNORED_QUANTISATION: &[&str] = &[
+    "_load_in_4bit",
+    "_load_in_8bit",
+    "bnb_4bit_compute_dtype",
+    "bnb_4bit_quant_storage",
+    "bnb_4bit_use_double_quant",
+    "llm_int8_enable_fp32_cpu_offload",
+    "llm_int8_has_fp16_weight",
+    "llm_int8_skip_modules",
+    "llm_int8_threshold",
+];
+
+/// Refuses all weights that are quantised by others than bitsandbytes, or by it to something else than NF4.
+fn check_quantisation(fields: &mut Fields<'_>) -> Result<()> {
+    const FIELD: &str = "quantization_config";
+    let Some(config) = fields.object(FIELD)? else {
+        return Ok(());
+    };
+    let mut inner = fields.inside(config, "quantization_config.");
+    inner.ignore(IGNORED_QUANTISATION);
+    let eight = inner.flag("load_in_8bit")?;
+    let four = inner.flag("load_in_4bit")?;
+    // Early files name no method, and these two fields are nobody else's.
+    match inner.word("quant_method")? {
+        Some("bitsandbytes") => {}
+        None if four || eight => {}
+        Some(method) => {
+            return Err(inner.not_yet("quant_method", &method.into(), "\"bitsandbytes\""));
+        }
+        None => {
+            let value = Value::Object(config.clone());
+            return Err(fields.not_yet(FIELD, &value, "NF4 of bitsandbytes"));
+        }
+    }
+    if eight {
+        return Err(inner.not_yet("load_in_8bit", &true.into(), "NF4, `load_in_4bit`"));
+    }
+    if !four {
+        return Err(inner.not_yet("load_in_4bit", &false.into(), "true"));
+    }
+    // transformers reads a missing field so.
+    match inner.word("bnb_4bit_quant_type")?.unwrap_or("fp4") {
+        "nf4" => inner.finish(),
+        kind => Err(inner.not_yet("bnb_4bit_quant_type", &kind.into(), "\"nf4\"")),
     }
 }
 

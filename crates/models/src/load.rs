@@ -3,7 +3,7 @@
 use crate::fields::Fields;
 use crate::{Llama, LlamaConfig, Precision, Result};
 use lowrank_adapter::Model;
-use lowrank_frozen::Weights;
+use lowrank_frozen::{Encoding, Weights};
 use serde_json::{Map, Value};
 
 /// What a program needs to know of a model beside its parts.
@@ -53,13 +53,28 @@ impl ModelInfo {
 /// Builds the model that config.json describes; `origin` is that file, for messages.
 ///
 /// # Errors
-/// As [`ModelInfo::from_json`] and [`Llama::new`].
+/// As [`ModelInfo::from_json`] and [`Llama::new`], and if the configuration speaks of quantised weights and there are none.
 pub fn load(
     config: &Map<String, Value>,
     origin: &str,
     weights: &dyn Weights,
     precision: Precision,
 ) -> Result<Box<dyn Model>> {
-    let config = LlamaConfig::from_json(config, origin)?;
-    Ok(Box::new(Llama::new(config, weights, precision)?))
+    let llama = LlamaConfig::from_json(config, origin)?;
+    if let Some(value) = config.get("quantization_config")
+        && !value.is_null()
+        && !weights
+            .names()
+            .into_iter()
+            .any(|name| is_nf4(weights, name))
+    {
+        let expected = format!("null, since {} holds no quantised matrix", weights.origin());
+        return Err(Fields::new(config, origin).wrong("quantization_config", value, expected));
+    }
+    Ok(Box::new(Llama::new(llama, weights, precision)?))
+}
+
+fn is_nf4(weights: &dyn Weights, name: &str) -> bool {
+    let info = weights.info(name);
+    info.is_some_and(|info| matches!(info.encoding, Encoding::Nf4 { .. }))
 }

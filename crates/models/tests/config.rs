@@ -213,7 +213,27 @@ fn wrong_fields_are_refused_by_name() {
         ),
         (
             json!({"quantization_config": {"bits": 4}}),
-            "`quantization_config` = {\"bits\":4} is not yet supported; supported: weights that are not quantised",
+            "`quantization_config` = {\"bits\":4} is not yet supported; supported: NF4 of bitsandbytes",
+        ),
+        (
+            json!({"quantization_config": {"quant_method": "awq", "bits": 4}}),
+            "`quantization_config.quant_method` = \"awq\" is not yet supported; supported: \"bitsandbytes\"",
+        ),
+        (
+            json!({"quantization_config": {"load_in_8bit": true}}),
+            "`quantization_config.load_in_8bit` = true is not yet supported; supported: NF4, `load_in_4bit`",
+        ),
+        (
+            json!({"quantization_config": {"quant_method": "bitsandbytes"}}),
+            "`quantization_config.load_in_4bit` = false is not yet supported; supported: true",
+        ),
+        (
+            json!({"quantization_config": {"load_in_4bit": true}}),
+            "`quantization_config.bnb_4bit_quant_type` = \"fp4\" is not yet supported; supported: \"nf4\"",
+        ),
+        (
+            json!({"quantization_config": {"load_in_4bit": true, "bnb_4bit_quant_type": "nf4", "group_size": 32}}),
+            "unknown field `quantization_config.group_size` with the value 32",
         ),
         (
             json!({"num_key_value_head": 2}),

@@ -6,6 +6,7 @@
 
 mod model;
 mod nf4;
+mod prequantised;
 mod smollm2;
 
 use candle_core::{DType, Tensor};

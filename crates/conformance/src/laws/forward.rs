@@ -3,22 +3,25 @@
 use crate::case::{
     Case, NAME, cached_logits, evaluated, input, logits, share, tokens, training, walk,
 };
-use crate::compare::{Verdict, close, close_in, differs, require};
+use crate::compare::{Verdict, close, close_in, difference, differs, require, tolerance};
 use crate::toy::{Head, Toy, batch, padded};
 use candle_core::{DType, Tensor};
-use lowrank_adapter::{Batch, KvCache, Memory, Merge, Pass, Selection, sweep};
-use lowrank_ops::all_finite;
+use lowrank_adapter::{Attached, Batch, KvCache, Memory, Merge, Pass, Selection, sweep};
+use lowrank_frozen::Encoding;
+use lowrank_ops::Grads;
 
 /// The dtypes that models are computed in.
 const COMPUTED: [DType; 2] = [DType::F32, DType::F64];
 
-/// The dtypes that frozen matrices are held in, and what is then computed in. GGUF's blocks are not among them, for they
-/// need rows of 32 numbers: to a family they are what f16 is, a packed matrix that is computed with in f32.
-const STORAGES: [(DType, DType); 4] = [
-    (DType::F64, DType::F64),
-    (DType::F32, DType::F32),
-    (DType::F16, DType::F32),
-    (DType::BF16, DType::F32),
+/// What frozen matrices are held in, and what is then computed in. GGUF's blocks are not among them, for they need rows of
+/// 32 numbers: to a family they are what f16 is, a packed matrix that is computed with in f32.
+const STORAGES: [(Encoding, DType); 6] = [
+    (Encoding::Plain(DType::F64), DType::F64),
+    (Encoding::Plain(DType::F32), DType::F32),
+    (Encoding::Plain(DType::F16), DType::F32),
+    (Encoding::Plain(DType::BF16), DType::F32),
+    (Encoding::Nf4 { double: false }, DType::F32),
+    (Encoding::Nf4 { double: true }, DType::F32),
 ];
 
 pub(crate) fn starts_as_base(case: &Case) -> Verdict {
@@ -127,43 +130,57 @@ pub(crate) fn every_storage(case: &Case) -> Verdict {
         require(logits.dtype() == dtype, || {
             format!("{held:?} weights give {:?} logits", logits.dtype())
         })?;
-        let (exact, _) = case.trained_on(Toy::rounded(held, DType::F64, Head::Own)?)?;
+        let (mut exact, twin) = case.trained_on(Toy::rounded(held, DType::F64, Head::Own)?)?;
         close_in(
             dtype,
             &format!("{held:?} against the same numbers in f64"),
-            &logits.to_dtype(DType::F64)?,
+            &logits,
             &evaluated(&exact, &Selection::one(NAME))?,
         )?;
 
-        let batch = tokens()?;
-        let params = attached.trained();
-        let swept = sweep(
-            &toy,
-            &batch,
-            &mut training(),
-            &params,
-            share(&batch),
-            Memory::Keep,
-        )?;
-        for (param, grad) in swept.grads.iter() {
-            require(grad.dtype() == dtype && all_finite(grad)?, || {
+        let (grads, expected) = (gradients(&toy, &attached)?, gradients(&exact, &twin)?);
+        for ((param, grad), (_, expected)) in grads.iter().zip(expected.iter()) {
+            let name = param.name();
+            require(grad.dtype() == dtype, || {
+                format!("the gradient of {name} is {:?}", grad.dtype())
+            })?;
+            let (gap, size) = difference(grad, expected)?;
+            // Rounding grows on the way back through norms of small rows, as it does in the law of packed rows.
+            let allowed = 10.0 * tolerance(dtype) * size.max(1.0);
+            require(gap <= allowed, || {
                 format!(
-                    "the {:?} gradient of {} is not finite",
-                    grad.dtype(),
-                    param.name()
+                    "the gradient of {name} on {held:?} differs by {gap:e} from that in f64, allowed is {allowed:e}"
                 )
             })?;
         }
-        let mut pass = Pass::evaluation(Selection::one(NAME));
-        walk(&mut toy, &mut |linear| match linear.merge(&mut pass)? {
-            Merge::Exact(merged) | Merge::Approximate(merged) => {
-                let got = merged.weight.dtype();
-                require(got == dtype, || {
-                    format!("{}: {held:?} merges to {got:?}", linear.path())
-                })
-            }
-            Merge::InputDependent => Ok(()),
-        })?;
+
+        let expected = merged(&mut exact)?;
+        for ((path, got), (_, expected)) in merged(&mut toy)?.iter().zip(&expected) {
+            require(got.dtype() == dtype, || {
+                format!("{path}: {held:?} merges to {:?}", got.dtype())
+            })?;
+            close_in(dtype, &format!("{path} merged on {held:?}"), got, expected)?;
+        }
     }
     Ok(())
+}
+
+fn gradients(toy: &Toy, attached: &Attached) -> Verdict<Grads> {
+    let batch = tokens()?;
+    let (mut pass, params) = (training(), attached.trained());
+    let share = share(&batch);
+    Ok(sweep(toy, &batch, &mut pass, &params, share, Memory::Keep)?.grads)
+}
+
+/// Weights with the adapter folded in, of the layers that have such a weight.
+fn merged(toy: &mut Toy) -> Verdict<Vec<(String, Tensor)>> {
+    let mut pass = Pass::evaluation(Selection::one(NAME));
+    let mut all = Vec::new();
+    walk(toy, &mut |linear| {
+        if let Merge::Exact(merged) | Merge::Approximate(merged) = linear.merge(&mut pass)? {
+            all.push((linear.path().to_owned(), merged.weight));
+        }
+        Ok(())
+    })?;
+    Ok(all)
 }

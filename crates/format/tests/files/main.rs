@@ -6,4 +6,5 @@ mod common;
 
 mod checkpoint;
 mod peft;
+mod prequantised;
 mod round_trip;

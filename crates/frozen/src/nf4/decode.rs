@@ -49,9 +49,9 @@ pub(super) fn blocks(level: Level, codes: &[u8], scales: &[f32], into: &mut [f32
     let (codes, _) = codes.as_chunks::<{ BLOCK / 2 }>();
     let (into, _) = into.as_chunks_mut::<BLOCK>();
     match level {
-        // SAFETY: the caller has the level from the machine.
+        // SAFETY: the caller has the level from the machine, and later levels contain this one.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { avx512(codes, scales, into) },
+        level if level >= Level::Avx512 => unsafe { avx512(codes, scales, into) },
         _ => portable(codes, scales, into),
     }
 }
