@@ -5,11 +5,11 @@
 )]
 
 use super::buffer::{Part, Whole, with_part, with_whole};
-use super::finish::{Addend, Place};
+use super::finish::Place;
 use super::left::Left;
 use super::micro::{Micro, Running};
 use super::pack::Pack;
-use super::update::spread;
+use super::update::{Addend, spread};
 use super::{Compute, Direction, Element, Update, Weights};
 use crate::Result;
 use lowrank_ops as ops;

@@ -1,19 +1,7 @@
-//! What happens to a tile of sums on its way to the destination: what was there before is added, and the update.
+//! What happens to a tile of sums on its way to the destination.
 #![expect(unsafe_code, reason = "a part of rows and columns is no slice")]
 
 use lowrank_ops::leveled;
-
-/// Numbers that are handled at once.
-const LANES: usize = 16;
-
-/// A low-rank update of the columns of a panel.
-pub(super) struct Addend<'a> {
-    /// `[rows, rank]`, from the tile's first row on.
-    pub(super) left: &'a [f32],
-    /// `[rank, width of a panel]`.
-    pub(super) right: &'a [f32],
-    pub(super) rank: usize,
-}
 
 /// Some rows and columns of a row-major matrix that nobody else writes to.
 #[derive(Clone, Copy)]
@@ -39,61 +27,20 @@ impl Place {
 }
 
 leveled! {
-    /// Writes a tile, `width` numbers a row.
-    pub(super) fn finish(
-        tile: &[f32],
-        width: usize,
-        added: bool,
-        addend: Option<&Addend<'_>>,
-        place: Place,
-    ) {
+    /// Writes a tile, `width` numbers a row, or adds it to what is there.
+    pub(super) fn finish(tile: &[f32], width: usize, added: bool, place: Place) {
         for (row, tile) in tile.chunks_exact(width).take(place.rows).enumerate() {
             // SAFETY: promised where the place was made.
             let into = unsafe {
                 std::slice::from_raw_parts_mut(place.first.add(row * place.stride), place.columns)
             };
-            let update = match addend {
-                Some(addend) => (&addend.left[row * addend.rank..][..addend.rank], addend.right),
-                None => (&[][..], &[][..]),
-            };
-            let (whole, rest) = into.as_chunks_mut::<LANES>();
-            for (chunk, into) in whole.iter_mut().enumerate() {
-                let mut sums = [0f32; LANES];
-                sums.copy_from_slice(&tile[chunk * LANES..(chunk + 1) * LANES]);
-                if added {
-                    for (sum, before) in sums.iter_mut().zip(&*into) {
-                        *sum += *before;
-                    }
+            if added {
+                for (into, sum) in into.iter_mut().zip(tile) {
+                    *into += *sum;
                 }
-                for (left, right) in update.0.iter().zip(update.1.chunks_exact(width)) {
-                    let right = &right[chunk * LANES..(chunk + 1) * LANES];
-                    for (sum, right) in sums.iter_mut().zip(right) {
-                        *sum = multiplied_and_added::<FUSED>(*left, *right, *sum);
-                    }
-                }
-                *into = sums;
-            }
-            let first = whole.len() * LANES;
-            for (column, into) in rest.iter_mut().enumerate() {
-                let column = first + column;
-                let mut sum = tile[column];
-                if added {
-                    sum += *into;
-                }
-                for (left, right) in update.0.iter().zip(update.1.chunks_exact(width)) {
-                    sum = multiplied_and_added::<FUSED>(*left, right[column], sum);
-                }
-                *into = sum;
+            } else {
+                into.copy_from_slice(&tile[..place.columns]);
             }
         }
-    }
-}
-
-#[inline(always)]
-fn multiplied_and_added<const FUSED: bool>(a: f32, b: f32, sum: f32) -> f32 {
-    if FUSED {
-        a.mul_add(b, sum)
-    } else {
-        a * b + sum
     }
 }

@@ -1,7 +1,8 @@
 //! Which kernel computes a tile.
 #![expect(unsafe_code, reason = "kernels take pointers")]
 
-use super::finish::{Addend, Place, finish};
+use super::finish::{Place, finish};
+use super::update::Addend;
 use super::{Compute, Element, micro_portable};
 #[cfg(target_arch = "x86_64")]
 use super::{micro_amx, micro_avx2, micro_avx512};
@@ -26,7 +27,7 @@ pub(super) enum Micro {
 }
 
 /// Sums of the rows at the first pointer, as many bytes apart, over as many words, with the panel at the second pointer,
-/// written to the third. A kernel exists for each number of rows, in an array from one on.
+/// added to those at the third. A kernel exists for each number of rows, in an array from one on.
 pub(super) type Kernel = unsafe fn(*const u8, usize, usize, *const f32, *mut f32);
 
 impl Micro {
@@ -142,14 +143,15 @@ impl Running {
         let width = self.micro.width();
         debug_assert!(panel.len() >= words * width, "a panel is too short");
         let panel = panel.as_ptr().cast::<f32>();
-        let kernels: &[Kernel] = match self.micro {
-            Micro::Portable => &micro_portable::KERNELS,
+        // Of the level's element, and of f32.
+        let (kernels, singles): (&[Kernel], &[Kernel]) = match self.micro {
+            Micro::Portable => (&micro_portable::KERNELS, &micro_portable::KERNELS),
             #[cfg(target_arch = "x86_64")]
-            Micro::Avx2 => &micro_avx2::KERNELS,
+            Micro::Avx2 => (&micro_avx2::KERNELS, &micro_avx2::KERNELS),
             #[cfg(target_arch = "x86_64")]
-            Micro::Avx512 => &micro_avx512::KERNELS,
+            Micro::Avx512 => (&micro_avx512::KERNELS, &micro_avx512::KERNELS),
             #[cfg(target_arch = "x86_64")]
-            Micro::Avx512Bf16 => &micro_avx512::PAIRS,
+            Micro::Avx512Bf16 => (&micro_avx512::PAIRS, &micro_avx512::KERNELS),
             #[cfg(target_arch = "x86_64")]
             Micro::Amx => {
                 let amx = self.amx.as_mut().expect("configured with this kernel");
@@ -171,10 +173,19 @@ impl Running {
             }
         };
         let tile = &mut self.tiles[0].0;
+        tile[..place.rows * width].fill(0.0);
+        let into = tile.as_mut_ptr();
         // SAFETY: the caller's; a kernel is chosen only where the machine has its instructions, and a tile has room for
-        // every kernel's rows and columns.
-        unsafe { kernels[place.rows - 1](left, stride, words, panel, tile.as_mut_ptr()) };
-        finish(self.level, tile, width, added, addend, place);
+        // every kernel's rows and columns. An addend has as many rows and columns of `rank` numbers.
+        unsafe {
+            if let Some(Addend { left, right, rank }) = addend {
+                debug_assert!(left.len() >= place.rows * rank && right.len() >= rank * width);
+                let (left, right) = (left.as_ptr().cast(), right.as_ptr());
+                singles[place.rows - 1](left, 4 * rank, *rank, right, into);
+            }
+            kernels[place.rows - 1](left, stride, words, panel, into);
+        }
+        finish(self.level, tile, width, added, place);
     }
 
     /// Writes what is still to be written.

@@ -11,7 +11,7 @@ pub(super) const WIDTH: usize = 16;
 pub(super) const KERNELS: [Kernel; 6] =
     [run::<1>, run::<2>, run::<3>, run::<4>, run::<5>, run::<6>];
 
-/// `tile[i][j] = sum over k of row i [k] * panel[k][j]`.
+/// `tile[i][j] += sum over k of row i [k] * panel[k][j]`.
 ///
 /// # Safety
 /// The machine has AVX2 and FMA. `left` leads to `ROWS` rows of `depth` numbers, `stride` bytes apart, `panel` to `depth`
@@ -27,6 +27,15 @@ unsafe fn run<const ROWS: usize>(
     let rows: [*const f32; ROWS] =
         std::array::from_fn(|i| left.wrapping_add(i * stride).cast::<f32>());
     let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
+    for (i, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: the caller's tile has as many rows.
+        *sums = unsafe {
+            [
+                _mm256_loadu_ps(tile.add(i * WIDTH)),
+                _mm256_loadu_ps(tile.add(i * WIDTH + 8)),
+            ]
+        };
+    }
     for k in 0..depth {
         // SAFETY: within the rows and the panel, as the caller promises.
         unsafe {

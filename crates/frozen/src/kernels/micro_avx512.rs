@@ -28,7 +28,7 @@ pub(super) const PAIRS: [Kernel; 8] = [
     run_pairs::<8>,
 ];
 
-/// `tile[i][j] = sum over k of row i [k] * panel[k][j]`.
+/// `tile[i][j] += sum over k of row i [k] * panel[k][j]`.
 ///
 /// # Safety
 /// The machine has AVX-512 F. `left` leads to `ROWS` rows of `depth` numbers, `stride` bytes apart, `panel` to `depth`
@@ -43,7 +43,8 @@ unsafe fn run<const ROWS: usize>(
 ) {
     let rows: [*const f32; ROWS] =
         std::array::from_fn(|i| left.wrapping_add(i * stride).cast::<f32>());
-    let mut sums = [[_mm512_setzero_ps(); 3]; ROWS];
+    // SAFETY: the caller's tile has as many rows.
+    let mut sums = unsafe { load::<ROWS>(tile) };
     for k in 0..depth {
         // SAFETY: within the rows and the panel, as the caller promises; a prefetch may lead anywhere.
         unsafe {
@@ -83,7 +84,8 @@ unsafe fn run_pairs<const ROWS: usize>(
 ) {
     let rows: [*const i32; ROWS] =
         std::array::from_fn(|i| left.wrapping_add(i * stride).cast::<i32>());
-    let mut sums = [[_mm512_setzero_ps(); 3]; ROWS];
+    // SAFETY: the caller's tile has as many rows.
+    let mut sums = unsafe { load::<ROWS>(tile) };
     for k in 0..depth {
         // SAFETY: within the rows and the panel, as the caller promises. Both types are 64 bytes of any bits.
         unsafe {
@@ -107,6 +109,19 @@ unsafe fn run_pairs<const ROWS: usize>(
 fn pairs(words: __m512i) -> __m512bh {
     // SAFETY: both types are 64 bytes of any bits.
     unsafe { std::mem::transmute::<__m512i, __m512bh>(words) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load<const ROWS: usize>(tile: *const f32) -> [[__m512; 3]; ROWS] {
+    let mut sums = [[_mm512_setzero_ps(); 3]; ROWS];
+    for (i, sums) in sums.iter_mut().enumerate() {
+        for (part, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: the caller's tile has `ROWS` rows of three vectors.
+            *sum = unsafe { _mm512_loadu_ps(tile.add(i * WIDTH + 16 * part)) };
+        }
+    }
+    sums
 }
 
 #[inline]

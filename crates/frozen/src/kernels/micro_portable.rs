@@ -9,7 +9,7 @@ pub(super) const WIDTH: usize = 16;
 /// One for each number of rows.
 pub(super) const KERNELS: [Kernel; 4] = [run::<1>, run::<2>, run::<3>, run::<4>];
 
-/// `tile[i][j] = sum over k of row i [k] * panel[k][j]`.
+/// `tile[i][j] += sum over k of row i [k] * panel[k][j]`.
 ///
 /// # Safety
 /// `left` leads to `ROWS` rows of `depth` numbers, `stride` bytes apart, `panel` to `depth` rows of [`WIDTH`] numbers,
@@ -21,7 +21,8 @@ unsafe fn run<const ROWS: usize>(
     panel: *const f32,
     tile: *mut f32,
 ) {
-    let mut sums = [[0f32; WIDTH]; ROWS];
+    // SAFETY: the caller's tile has as many numbers.
+    let mut sums = unsafe { tile.cast::<[[f32; WIDTH]; ROWS]>().read() };
     for k in 0..depth {
         // SAFETY: within the rows and the panel, as the caller promises.
         let right = unsafe { &*panel.add(k * WIDTH).cast::<[f32; WIDTH]>() };
@@ -33,6 +34,6 @@ unsafe fn run<const ROWS: usize>(
             }
         }
     }
-    // SAFETY: the caller's tile has as many numbers.
+    // SAFETY: as above.
     unsafe { tile.cast::<[[f32; WIDTH]; ROWS]>().write(sums) };
 }

@@ -9,6 +9,15 @@ use std::ops::Range;
 /// Bf16 numbers of an f32: products of these pieces make up the product of two f32 but for its last bits.
 pub(super) const PIECES: [(usize, usize); 6] = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0)];
 
+/// A low-rank update of the columns of a panel.
+pub(super) struct Addend<'a> {
+    /// `[rows, rank]`, from the tile's first row on.
+    pub(super) left: &'a [f32],
+    /// `[rank, width of a panel]`.
+    pub(super) right: &'a [f32],
+    pub(super) rank: usize,
+}
+
 impl Plan<'_> {
     /// The pieces of v as further rows of the panels.
     pub(super) fn extend(
@@ -54,13 +63,14 @@ pub(super) fn spread(
     into: &mut [f32],
 ) {
     let (rank, _) = update.v.dims();
-    for (i, into) in into.iter_mut().enumerate() {
-        let (panel, row) = (i / width / rank, i / width % rank);
-        let column = columns.start + panel * width + i % width;
-        *into = if column < columns.end {
-            update.v.at(row, column)
-        } else {
-            0.0
-        };
+    let panels = into.chunks_exact_mut((rank * width).max(1));
+    for (first, panel) in columns.clone().step_by(width).zip(panels) {
+        for (row, into) in panel.chunks_exact_mut(width).enumerate() {
+            let count = width.min(columns.end - first);
+            for (column, into) in (first..).zip(&mut into[..count]) {
+                *into = update.v.at(row, column);
+            }
+            into[count..].fill(0.0);
+        }
     }
 }
