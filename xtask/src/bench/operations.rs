@@ -9,8 +9,9 @@ use candle_core::{DType, Tensor};
 use lowrank::adapter::{AttentionMask, Kind, Param, ParamInfo};
 use lowrank::models::LlamaConfig;
 use lowrank::training::{AdamW, Optimizer};
-use lowrank_frozen::FrozenLinear;
+use lowrank_frozen::{Compute, FrozenLinear};
 use lowrank_ops::{self as ops, Grads, RotaryTable, Seed, composed};
+use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -37,6 +38,11 @@ struct Op {
 /// # Errors
 /// If the request is not understood.
 pub fn measure(root: &Path, request: &Map<String, Value>) -> Result<Vec<Line>> {
+    // As passes over a model do, operations run within the pool.
+    rayon::scope(|_| measure_here(root, request))
+}
+
+fn measure_here(root: &Path, request: &Map<String, Value>) -> Result<Vec<Line>> {
     let repeats = count(request, "repeats")?;
     let config = shapes::config(root, word(request, "model")?)?;
     let work = Work {
@@ -56,6 +62,7 @@ pub fn measure(root: &Path, request: &Map<String, Value>) -> Result<Vec<Line>> {
         }
     }
     lines.push(adamw(&config, repeats)?);
+    lines.push(copy(repeats));
     Ok(lines)
 }
 
@@ -107,7 +114,7 @@ fn facts(work: (f64, f64), unit: &str) -> Map<String, Value> {
     ])
 }
 
-/// Frozen products over f32 and bf16 weights, alone and with a low-rank update.
+/// Frozen products in f32 and in bf16, alone and with a low-rank update.
 fn products(config: &LlamaConfig, work: Work) -> Result<Vec<Op>> {
     let tokens = work.tokens();
     let mut all = Vec::new();
@@ -116,9 +123,12 @@ fn products(config: &LlamaConfig, work: Work) -> Result<Vec<Op>> {
             format!("{n_out}x{n_in}"),
             2e-9 * (tokens * n_out * n_in) as f64,
         );
-        for (precision, dtype) in [("f32", DType::F32), ("bf16", DType::BF16)] {
+        for (precision, dtype, compute) in [
+            ("f32", DType::F32, Compute::F32),
+            ("bf16", DType::BF16, Compute::Bf16),
+        ] {
             let weight = random(&[n_out, n_in])?;
-            let layer = FrozenLinear::new(weight.to_dtype(dtype)?, None)?;
+            let layer = FrozenLinear::new(weight.to_dtype(dtype)?, None)?.with_compute(compute);
             all.push(Op {
                 name: "product",
                 shape: shape.clone(),
@@ -301,6 +311,27 @@ fn passes(config: &LlamaConfig, work: Work) -> Result<Vec<Op>> {
         Box::new(move |x| Ok(composed::cross_entropy(&x[0], &twin_targets)?)),
     ));
     Ok(all)
+}
+
+/// The machine's own rate of copies, which passes over memory are held against: 256 MiB are read and as many written.
+fn copy(repeats: usize) -> Line {
+    const NUMBERS: usize = 1 << 26;
+    const PART: usize = 1 << 16;
+    let (from, mut into) = (vec![1f32; NUMBERS], vec![0f32; NUMBERS]);
+    let mut seconds = Vec::with_capacity(repeats);
+    for _ in 0..repeats {
+        let start = Instant::now();
+        into.par_chunks_mut(PART)
+            .zip(from.par_chunks(PART))
+            .for_each(|(into, from)| into.copy_from_slice(from));
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    assert_eq!(into.last(), Some(&1.0), "a copy has the numbers");
+    Line {
+        axes: axes("copy", &NUMBERS.to_string(), "f32", "ours"),
+        measures: vec![Measure::new("forward_seconds", "s", seconds)],
+        facts: facts((8e-9 * NUMBERS as f64, 0.0), "GB/s"),
+    }
 }
 
 /// An update of adapters on all linear layers: it reads four numbers a weight and writes three.

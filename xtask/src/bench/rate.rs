@@ -5,7 +5,7 @@ use crate::bench::report::{Cell, Line, Measure, Side};
 use crate::bench::{count, object, random, word};
 use anyhow::Result;
 use candle_core::DType;
-use lowrank_frozen::FrozenLinear;
+use lowrank_frozen::{Compute, FrozenLinear};
 use lowrank_ops::gemm::{Matrix, matmul};
 use serde_json::{Map, Value, json};
 use std::time::Instant;
@@ -57,8 +57,12 @@ pub fn measure(request: &Map<String, Value>) -> Result<Vec<Line>> {
     let (tokens, n_out, n_in) = LAYER;
     let x = random(&[tokens, n_in])?;
     let weight = random(&[n_out, n_in])?;
-    let weight = weight.to_dtype(if bf16 { DType::BF16 } else { DType::F32 })?;
-    let layer = FrozenLinear::new(weight, None)?;
+    let (dtype, compute) = if bf16 {
+        (DType::BF16, Compute::Bf16)
+    } else {
+        (DType::F32, Compute::F32)
+    };
+    let layer = FrozenLinear::new(weight.to_dtype(dtype)?, None)?.with_compute(compute);
     let mut lines = vec![line(
         "frozen layer",
         2.0 * (tokens * n_out * n_in) as f64,
