@@ -1,7 +1,7 @@
 //! Parameters: tensors that are declared once, and that the declaration trains, counts, saves and prunes.
 
 use crate::{Error, Result};
-use candle_core::{DType, Shape, Tensor, Var};
+use candle_core::{DType, Device, Shape, Tensor, Var};
 use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
@@ -87,7 +87,7 @@ impl Param {
         Ok(self.value().copy()?)
     }
 
-    /// Overwrites the value in place.
+    /// Overwrites the value in place, from whichever device.
     ///
     /// # Errors
     /// If `value` has another shape or dtype; the parameter is then unchanged.
@@ -100,7 +100,8 @@ impl Param {
                 expected: format!("{:?} ({})", self.0.value.dims(), self.0.info.name),
             });
         }
-        Ok(self.0.value.set(&value.detach())?)
+        let value = value.detach().to_device(self.0.value.device())?;
+        Ok(self.0.value.set(&value)?)
     }
 
     /// What was declared.
@@ -125,6 +126,12 @@ impl Param {
     #[must_use]
     pub fn dtype(&self) -> DType {
         self.0.value.dtype()
+    }
+
+    /// Where the value lies.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        self.0.value.device()
     }
 
     /// The number of scalars.

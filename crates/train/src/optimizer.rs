@@ -375,9 +375,10 @@ impl<T: Root> Pair<T> {
             forget2: T::from_f64(1.0 - beta2),
             eps: T::from_f64(scalars.constants.eps),
         };
-        let old = param.value();
+        // Moments live here. What lies on a GPU comes here and goes back: adapters are small.
+        let old = param.value().to_device(&Device::Cpu)?;
         let mut values = data::<T>(&old)?.to_vec();
-        let grad = grad.contiguous()?;
+        let grad = grad.to_device(&Device::Cpu)?.contiguous()?;
         values
             .par_chunks_mut(CHUNK)
             .zip(data::<T>(&grad)?.par_chunks(CHUNK))
