@@ -42,15 +42,16 @@ pub(crate) fn replaces(op: &'static str, x: &Tensor) -> Result<bool> {
 /// If candle refuses the arguments.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (n_out, n_in) = weight.dims2()?;
-    let y = x.reshape(((), n_in))?.matmul(&weight.t()?)?;
-    let y = match bias {
-        Some(bias) => y.broadcast_add(bias)?,
-        None => y,
-    };
     let mut dims = x.dims().to_vec();
     if let Some(last) = dims.last_mut() {
         *last = n_out;
     }
+    let rows: usize = dims[..dims.len().saturating_sub(1)].iter().product();
+    let y = x.reshape((rows, n_in))?.matmul(&weight.t()?)?;
+    let y = match bias {
+        Some(bias) => y.broadcast_add(bias)?,
+        None => y,
+    };
     Ok(y.reshape(dims)?)
 }
 
@@ -245,12 +246,12 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     Ok((log_sums - centred.contiguous()?.gather(&targets, 1)?.squeeze(1)?)?)
 }
 
-/// As [`crate::sum_all()`], summed in the tensor's own dtype.
+/// As [`crate::sum_all()`].
 ///
 /// # Errors
 /// If candle refuses the arguments.
 pub fn sum_all(x: &Tensor) -> Result<Tensor> {
-    Ok(x.sum_all()?)
+    Ok(x.to_dtype(DType::F64)?.sum_all()?.to_dtype(x.dtype())?)
 }
 
 /// As [`crate::all_finite()`].

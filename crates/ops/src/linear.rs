@@ -27,7 +27,11 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     };
     same_dtype("linear", x, &[("the weight", weight)])?;
     if composed::replaces("linear", x)? {
-        return composed::linear(x, weight, bias);
+        let y = composed::linear(x, weight, None)?;
+        return match bias {
+            Some(bias) => add_bias(&y, bias),
+            None => Ok(y),
+        };
     }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let y = with_float!("linear", x.dtype(), T => {
