@@ -47,7 +47,10 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         *last = n_out;
     }
     let rows: usize = dims[..dims.len().saturating_sub(1)].iter().product();
-    let y = x.reshape((rows, n_in))?.matmul(&weight.t()?)?;
+    // cuBLAS takes no view with gaps.
+    let y = x
+        .reshape((rows, n_in))?
+        .matmul(&weight.contiguous()?.t()?)?;
     let y = match bias {
         Some(bias) => y.broadcast_add(bias)?,
         None => y,

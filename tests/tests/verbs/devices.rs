@@ -133,7 +133,9 @@ fn a_device_is_one_that_is_known() {
     let ended = place.run(&["plan", "run.toml", "--set", "model.device=tpu"]);
     assert_eq!(ended.code, 2);
     assert!(
-        ended.stderr.contains("`model.device = \"tpu\"`"),
+        ended
+            .stderr
+            .contains("`model.device` is \"tpu\", expected \"cpu\" or \"cuda\""),
         "{}",
         ended.stderr
     );
