@@ -1,5 +1,6 @@
 //! The golden files that `tests/parity/generate.py` wrote with the real PEFT.
 
+use crate::device::device;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use lowrank::adapter::{Attached, Batch, ResidualBase, Tokens};
@@ -111,12 +112,13 @@ impl Case {
         })
     }
 
-    /// Opens the base in `dtype` and attaches the initial adapter.
+    /// Opens the base in `dtype` on the tests' [`device`] and attaches the initial adapter.
     ///
     /// # Errors
     /// If either cannot be read.
     pub fn attach(&self, dtype: DType) -> Result<(Base, Attached)> {
         let mut base = Base::open(&self.model.to_string_lossy(), Precision::Cast(dtype))?;
+        base.place(&device()?)?;
         let reading = Reading {
             strict: StrictBase::No,
             residual_base: self.converted.as_ref().map(|_| ResidualBase::Original),

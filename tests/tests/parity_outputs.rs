@@ -11,6 +11,7 @@ use lowrank::adapter::{Ask, Memory, Pass, Selection, Share, run, sweep};
 use lowrank::format::{Existing, PeftFolder};
 use lowrank::ops::rng::{Key, Purpose};
 use lowrank::save_adapter;
+use lowrank_tests::device::run_composed;
 use lowrank_tests::golden::{Case, read_json};
 use lowrank_tests::numbers::{max_difference, pair, relative_difference};
 use std::collections::BTreeMap;
@@ -199,4 +200,13 @@ fn converted_alike(
         );
     }
     Ok(())
+}
+
+#[test]
+fn composed_functions_give_the_same() {
+    let names = [
+        "logits_are_those_of_the_f64_reference",
+        "gradients_equal_peft",
+    ];
+    run_composed(&names).unwrap();
 }

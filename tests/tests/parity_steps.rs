@@ -9,6 +9,7 @@ use candle_core::{DType, Tensor};
 use lowrank::adapter::Memory;
 use lowrank::format::{Existing, PeftFolder};
 use lowrank::save_adapter;
+use lowrank_tests::device::run_composed;
 use lowrank_tests::golden::Case;
 use lowrank_tests::steps::{Division, ensure_final, ensure_trace, ten_steps};
 use std::collections::BTreeMap;
@@ -80,4 +81,14 @@ fn ten_steps_with_accumulation_and_recomputation() {
     };
     check(DType::F64, divided, 1e-11, 0.1);
     check(DType::F32, divided, 1e-4, 1.0);
+}
+
+#[test]
+fn ten_steps_of_composed_functions() {
+    let names = [
+        "ten_steps_in_f32",
+        "ten_steps_in_f64_are_those_of_the_f64_reference",
+        "ten_steps_with_accumulation_and_recomputation",
+    ];
+    run_composed(&names).unwrap();
 }

@@ -3,11 +3,13 @@
 
 mod bench;
 mod ci;
+mod cuda;
 mod fetch;
 mod levels;
 mod new_family;
 mod peer;
 mod pretrain;
+mod python;
 mod readme;
 mod tidy;
 
@@ -63,6 +65,8 @@ enum Chore {
     Bench(Box<bench::Arguments>),
     /// Makes `.peer`, a virtual environment with PyTorch, transformers and PEFT in the pinned versions.
     PeerEnv,
+    /// Makes `.cuda`, a toolkit out of PyPI's packages, to build with `--features cuda` where CUDA is not installed.
+    CudaEnv,
     /// Regenerates the golden files of the parity tests with `.peer`.
     Parity {
         /// Compare them with fresh ones instead, and write nothing.
@@ -103,6 +107,7 @@ fn main() -> Result<()> {
         ),
         Chore::Bench(arguments) => bench::run(&root, *arguments),
         Chore::PeerEnv => peer::environment(&root),
+        Chore::CudaEnv => cuda::environment(&root),
         Chore::Parity { check } => peer::parity(
             &root,
             if check {

@@ -11,7 +11,7 @@ use crate::site::{Site, SiteId};
 use crate::spec::{Init, Spec};
 use crate::target::{Matcher, Targets, default_targets, is_saved};
 use crate::{Error, Result};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use lowrank_frozen::FrozenLinear;
 use lowrank_ops::rng::{Key, Purpose};
 use lowrank_ops::{Kind, Param, ParamInfo};
@@ -38,6 +38,7 @@ pub struct Attach<'a> {
     owner: Arc<str>,
     sites: &'a [Site],
     dtype: DType,
+    device: Device,
     seed: u64,
     saved: Option<BTreeMap<String, Tensor>>,
     params: Vec<Param>,
@@ -160,7 +161,7 @@ impl Attach<'_> {
             rank_axis: spec.rank_axis,
             decay: spec.decay,
         };
-        let param = Param::new(info, &value)?;
+        let param = Param::new(info, &value.to_device(&self.device)?)?;
         self.params.push(param.clone());
         self.inits.push(spec.init);
         Ok(param)
@@ -198,6 +199,7 @@ pub fn attach(
         owner: name.into(),
         sites: &sites,
         dtype,
+        device: sites[0].base.device(),
         seed,
         saved,
         params: Vec::new(),
@@ -561,6 +563,7 @@ fn check_stored_base(path: &str, base: &FrozenLinear, cx: &mut Attach<'_>) -> Re
             expected: weight.dims().to_vec(),
         });
     }
+    let stored = stored.to_device(weight.device())?;
     let square = (stored.to_dtype(weight.dtype())? - &weight)?
         .sqr()?
         .sum_all()?;

@@ -115,6 +115,7 @@ impl RankGate {
                 self.key.step(step).site(param.name()),
                 param.dtype(),
             )?;
+            let fresh = fresh.to_device(param.device())?;
             let old = param.value();
             let mut rows = Vec::new();
             for slot in 0..self.capacity() {

@@ -2,7 +2,7 @@
 
 use crate::adapter::{Adapter, Merge, Merged};
 use crate::{Error, Pass, Result, Selection};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use lowrank_frozen::{Compute, FrozenEmbedding, FrozenLinear};
 use lowrank_ops::{self as ops, Param};
 use std::sync::Arc;
@@ -107,6 +107,22 @@ impl Weight {
         })
     }
 
+    pub(crate) fn move_to(&mut self, device: &Device) -> Result<()> {
+        self.base = match &self.base {
+            Base::Dense(base) => Base::Dense(base.to_device(device)?),
+            Base::Table(table) => Base::Table(table.to_device(device)?),
+        };
+        Ok(())
+    }
+
+    /// The linear layer that shares the table, hidden -> vocab.
+    pub(crate) fn head(&self) -> Result<FrozenLinear> {
+        Ok(match &self.base {
+            Base::Dense(base) => FrozenLinear::new(base.clone(), None)?,
+            Base::Table(table) => table.head(),
+        })
+    }
+
     pub(crate) fn train(&mut self, param: Param) {
         self.trained.push(param);
     }
@@ -196,6 +212,28 @@ impl Linear {
     /// Chooses what the frozen layer's products are computed in.
     pub fn set_compute(&mut self, compute: Compute) {
         self.base = self.base.clone().with_compute(compute);
+    }
+
+    /// The layer on a device, its weight being that of `shared` if it is tied to a table that lies there.
+    pub(crate) fn move_to(&mut self, device: &Device, shared: Option<&FrozenLinear>) -> Result<()> {
+        if !(self.adapters.is_empty()
+            && self.trained_weight.is_empty()
+            && self.trained_bias.is_empty())
+        {
+            return Err(Error::Other(format!(
+                "`{}` has adapters: a model is moved before they are attached",
+                self.path
+            )));
+        }
+        self.base = match shared {
+            None => self.base.to_device(device)?,
+            Some(shared) => {
+                let bias = self.base.bias().map(|bias| bias.to_device(device));
+                let base = shared.with_bias(bias.transpose()?);
+                base.with_compute(self.base.compute())
+            }
+        };
+        Ok(())
     }
 
     /// The adapter of that name, if it has one here.

@@ -4,6 +4,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use lowrank::AdapterSource;
 use lowrank::adapter::ResidualBase;
 use lowrank::models::{Temperature, TopP};
+use lowrank::training::Place;
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -153,6 +154,9 @@ pub struct EvalArguments {
     /// How the weights are held: as-stored, f32, bf16, f16, f64 or nf4
     #[arg(long, default_value = "as-stored")]
     pub dtype: String,
+    /// What the model is computed on: cpu or cuda
+    #[arg(long, default_value = "cpu")]
+    pub device: Place,
     /// Write one JSON line a row: index, scores, prediction, answer, correct
     #[arg(long, value_name = "F.jsonl")]
     pub predictions: Option<PathBuf>,
@@ -196,6 +200,9 @@ pub struct GenerateArguments {
     /// How the weights are held: as-stored, f32, bf16, f16, f64 or nf4
     #[arg(long, default_value = "as-stored")]
     pub dtype: String,
+    /// What the model is computed on: cpu or cuda
+    #[arg(long, default_value = "cpu")]
+    pub device: Place,
     /// Print one JSON object on stdout, when all is written
     #[arg(long)]
     pub json: bool,

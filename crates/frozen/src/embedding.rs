@@ -44,6 +44,14 @@ impl FrozenEmbedding {
         self.table.to_dense()
     }
 
+    /// The same table on a device: see [`Stored::to_device`].
+    ///
+    /// # Errors
+    /// If the device has no room, or refuses.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(Self::new(self.table.to_device(device)?))
+    }
+
     /// The linear layer that shares the table, hidden -> vocab: a tied head.
     #[must_use]
     pub fn head(&self) -> FrozenLinear {

@@ -12,6 +12,7 @@
 //! ```
 
 mod blocks;
+mod device;
 mod embedding;
 mod error;
 mod few_rows;

@@ -4,10 +4,10 @@ use crate::kernels::Direction;
 use crate::product::{Double, Factor as _, Single};
 use crate::stored::Form;
 use crate::{Compute, Encoding, Error, Result, Stored};
-use crate::{head, recorded};
-use candle_core::{DType, Tensor};
+use crate::{device, head, recorded};
+use candle_core::{DType, Device, Tensor};
 use lowrank_ops::gemm::Before;
-use lowrank_ops::{self as ops, Dropout};
+use lowrank_ops::{self as ops, Dropout, composed};
 
 /// A linear layer that is never trained. Its operations own the weight, so candle sees one tracked argument and no
 /// gradient of the weight's size is ever computed. Clones share the weight.
@@ -76,6 +76,31 @@ impl FrozenLinear {
         match &self.weight {
             Weight::Stored(weight) => weight.dims(),
             Weight::Absent { dims } => *dims,
+        }
+    }
+
+    /// The same layer on a device: see [`Stored::to_device`]. An absent weight is nowhere.
+    ///
+    /// # Errors
+    /// If the device has no room, or refuses.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        let bias = self.bias.as_ref().map(|bias| bias.to_device(device));
+        Ok(Self {
+            weight: match &self.weight {
+                Weight::Stored(weight) => Weight::Stored(weight.to_device(device)?),
+                Weight::Absent { dims } => Weight::Absent { dims: *dims },
+            },
+            bias: bias.transpose()?,
+            compute: self.compute,
+        })
+    }
+
+    /// Where the weight lies, and inputs must.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        match &self.weight {
+            Weight::Stored(weight) => weight.device(),
+            Weight::Absent { .. } => Device::Cpu,
         }
     }
 
@@ -151,6 +176,9 @@ impl FrozenLinear {
     /// If the last dimension or the dtype of `x` is not the weight's.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = self.input(x)?;
+        if composed::used_for(&x) {
+            return self.shifted(device::product(&self.weight()?, &x)?);
+        }
         let y = match &self.form()?.0 {
             Form::Dense(weight) if weight.dtype() == DType::F64 => {
                 recorded::product(Double::new(weight), &x)?
@@ -178,6 +206,9 @@ impl FrozenLinear {
             if tensor.dtype() != self.dtype() {
                 return Err(self.wrong_dtype(what, tensor));
             }
+        }
+        if composed::used_for(&x) {
+            return self.shifted(device::product_plus(&self.weight()?, &x, h, b)?);
         }
         let (h, b) = (h.contiguous()?, b.contiguous()?);
         let y = match &self.form()?.0 {
@@ -236,6 +267,16 @@ impl FrozenLinear {
                 return Err(self.wrong_dtype(what, tensor));
             }
         }
+        if composed::used_for(&x) {
+            let weight = self.weight()?;
+            return self.shifted(device::product_low_rank(
+                &weight,
+                &x,
+                (a, b),
+                scale,
+                dropout,
+            )?);
+        }
         let (a, b) = (a.contiguous()?, b.contiguous()?);
         let y = match &self.form()?.0 {
             Form::Dense(weight) if weight.dtype() == DType::F64 => {
@@ -257,7 +298,7 @@ impl FrozenLinear {
         if x.dims() != [targets.len(), n_in] {
             return Err(refuse("x", &x, format!("[{}, {n_in}]", targets.len())));
         }
-        if self.bias.is_some() {
+        if self.bias.is_some() || composed::used_for(&x) {
             return Ok(ops::cross_entropy(&self.forward(&x)?, targets)?);
         }
         if let Some(target) = targets.iter().find(|target| **target as usize >= n_out) {

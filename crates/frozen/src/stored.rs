@@ -2,7 +2,7 @@
 
 use crate::packed::Packed;
 use crate::{BlockType, Error, Nf4, Result};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use lowrank_ops as ops;
 
 /// How numbers are held, in a file or in memory.
@@ -127,6 +127,27 @@ impl Stored {
         match &self.0 {
             Form::Dense(matrix) => Ok(matrix.clone()),
             Form::Packed(packed) => packed.to_dense(),
+        }
+    }
+
+    /// The matrix on a device. Our kernels, which read packed numbers, run on the CPU: anywhere else a packed matrix becomes
+    /// a dense one of f32.
+    ///
+    /// # Errors
+    /// If the device has no room, or refuses.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        if device.is_cpu() && matches!(self.0, Form::Packed(_)) {
+            return Ok(self.clone());
+        }
+        Ok(Self(Form::Dense(self.to_dense()?.to_device(device)?)))
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        match &self.0 {
+            Form::Dense(matrix) => matrix.device().clone(),
+            Form::Packed(_) => Device::Cpu,
         }
     }
 

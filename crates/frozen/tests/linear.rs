@@ -329,3 +329,20 @@ fn an_f64_weight_is_computed_with_in_f64_whatever_is_chosen() {
     let message = refused.unwrap_err().to_string();
     assert!(message.contains("f64"), "{message}");
 }
+
+/// As on a GPU, where candle multiplies and no kernel of ours runs; a choice of bf16 is refused there.
+#[test]
+fn all_of_it_holds_of_composed_functions() {
+    let variable = lowrank_ops::composed::VARIABLE;
+    if std::env::var_os(variable).is_some() {
+        return;
+    }
+    let mut tests = std::process::Command::new(std::env::current_exe().unwrap());
+    let output = tests
+        .env(variable, "composed")
+        .args(["--skip", "bf16_products_are_those_of_rounded_numbers"])
+        .output();
+    let output = output.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}");
+}

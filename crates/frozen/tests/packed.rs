@@ -262,3 +262,17 @@ proptest! {
         }
     }
 }
+
+/// As on a GPU, where candle multiplies and no kernel of ours runs.
+#[test]
+fn all_of_it_holds_of_composed_functions() {
+    let variable = lowrank_ops::composed::VARIABLE;
+    if std::env::var_os(variable).is_some() {
+        return;
+    }
+    let mut tests = std::process::Command::new(std::env::current_exe().unwrap());
+    let output = tests.env(variable, "composed").output();
+    let output = output.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}");
+}

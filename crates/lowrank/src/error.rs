@@ -62,6 +62,12 @@ pub enum Error {
     /// The command line or the run file asks for what cannot be.
     #[error("{0}")]
     Usage(String),
+    /// This program could use a GPU, and none answers.
+    #[error("no GPU can be used: {what}")]
+    NoGpu {
+        /// What CUDA says.
+        what: String,
+    },
     /// A row that the model cannot read.
     #[error(
         "a row of {files} has {longest} tokens, more than the model's limit of {limit} (`max_position_embeddings`); \

@@ -23,6 +23,7 @@
 
 mod adapters;
 mod base;
+mod device;
 mod error;
 mod families;
 mod generate;
@@ -35,6 +36,7 @@ mod run;
 
 pub use adapters::{AdapterSource, Reading, StrictBase, load_adapter, save_adapter};
 pub use base::{Base, precision};
+pub use device::device;
 pub use error::{Error, Result};
 pub use families::{Capabilities, Merges, ToLora, families};
 pub use generate::{Generated, Generation, Generator, Prompt};

@@ -1,6 +1,7 @@
 //! Running a run file.
 
 use crate::base::Base;
+use crate::device::device;
 use crate::families::FULL;
 use crate::paths::{absolute, real};
 use crate::{Error, Result, hub, merge_into, save_adapter};
@@ -76,9 +77,12 @@ impl Prepared {
         let folder = absolute(Path::new(&run.output.dir));
         keep_inputs(&run, &folder, origin)?;
         let plan = resolve(&mut run, origin)?;
+        let device = device(run.model.device).map_err(Error::under(origin, "model.device"))?;
         let mut base = Base::open(&run.model.source, precision(run.model.dtype))
             .map_err(Error::under(origin, "model.source"))?;
         base.set_compute(run.train.compute);
+        base.place(&device)
+            .map_err(Error::under(origin, "model.device"))?;
         let options = Options {
             max_length: run.data.max_length,
             end_token: base.info.eos_token_ids.first().copied(),

@@ -2,7 +2,7 @@
 
 use crate::sample::likeliest_single;
 use crate::{Error, Result, Sampling};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use lowrank_adapter::{Ask, Batch, KvCache, Model, Pass, Selection, run};
 use std::num::NonZeroUsize;
 
@@ -133,7 +133,8 @@ pub(crate) fn room(prompt: usize, limits: &Limits) -> usize {
 
 /// The token that a row of logits `[rows, vocab]` chooses.
 pub(crate) fn choose(sampling: &Sampling, logits: &Tensor, row: usize, index: u64) -> Result<u32> {
-    let row = logits.get(row).map_err(lowrank_ops::Error::from)?;
+    let row = logits.get(row).and_then(|row| row.to_device(&Device::Cpu));
+    let row = row.map_err(lowrank_ops::Error::from)?;
     if row.dtype() == DType::F32 && sampling.temperature.get() == 0.0 {
         // Most of the time there is one finite maximum, which needs no numbers in f64.
         let numbers = lowrank_ops::data::<f32>(&row)?;

@@ -3,7 +3,7 @@
 use crate::float::{same_dtype, with_float};
 use crate::rows::{expect_dims, zip};
 use crate::tape::{self, Backward, Inputs};
-use crate::{Float, Result, data};
+use crate::{Float, Result, composed, data};
 use candle_core::Tensor;
 use std::sync::Arc;
 
@@ -14,6 +14,9 @@ use std::sync::Arc;
 pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     expect_dims("add", "y", y, x.dims())?;
     same_dtype("add", x, &[("y", y)])?;
+    if composed::replaces("add", x)? {
+        return composed::add(x, y);
+    }
     let (x, y) = (x.contiguous()?, y.contiguous()?);
     with_float!("add", x.dtype(), T => {
         let sum = zip(&data::<T>(&x)?, &data::<T>(&y)?, |x, y| x + y);

@@ -12,7 +12,7 @@ use crate::float::{same_dtype, with_float};
 use crate::rotary::Rotary;
 use crate::rows::{add_assign, expect_dims};
 use crate::tape::{self, Backward, Inputs};
-use crate::{Error, Float, Result, RotaryTable, data, unwritten};
+use crate::{Error, Float, Result, RotaryTable, composed, data, unwritten};
 use candle_core::Tensor;
 use head::{Columns, Grads, Keys, Lying};
 use rayon::prelude::*;
@@ -95,6 +95,12 @@ fn run(
                 expected,
             });
         }
+    }
+    if composed::replaces("attention", q)? {
+        return match turn {
+            None => composed::attention(q, k, v, mask, scale),
+            Some(turn) => composed::self_attention(q, k, v, turn, mask, scale),
+        };
     }
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     with_float!("attention", q.dtype(), T => {

@@ -4,7 +4,7 @@ use crate::attention::attention;
 use crate::float::{same_dtype, with_float};
 use crate::rows::expect_dims;
 use crate::simd::vectorised;
-use crate::{AttentionMask, Error, Float, Result};
+use crate::{AttentionMask, Error, Float, Result, composed};
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
 use rayon::prelude::*;
 use std::marker::PhantomData;
@@ -28,7 +28,7 @@ pub fn attention_cached(
     mask: &AttentionMask,
     scale: f64,
 ) -> Result<Tensor> {
-    let tracked = q.track_op() || k.track_op() || v.track_op();
+    let elsewhere = q.track_op() || k.track_op() || v.track_op() || composed::used_for(q);
     let (&[batch, heads, tokens, d], &[_, kv_heads, keys, _]) = (q.dims(), k.dims()) else {
         return attention(q, k, v, mask, scale);
     };
@@ -41,7 +41,7 @@ pub fn attention_cached(
         && mask.query_segments.len() == batch * tokens
         && mask.key_segments.len() == batch * keys;
     let in_place = |t: &Tensor| t.stride()[2..] == [d, 1];
-    if tracked || tokens > FEW || !fits || !in_place(k) || !in_place(v) {
+    if elsewhere || tokens > FEW || !fits || !in_place(k) || !in_place(v) {
         // What does not fit is refused there.
         return attention(q, k, v, mask, scale);
     }

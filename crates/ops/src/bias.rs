@@ -5,7 +5,7 @@ use crate::float::{same_dtype, with_float};
 use crate::rows::{column_sums, expect_dims, for_rows, rows};
 use crate::simd::vectorised;
 use crate::tape::{self, Backward, Inputs};
-use crate::{Float, Result, data, unwritten};
+use crate::{Float, Result, composed, data, unwritten};
 use candle_core::Tensor;
 use std::sync::Arc;
 
@@ -17,6 +17,9 @@ pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
     let (_, n) = rows("add_bias", "x", x)?;
     expect_dims("add_bias", "the bias", bias, &[n])?;
     same_dtype("add_bias", x, &[("the bias", bias)])?;
+    if composed::replaces("add_bias", x)? {
+        return composed::add_bias(x, bias);
+    }
     let (x, bias) = (x.contiguous()?, bias.contiguous()?);
     with_float!("add_bias", x.dtype(), T => {
         let (numbers, shift) = (data::<T>(&x)?, data::<T>(&bias)?);

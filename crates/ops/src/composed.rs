@@ -1,11 +1,40 @@
-//! The same functions composed of candle's own operations: slow and obvious, the oracle of the fused ones.
+//! The same functions composed of candle's own operations: slow and obvious, the oracle of the fused ones, and what
+//! they are on a device without kernels of ours.
 //!
-//! They expect arguments that the fused functions accept, do not check them, and differentiate every operand.
+//! They expect arguments that the fused functions accept, do not check them, and differentiate every operand. A fused
+//! function checks its arguments, and then asks [`used_for`] whether its twin is to go on.
 
 use crate::dropout::mask as dropout_mask;
+use crate::float::with_float;
 use crate::rng::Key;
 use crate::{AttentionMask, Result, RotaryTable};
 use candle_core::{D, DType, Tensor};
+use std::sync::OnceLock;
+
+/// The environment variable that has every function computed by its twin on the CPU too, if it holds `composed`: what a
+/// GPU would run, where there is none. Any other word changes nothing.
+pub const VARIABLE: &str = "LOWRANK_OPS";
+
+/// True if functions of this tensor are computed by their twins: it is not on the CPU, or [`VARIABLE`] says so, which is
+/// read once, by whoever asks first.
+#[must_use]
+pub fn used_for(x: &Tensor) -> bool {
+    static EVERYWHERE: OnceLock<bool> = OnceLock::new();
+    !x.device().is_cpu()
+        || *EVERYWHERE
+            .get_or_init(|| std::env::var_os(VARIABLE).is_some_and(|word| word == "composed"))
+}
+
+/// [`used_for`], for the function `op`, whose first argument is `x`.
+///
+/// # Errors
+/// If the dtype is neither f32 nor f64.
+pub(crate) fn replaces(op: &'static str, x: &Tensor) -> Result<bool> {
+    with_float!(op, x.dtype(), T => {
+        let _: T;
+        Ok(used_for(x))
+    })
+}
 
 /// As [`crate::linear()`].
 ///
@@ -13,15 +42,19 @@ use candle_core::{D, DType, Tensor};
 /// If candle refuses the arguments.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let (n_out, n_in) = weight.dims2()?;
-    let y = x.reshape(((), n_in))?.matmul(&weight.t()?)?;
-    let y = match bias {
-        Some(bias) => y.broadcast_add(bias)?,
-        None => y,
-    };
     let mut dims = x.dims().to_vec();
     if let Some(last) = dims.last_mut() {
         *last = n_out;
     }
+    let rows: usize = dims[..dims.len().saturating_sub(1)].iter().product();
+    // cuBLAS takes no view with gaps.
+    let y = x
+        .reshape((rows, n_in))?
+        .matmul(&weight.contiguous()?.t()?)?;
+    let y = match bias {
+        Some(bias) => y.broadcast_add(bias)?,
+        None => y,
+    };
     Ok(y.reshape(dims)?)
 }
 
@@ -31,6 +64,14 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 /// If candle refuses the arguments.
 pub fn low_rank(x: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
     Ok((linear(&linear(x, a, None)?, b, None)? * scale)?)
+}
+
+/// As [`crate::add()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    Ok((x + y)?)
 }
 
 /// As [`crate::add_bias()`].
@@ -86,6 +127,16 @@ pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
     let inside = (x + (x.sqr()? * x)? * 0.044_715)?;
     let tanh = (inside * (2.0 / std::f64::consts::PI).sqrt())?.tanh()?;
     Ok(((tanh + 1.0)? * (x * 0.5)?)?)
+}
+
+/// As [`crate::add_rms_norm()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn add_rms_norm(x: &Tensor, y: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
+    let sum = add(x, y)?;
+    let normed = rms_norm(&sum, weight, eps)?;
+    Ok((sum, normed))
 }
 
 /// As [`crate::swiglu()`].
@@ -168,6 +219,29 @@ pub fn attention(
     Ok(shares.matmul(&repeated(v)?)?)
 }
 
+/// As [`crate::self_attention()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn self_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    (table, positions): (&RotaryTable, &[u32]),
+    mask: &AttentionMask,
+    scale: f64,
+) -> Result<Tensor> {
+    let (batch, tokens, _) = q.dims3()?;
+    let heads = |x: &Tensor| -> Result<Tensor> {
+        let x = x.reshape((batch, tokens, (), table.head_dim()))?;
+        Ok(x.transpose(1, 2)?.contiguous()?)
+    };
+    let q = rotary(&heads(q)?, table, positions)?;
+    let k = rotary(&heads(k)?, table, positions)?;
+    let y = attention(&q, &k, &heads(v)?, mask, scale)?;
+    Ok(y.transpose(1, 2)?.reshape((batch, tokens, ()))?)
+}
+
 /// As [`crate::embedding()`].
 ///
 /// # Errors
@@ -205,10 +279,38 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     Ok((log_sums - centred.contiguous()?.gather(&targets, 1)?.squeeze(1)?)?)
 }
 
-/// As [`crate::sum_all()`], summed in the tensor's own dtype.
+/// As [`crate::sum_all()`].
 ///
 /// # Errors
 /// If candle refuses the arguments.
 pub fn sum_all(x: &Tensor) -> Result<Tensor> {
-    Ok(x.sum_all()?)
+    Ok(x.to_dtype(DType::F64)?.sum_all()?.to_dtype(x.dtype())?)
+}
+
+/// As [`crate::all_finite()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn all_finite(x: &Tensor) -> Result<bool> {
+    // What is not finite times 0 is a NaN, and so is a sum with it.
+    let zero = (x.detach() * 0.0)?.sum_all()?;
+    Ok(!zero.to_dtype(DType::F64)?.to_scalar::<f64>()?.is_nan())
+}
+
+/// As [`crate::norm_squared()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn norm_squared(x: &Tensor) -> Result<f64> {
+    let x = x.detach().to_dtype(DType::F64)?;
+    Ok(x.sqr()?.sum_all()?.to_scalar::<f64>()?)
+}
+
+/// As [`crate::row_norms_squared()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn row_norms_squared(x: &Tensor) -> Result<Vec<f64>> {
+    let x = x.detach().to_dtype(DType::F64)?;
+    Ok(x.sqr()?.sum(D::Minus1)?.flatten_all()?.to_vec1::<f64>()?)
 }

@@ -4,7 +4,7 @@ use crate::float::with_float;
 use crate::rows::{exp_and_sum, for_rows, map_rows, max, sum};
 use crate::simd::{Level, vectorised};
 use crate::tape::{self, Backward, Inputs};
-use crate::{Error, Float, Result, data, leveled, unwritten};
+use crate::{Error, Float, Result, composed, data, leveled, unwritten};
 use candle_core::{Shape, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -31,6 +31,9 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
             index: *target as usize,
             len: vocab,
         });
+    }
+    if composed::replaces("cross_entropy", logits)? {
+        return composed::cross_entropy(logits, targets);
     }
     let (logits, targets) = (logits.contiguous()?, targets.to_vec());
     with_float!("cross_entropy", logits.dtype(), T => {

@@ -3,7 +3,7 @@
 use crate::float::with_float;
 use crate::rng::Key;
 use crate::tape::{self, Backward, Inputs};
-use crate::{Error, Float, Result, data};
+use crate::{Error, Float, Result, composed, data};
 use candle_core::Tensor;
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -17,6 +17,9 @@ pub fn dropout(x: &Tensor, p: f64, key: Key) -> Result<Tensor> {
     let dropout = Dropout::new(p, key)?;
     if p == 0.0 {
         return Ok(x.clone());
+    }
+    if composed::replaces("dropout", x)? {
+        return composed::dropout(x, p, key);
     }
     let x = x.contiguous()?;
     with_float!("dropout", x.dtype(), T => {
@@ -48,6 +51,14 @@ impl Dropout {
             op: "dropout",
             what,
         })
+    }
+
+    /// What is left of a tensor, composed.
+    ///
+    /// # Errors
+    /// If candle refuses the tensor.
+    pub fn composed(self, x: &Tensor) -> Result<Tensor> {
+        composed::dropout(x, self.p, self.key)
     }
 
     /// Drops in place. Applied to a gradient it is its own backward.

@@ -6,7 +6,7 @@ use crate::leveled;
 use crate::rows::{GRAIN, put};
 use crate::simd::Level;
 use crate::tape::{self, Backward, Inputs};
-use crate::{Float, Result, data, unwritten};
+use crate::{Float, Result, composed, data, unwritten};
 use candle_core::Tensor;
 use rayon::prelude::*;
 use std::marker::PhantomData;
@@ -17,6 +17,9 @@ use std::sync::Arc;
 /// # Errors
 /// If the dtype is neither f32 nor f64.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    if composed::replaces("gelu", x)? {
+        return composed::gelu(x);
+    }
     with_float!("gelu", x.dtype(), T => activation::<T, Exact>("gelu", x))
 }
 
@@ -26,6 +29,9 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If the dtype is neither f32 nor f64.
 pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
+    if composed::replaces("gelu_tanh", x)? {
+        return composed::gelu_tanh(x);
+    }
     with_float!("gelu_tanh", x.dtype(), T => activation::<T, Tanh>("gelu_tanh", x))
 }
 

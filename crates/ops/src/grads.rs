@@ -3,8 +3,9 @@
 use crate::float::with_float;
 use crate::rows::copied;
 use crate::tape::{self, Backward, Inputs};
-use crate::{Float, Param, Result, data};
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, Var};
+use crate::{Float, Param, Result, composed, data};
+use candle_core::backend::{BackendDevice as _, BackendStorage as _};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Shape, Tensor, Var};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -155,6 +156,9 @@ impl Seed {
                 expected: format!("{:?}", output.dims()),
             });
         }
+        if composed::replaces("Seed", output)? {
+            return Self::from_candle(output, grad);
+        }
         with_float!("Seed", output.dtype(), T => {
             let grad = Arc::new(copied(&data::<T>(&grad.contiguous()?)?));
             let zero = (vec![T::ZERO], Shape::from(()));
@@ -196,6 +200,16 @@ impl CustomOp1 for Seed {
             _ => candle_core::bail!("seed: only f32 and f64 carry gradients"),
         };
         Ok((zero, Shape::from(())))
+    }
+
+    fn cuda_fwd(
+        &self,
+        storage: &CudaStorage,
+        _: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let scalar = Shape::from(());
+        let zero = storage.device().zeros_impl(&scalar, storage.dtype())?;
+        Ok((zero, scalar))
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> candle_core::Result<Option<Tensor>> {

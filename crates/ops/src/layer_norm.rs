@@ -6,7 +6,7 @@ use crate::norm::check_eps;
 use crate::rows::{expect_dims, put, rows, sum};
 use crate::simd::Level;
 use crate::tape::{self, Backward, Inputs};
-use crate::{Float, Result, data, unwritten};
+use crate::{Float, Result, composed, data, unwritten};
 use candle_core::Tensor;
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -26,6 +26,9 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
         &[("the weight", weight), ("the bias", bias)],
     )?;
     check_eps("layer_norm", eps)?;
+    if composed::replaces("layer_norm", x)? {
+        return composed::layer_norm(x, weight, bias, eps);
+    }
     let (x, weight, bias) = (x.contiguous()?, weight.contiguous()?, bias.contiguous()?);
     with_float!("layer_norm", x.dtype(), T => {
         let (numbers, w, b) = (data::<T>(&x)?, data::<T>(&weight)?, data::<T>(&bias)?);

@@ -4,7 +4,7 @@ use crate::float::{same_dtype, with_float};
 use crate::gemm::{Matrix, matmul, matmul_add};
 use crate::rows::rows;
 use crate::tape::{self, Backward, Inputs};
-use crate::{Error, Float, Result, add_bias, data, skinny, unwritten};
+use crate::{Error, Float, Result, add_bias, composed, data, skinny, unwritten};
 use candle_core::{Shape, Tensor};
 use std::sync::Arc;
 
@@ -26,6 +26,13 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         }
     };
     same_dtype("linear", x, &[("the weight", weight)])?;
+    if composed::replaces("linear", x)? {
+        let y = composed::linear(x, weight, None)?;
+        return match bias {
+            Some(bias) => add_bias(&y, bias),
+            None => Ok(y),
+        };
+    }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     let y = with_float!("linear", x.dtype(), T => {
         let (numbers, w) = (data::<T>(&x)?, data::<T>(&weight)?);

@@ -6,7 +6,7 @@ use crate::linear::with_last;
 use crate::rows::{expect_dims, rows};
 use crate::skinny::{self, Update, update_grads};
 use crate::tape::{self, Backward, Inputs};
-use crate::{Error, Float, Result, data, unwritten};
+use crate::{Error, Float, Result, composed, data, unwritten};
 use candle_core::{Tensor, WithDType as _};
 use std::sync::Arc;
 
@@ -39,6 +39,9 @@ pub fn low_rank(x: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor
         }
     };
     same_dtype("low_rank", x, &[("A", a), ("B", b)])?;
+    if composed::replaces("low_rank", x)? {
+        return composed::low_rank(x, a, b, scale);
+    }
     let (x, a, b) = (x.contiguous()?, a.contiguous()?, b.contiguous()?);
     with_float!("low_rank", x.dtype(), T => {
         let (numbers, a_data, b_data) = (data::<T>(&x)?, data::<T>(&a)?, data::<T>(&b)?);

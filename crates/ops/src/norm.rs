@@ -5,7 +5,7 @@ use crate::float::{same_dtype, with_float};
 use crate::rows::{column_sums, dot, expect_dims, for_rows, map_rows, put, rows, zip};
 use crate::simd::vectorised;
 use crate::tape::{self, Backward, Inputs};
-use crate::{Error, Float, Result, data, unwritten};
+use crate::{Error, Float, Result, composed, data, unwritten};
 use candle_core::Tensor;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -17,6 +17,9 @@ use std::sync::Arc;
 /// If the shapes do not fit, a dtype is neither f32 nor f64, they differ, or `eps` is negative or not finite.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     check("rms_norm", x, weight, eps)?;
+    if composed::replaces("rms_norm", x)? {
+        return composed::rms_norm(x, weight, eps);
+    }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     with_float!("rms_norm", x.dtype(), T => {
         let (y, inverse) = normed::<T>(&data(&x)?, &data(&weight)?, eps);
@@ -34,6 +37,9 @@ pub fn add_rms_norm(x: &Tensor, y: &Tensor, weight: &Tensor, eps: f64) -> Result
     check("add_rms_norm", x, weight, eps)?;
     expect_dims("add_rms_norm", "y", y, x.dims())?;
     same_dtype("add_rms_norm", x, &[("y", y)])?;
+    if composed::replaces("add_rms_norm", x)? {
+        return composed::add_rms_norm(x, y, weight, eps);
+    }
     let (x, y, weight) = (x.contiguous()?, y.contiguous()?, weight.contiguous()?);
     with_float!("add_rms_norm", x.dtype(), T => {
         let sums = zip(&data::<T>(&x)?, &data::<T>(&y)?, |x, y| x + y);

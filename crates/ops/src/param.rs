@@ -1,7 +1,7 @@
 //! Parameters: tensors that are declared once, and that the declaration trains, counts, saves and prunes.
 
-use crate::{Error, Float, Result};
-use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Shape, Tensor, Var};
+use crate::{Error, Float, Result, data};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Shape, Tensor, Var};
 use std::cell::Cell;
 use std::cmp::Ordering;
 use std::fmt;
@@ -89,7 +89,7 @@ impl Param {
         Ok(self.value().copy()?)
     }
 
-    /// Overwrites the value in place.
+    /// Overwrites the value in place, from whichever device.
     ///
     /// # Errors
     /// If `value` has another shape or dtype; the parameter is then unchanged.
@@ -102,10 +102,11 @@ impl Param {
                 expected: format!("{:?} ({})", self.0.value.dims(), self.0.info.name),
             });
         }
-        Ok(self.0.value.set(&value.detach())?)
+        let value = value.detach().to_device(self.0.value.device())?;
+        Ok(self.0.value.set(&value)?)
     }
 
-    /// Lets `change` overwrite the numbers in place. It must not read or set this parameter itself: it would wait for
+    /// Lets `change` overwrite the numbers, in place if they are on the CPU; else they come here and go back. It must not read or set this parameter itself: it would wait for
     /// its own end.
     ///
     /// # Errors
@@ -116,6 +117,11 @@ impl Param {
             let what = format!("`{}` has dtype {held}, expected {asked}", self.name());
             let op = "Param::change";
             return Err(Error::Argument { op, what });
+        }
+        if !self.device().is_cpu() {
+            let mut numbers = data::<T>(&self.0.value.to_device(&Device::Cpu)?)?.to_vec();
+            change(&mut numbers);
+            return self.set(&Tensor::from_vec(numbers, self.shape(), &Device::Cpu)?);
         }
         let change = Change(Cell::new(Some(change)), PhantomData);
         Ok(self.0.value.inplace_op1(&change)?)
@@ -143,6 +149,12 @@ impl Param {
     #[must_use]
     pub fn dtype(&self) -> DType {
         self.0.value.dtype()
+    }
+
+    /// Where the value lies.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        self.0.value.device()
     }
 
     /// The number of scalars.

@@ -4,7 +4,7 @@ use crate::float::with_float;
 use crate::rows::{dot, map_rows, rows, sum};
 use crate::simd::vectorised;
 use crate::tape::{self, Backward, Inputs};
-use crate::{Float, Result, data};
+use crate::{Float, Result, composed, data};
 use candle_core::{Shape, Tensor, WithDType as _};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -14,6 +14,9 @@ use std::sync::Arc;
 /// # Errors
 /// If the dtype is neither f32 nor f64.
 pub fn sum_all(x: &Tensor) -> Result<Tensor> {
+    if composed::replaces("sum_all", x)? {
+        return composed::sum_all(x);
+    }
     let x = x.contiguous()?;
     with_float!("sum_all", x.dtype(), T => {
         let total = T::from_f64(total(&data::<T>(&x)?, |x| x.to_f64()));
@@ -27,6 +30,9 @@ pub fn sum_all(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// If the dtype is neither f32 nor f64.
 pub fn all_finite(x: &Tensor) -> Result<bool> {
+    if composed::replaces("all_finite", x)? {
+        return composed::all_finite(x);
+    }
     let x = x.detach().contiguous()?;
     with_float!("all_finite", x.dtype(), T => {
         Ok(data::<T>(&x)?.par_chunks(BLOCK).all(finite))
@@ -38,6 +44,9 @@ pub fn all_finite(x: &Tensor) -> Result<bool> {
 /// # Errors
 /// If the dtype is neither f32 nor f64.
 pub fn norm_squared(x: &Tensor) -> Result<f64> {
+    if composed::replaces("norm_squared", x)? {
+        return composed::norm_squared(x);
+    }
     let x = x.detach().contiguous()?;
     with_float!("norm_squared", x.dtype(), T => {
         Ok(total(&data::<T>(&x)?, square))
@@ -50,6 +59,9 @@ pub fn norm_squared(x: &Tensor) -> Result<f64> {
 /// If the rows are empty, or the dtype is neither f32 nor f64.
 pub fn row_norms_squared(x: &Tensor) -> Result<Vec<f64>> {
     let (count, n) = rows("row_norms_squared", "x", x)?;
+    if composed::replaces("row_norms_squared", x)? {
+        return composed::row_norms_squared(x);
+    }
     let x = x.detach().contiguous()?;
     with_float!("row_norms_squared", x.dtype(), T => {
         let x = data::<T>(&x)?;

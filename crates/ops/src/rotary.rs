@@ -3,7 +3,7 @@
 use crate::float::with_float;
 use crate::rows::for_rows;
 use crate::tape::{self, Backward, Inputs};
-use crate::{Error, Float, Result, data, unwritten};
+use crate::{Error, Float, Result, composed, data, unwritten};
 use candle_core::{DType, Tensor};
 use std::f64::consts::PI;
 use std::sync::Arc;
@@ -153,6 +153,9 @@ pub fn rotary(x: &Tensor, table: &RotaryTable, positions: &[u32]) -> Result<Tens
             got,
             expected,
         });
+    }
+    if composed::replaces("rotary", x)? {
+        return composed::rotary(x, table, positions);
     }
     let x = x.contiguous()?;
     with_float!("rotary", x.dtype(), T => {

@@ -4,7 +4,7 @@ use crate::float::{same_dtype, with_float};
 use crate::rows::{column_sums, expect_dims, for_rows, put, rows};
 use crate::simd::vectorised;
 use crate::tape::{self, Backward, Inputs};
-use crate::{Float, Result, data, unwritten};
+use crate::{Float, Result, composed, data, unwritten};
 use candle_core::Tensor;
 use std::sync::Arc;
 
@@ -16,6 +16,9 @@ pub fn scale_columns(x: &Tensor, factors: &Tensor) -> Result<Tensor> {
     let (_, n) = rows("scale_columns", "x", x)?;
     expect_dims("scale_columns", "the vector of factors", factors, &[n])?;
     same_dtype("scale_columns", x, &[("the vector of factors", factors)])?;
+    if composed::replaces("scale_columns", x)? {
+        return composed::scale_columns(x, factors);
+    }
     let (x, factors) = (x.contiguous()?, factors.contiguous()?);
     with_float!("scale_columns", x.dtype(), T => {
         let (numbers, by) = (data::<T>(&x)?, data::<T>(&factors)?);

@@ -3,7 +3,7 @@
 use crate::float::with_float;
 use crate::rows::for_rows;
 use crate::tape::{self, Backward, Inputs};
-use crate::{Error, Float, Result, data};
+use crate::{Error, Float, Result, composed, data};
 use candle_core::{Shape, Tensor};
 use std::sync::Arc;
 
@@ -64,6 +64,9 @@ fn check(op: &'static str, what: &'static str, table: &Tensor, ids: &[u32]) -> R
 }
 
 fn select(op: &'static str, table: &Tensor, ids: &[u32], shape: Shape) -> Result<Tensor> {
+    if composed::replaces(op, table)? {
+        return Ok(composed::gather_rows(table, ids)?.reshape(shape)?);
+    }
     let (table, ids) = (table.contiguous()?, ids.to_vec());
     with_float!(op, table.dtype(), T => {
         let (_, n) = table.dims2()?;

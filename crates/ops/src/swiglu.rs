@@ -4,7 +4,7 @@ use crate::float::{same_dtype, with_float};
 use crate::rows::{GRAIN, expect_dims, put, zip};
 use crate::simd::vectorised;
 use crate::tape::{self, Backward, Inputs};
-use crate::{Float, Result, data, unwritten};
+use crate::{Float, Result, composed, data, unwritten};
 use candle_core::Tensor;
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -16,6 +16,9 @@ use std::sync::Arc;
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     expect_dims("swiglu", "up", up, gate.dims())?;
     same_dtype("swiglu", gate, &[("up", up)])?;
+    if composed::replaces("swiglu", gate)? {
+        return composed::swiglu(gate, up);
+    }
     let (gate, up) = (gate.contiguous()?, up.contiguous()?);
     with_float!("swiglu", gate.dtype(), T => {
         let y = zip(&data::<T>(&gate)?, &data::<T>(&up)?, |gate, up| gate * sigmoid(gate) * up);

@@ -6,7 +6,7 @@
 //! them between two recorded operations is differentiated by candle, and its graph ends where ours begins.
 
 use crate::float::{Buffer, unwritten};
-use crate::{Data, Error, Float, Result, data};
+use crate::{Data, Error, Float, Result, composed, data};
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Storage, Tensor, TensorId, Var};
 use std::collections::{HashMap, HashSet};
 use std::marker::PhantomData;
@@ -320,6 +320,9 @@ impl Order {
 
 /// Back-propagates from a scalar and returns the gradients of `wanted`, `None` where the scalar does not depend on it.
 pub(crate) fn backward(root: &Tensor, wanted: &[&Tensor]) -> Result<Vec<Option<Tensor>>> {
+    if composed::used_for(root) {
+        return all_of_candle(root, wanted);
+    }
     let mut order = Order::default();
     order.visit(root);
     let mut sums = Sums::default();
@@ -331,6 +334,21 @@ pub(crate) fn backward(root: &Tensor, wanted: &[&Tensor]) -> Result<Vec<Option<T
         }
     }
     wanted.iter().map(|tensor| sums.tensor(tensor)).collect()
+}
+
+/// [`backward`] of a graph in which nothing is recorded.
+fn all_of_candle(root: &Tensor, wanted: &[&Tensor]) -> Result<Vec<Option<Tensor>>> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "what was composed is candle's to differentiate"
+    )]
+    let store = root.backward()?;
+    let grad = |tensor: &&Tensor| match store.get(tensor) {
+        // A product with a variable is a graph of its own, and a sum's gradient a single number with strides of 0.
+        Some(grad) => Ok(Some(grad.detach().contiguous()?)),
+        None => Ok(None),
+    };
+    wanted.iter().map(grad).collect()
 }
 
 /// Lets candle differentiate its own operations, down to variables and recorded tensors.
@@ -350,7 +368,7 @@ fn region(tensor: &Tensor, sums: &mut Sums) -> Result<()> {
     };
     #[expect(
         clippy::disallowed_methods,
-        reason = "this is the one place that may call it"
+        reason = "candle differentiates its own operations between recorded ones"
     )]
     let store = crate::Seed::from_candle(tensor, &grad)?.backward()?;
     for node in nodes {

@@ -243,3 +243,9 @@ fn large_scores_stay_finite() {
     let (_, grads) = ops::backward(&loss, &[], &[&q]).unwrap();
     assert!(ops::all_finite(grads[0].as_ref().unwrap()).unwrap());
 }
+
+#[test]
+fn all_of_it_holds_of_the_twins() {
+    // A twin multiplies hidden values by 0, so what is in them must be finite.
+    support::run_composed(&["other_segments_of_a_row_are_skipped"]);
+}

@@ -197,3 +197,9 @@ fn what_is_refused() {
         "layer_norm: eps is inf, expected a number of at least 0"
     );
 }
+
+#[test]
+fn all_of_it_holds_of_the_twins() {
+    // Far from 0 candle's error function is not as exact as ours.
+    support::run_composed(&["gelu_of_known_numbers", "gelu_of_large_numbers"]);
+}

@@ -298,3 +298,49 @@ fn bits_do_not_depend_on_the_run() {
         assert!(once() == first);
     }
 }
+
+#[test]
+fn add() {
+    let shapes: [&[usize]; 2] = [&[3, 2, 7], &[3, 2, 7]];
+    let fused = |x: &[Tensor]| ops::add(&x[0], &x[1]);
+    check("add", &shapes, &fused, &|x| composed::add(&x[0], &x[1]));
+}
+
+#[test]
+fn add_rms_norm() {
+    let shapes: [&[usize]; 3] = [&[2, 3, 9], &[2, 3, 9], &[9]];
+    // Both results take part, each with its own weight.
+    let joined = |(sum, normed): (Tensor, Tensor)| -> ops::Result<Tensor> {
+        Ok(Tensor::cat(&[sum, (normed * 1.5)?], 0)?)
+    };
+    let fused = |x: &[Tensor]| joined(ops::add_rms_norm(&x[0], &x[1], &x[2], 1e-3)?);
+    check("add_rms_norm", &shapes, &fused, &|x| {
+        joined(composed::add_rms_norm(&x[0], &x[1], &x[2], 1e-3)?)
+    });
+}
+
+#[test]
+fn sums_of_the_twins() {
+    let x = normal(&mut stream("sums"), &[5, 9], DType::F32);
+    let (ours, twin) = (
+        ops::norm_squared(&x).unwrap(),
+        composed::norm_squared(&x).unwrap(),
+    );
+    assert!((ours - twin).abs() < 1e-12 * twin, "{ours} {twin}");
+    let ours = ops::row_norms_squared(&x).unwrap();
+    let twin = composed::row_norms_squared(&x).unwrap();
+    assert_eq!(ours.len(), twin.len());
+    for (ours, twin) in ours.into_iter().zip(twin) {
+        assert!((ours - twin).abs() < 1e-12 * twin, "{ours} {twin}");
+    }
+    assert!(composed::all_finite(&x).unwrap());
+    for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let wrong = Tensor::new(&[1f32, wrong, -3.0], &Device::Cpu).unwrap();
+        assert!(!composed::all_finite(&wrong).unwrap());
+    }
+}
+
+#[test]
+fn all_of_it_holds_of_the_twins() {
+    support::run_composed(&[]);
+}

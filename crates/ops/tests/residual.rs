@@ -132,3 +132,8 @@ fn what_is_refused() {
         "add_rms_norm: x has shape [2, 0], expected (.., n) with n > 0"
     );
 }
+
+#[test]
+fn all_of_it_holds_of_the_twins() {
+    support::run_composed(&[]);
+}

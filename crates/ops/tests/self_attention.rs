@@ -173,3 +173,8 @@ fn what_is_refused() {
         "self_attention: positions has shape [5], expected 2 * 3 positions"
     );
 }
+
+#[test]
+fn all_of_it_holds_of_the_twins() {
+    support::run_composed(&[]);
+}

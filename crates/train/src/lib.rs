@@ -37,6 +37,7 @@ mod evaluate;
 mod keys;
 mod metrics;
 mod optimizer;
+mod place;
 mod resolved;
 mod run;
 mod run_file;
@@ -50,6 +51,7 @@ pub use error::{Change, Error, Result};
 pub use evaluate::{Evaluation, Prediction, batch, choices, logits, loss, packed};
 pub use metrics::{EvalLine, Metrics, StepLine, peak_rss_mb};
 pub use optimizer::{AdamW, Ages, Group, Optimizer};
+pub use place::Place;
 pub use run::{Progress, Rows, Started, Summary, train};
 pub use run_file::{
     AdapterKeys, DataKeys, Held, ModelKeys, OnNonFinite, OutputKeys, RunFile, TaskKeys, TrainKeys,

@@ -402,7 +402,9 @@ impl<T: Root> Pair<T> {
             forget2: T::from_f64(1.0 - beta2),
             eps: T::from_f64(scalars.constants.eps),
         };
-        let grad = data::<T>(grad)?;
+        // Moments live here. What lies on a GPU comes here and goes back: adapters are small.
+        let grad = grad.to_device(&Device::Cpu)?.contiguous()?;
+        let grad = data::<T>(&grad)?;
         let Self { first, second } = self;
         param.change(|values: &mut [T]| {
             values

@@ -45,7 +45,15 @@ pub(crate) fn table(run: &RunFile) -> Table {
     } else {
         located(source)
     };
-    section("model", vec![("source", source), ("dtype", dtype.into())]);
+    let device = run.model.device.word();
+    section(
+        "model",
+        vec![
+            ("source", source),
+            ("dtype", dtype.into()),
+            ("device", device.into()),
+        ],
+    );
 
     let mut adapter: Vec<(&str, Value)> = Vec::new();
     adapter.extend(

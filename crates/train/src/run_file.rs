@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::keys::{Keys, Origin, as_number, refuse_unknown};
 use crate::optimizer::{AdamW, Group};
+use crate::place::Place;
 use crate::schedule::{Curve, Warmup};
 use lowrank_adapter::{Compute, Memory, ResidualBase};
 use lowrank_data::Length;
@@ -36,6 +37,8 @@ pub struct ModelKeys {
     pub source: String,
     /// How the frozen weights are held.
     pub dtype: Held,
+    /// What they lie on, and are computed on.
+    pub device: Place,
 }
 
 /// How frozen weights are held.
@@ -165,14 +168,19 @@ impl RunFile {
         let (origin, mut root) = Origin::parse(text, path, sets)?;
         refuse_unknown(&origin, "", &root, &SECTIONS)?;
         let mut section = |name| Keys::section(&mut root, &origin, name);
-        Ok(Self {
+        let run = Self {
             model: model(section("model")?, &origin)?,
             adapter: adapter(section("adapter")?, &origin)?,
             task: task(section("task")?, &origin)?,
             data: data(section("data")?, &origin)?,
             train: train(section("train")?, &origin)?,
             output: output(section("output")?, &origin)?,
-        })
+        };
+        if (run.model.device, run.train.compute) == (Place::Cuda, Compute::Bf16) {
+            let what = "`train.compute = \"bf16\"` with `model.device = \"cuda\"` is not yet supported, expected \"f32\"";
+            return Err(origin.error("train.compute", what));
+        }
+        Ok(run)
     }
 
     /// The file with every default filled in and paths made absolute from the working directory (a model or an
@@ -190,7 +198,7 @@ fn missing(origin: &Origin, key: &str, expected: &str) -> Error {
 fn model(keys: Keys<'_>, origin: &Origin) -> Result<ModelKeys> {
     const SOURCE: &str =
         "a model folder, a GGUF file, a hub id or the name of an embedded model, as a string";
-    let mut keys = keys.only(&["source", "dtype"])?;
+    let mut keys = keys.only(&["source", "dtype", "device"])?;
     let source = keys.string("source", SOURCE)?;
     let source = source.ok_or_else(|| missing(origin, "model.source", SOURCE))?;
     if source.starts_with("hub:") {
@@ -213,6 +221,7 @@ fn model(keys: Keys<'_>, origin: &Origin) -> Result<ModelKeys> {
     Ok(ModelKeys {
         source,
         dtype: dtype.unwrap_or(Held::AsStored),
+        device: keys.word("device", &Place::WORDS, &[])?.unwrap_or_default(),
     })
 }
 

@@ -6,6 +6,7 @@
 
 mod choices;
 mod continuing;
+mod devices;
 mod eval;
 mod families;
 mod full;

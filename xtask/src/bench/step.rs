@@ -41,6 +41,9 @@ pub struct Options {
     /// The run file's `train.recompute`, true or false; may repeat [default: false].
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub recompute: Vec<bool>,
+    /// The run file's `model.device`, cpu or cuda: of our steps only [default: cpu].
+    #[arg(long)]
+    pub device: Option<String>,
     /// Steps that count [default: 5, quick: 2].
     #[arg(long)]
     pub steps: Option<usize>,
@@ -162,6 +165,9 @@ fn requests(
                                     ("recompute", json!(recompute)),
                                 ]);
                                 axes.extend(object(sized.clone()));
+                                if let Some(device) = &options.device {
+                                    axes.insert("device".to_owned(), json!(device));
+                                }
                                 ours.push(Request {
                                     name: name(&axes, models.len(), sizes.len(), threads, options),
                                     side: Side::Ours,
@@ -220,6 +226,9 @@ fn name(
         if of(key) != plain {
             name.push_str(&format!(" {}", of(key)));
         }
+    }
+    if let Some(device) = &options.device {
+        name.push_str(&format!(" {device}"));
     }
     if models > 1 {
         let file = Path::new(of("model")).file_name().unwrap_or_default();

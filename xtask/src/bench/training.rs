@@ -75,6 +75,10 @@ fn run_file(root: &Path, request: &Map<String, Value>, folder: &Path) -> Result<
         other => format!("compute = \"{other}\"\n"),
     };
     let dtype = word(request, "dtype")?;
+    let device = match request.get("device").and_then(Value::as_str) {
+        Some(device) => format!("device = \"{device}\"\n"),
+        None => String::new(),
+    };
     let (batch, length) = (count(request, "batch")?, count(request, "length")?);
     let recompute = request.get("recompute") == Some(&Value::Bool(true));
     let steps = count(request, "warm_steps")? + count(request, "steps")?;
@@ -83,7 +87,7 @@ fn run_file(root: &Path, request: &Map<String, Value>, folder: &Path) -> Result<
         quoted(&folder.join("run")),
     );
     Ok(format!(
-        "[model]\nsource = {source}\ndtype = \"{dtype}\"\n\
+        "[model]\nsource = {source}\ndtype = \"{dtype}\"\n{device}\
          [adapter]\nfamily = \"{family}\"\n{adapter}\
          [data]\ntrain = [{rows}]\nmax_length = {length}\nshuffle = false\n\
          [train]\nsteps = {steps}\nbatch_size = {batch}\nrecompute = {recompute}\nmax_grad_norm = 1.0\n{compute}\

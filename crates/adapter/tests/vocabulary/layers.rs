@@ -1,7 +1,7 @@
 use crate::{Q0, assert_near, at, attached, matrix, param, random, toy};
-use candle_core::Tensor;
-use lowrank_adapter::{Attached, Linear, Merge, Pass, Selection, detach};
-use lowrank_conformance::toy::Toy;
+use candle_core::{DType, Device, Tensor};
+use lowrank_adapter::{Attached, Linear, Merge, Pass, Selection, detach, place};
+use lowrank_conformance::toy::{Head, Toy};
 use lowrank_frozen::FrozenLinear;
 use lowrank_ops::rng::{Key, Purpose};
 use serde_json::{Value, json};
@@ -120,7 +120,7 @@ fn a_watching_pass_stops_where_numbers_are_no_longer_finite() {
     ] {
         let mut numbers = vec![0.5; 20];
         numbers[19] = last;
-        let x = Tensor::from_vec(numbers, (2, 10), &candle_core::Device::Cpu).unwrap();
+        let x = Tensor::from_vec(numbers, (2, 10), &Device::Cpu).unwrap();
         let forward = |toy: &mut Toy, mut pass: Pass| {
             at(toy, Q0, |linear| linear.forward(&x, &mut pass).map(drop))
         };
@@ -196,4 +196,20 @@ fn a_replaced_weight_needs_its_adapter_alone() {
             );
         }
     }
+}
+
+#[test]
+fn a_model_is_moved_before_adapters_are_attached() {
+    let mut toy = Toy::new(DType::F64, Head::Tied).unwrap();
+    let weight = |toy: &mut Toy| at(toy, Q0, |layer| layer.base().weight().unwrap());
+    let before = weight(&mut toy).to_vec2::<f64>().unwrap();
+    place(&mut toy, &Device::Cpu).unwrap();
+    assert_eq!(weight(&mut toy).to_vec2::<f64>().unwrap(), before);
+    let attached = attached(&mut toy, "one", json!({"target_modules": [Q0]}));
+    assert!(attached.params.iter().all(|param| param.device().is_cpu()));
+    let error = place(&mut toy, &Device::Cpu).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("`{Q0}` has adapters: a model is moved before they are attached")
+    );
 }

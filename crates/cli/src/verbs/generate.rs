@@ -27,7 +27,7 @@ pub fn run(arguments: &GenerateArguments) -> Result<ExitCode> {
     let precision = precision(&arguments.dtype)?;
     let generation = settings(arguments)?;
     let text = prompt(&arguments.prompt)?;
-    let (base, selection) = super::open(&arguments.model, precision)?;
+    let (base, selection) = super::open(&arguments.model, precision, arguments.device)?;
     let chat = [Message::user(text.as_str())];
     let prompt = if arguments.chat {
         Prompt::Chat(&chat)

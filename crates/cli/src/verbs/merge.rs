@@ -8,6 +8,7 @@ use lowrank::adapter::Selection;
 use lowrank::format::Existing;
 use lowrank::merge::{compare, probe_tokens};
 use lowrank::models::Precision;
+use lowrank::training::Place;
 use lowrank::{Base, Error, merge_into};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -50,7 +51,7 @@ pub fn run(arguments: &MergeArguments) -> Result<ExitCode> {
         ))
         .into());
     }
-    let (mut base, selection) = super::open(&arguments.model, precision)?;
+    let (mut base, selection) = super::open(&arguments.model, precision, Place::Cpu)?;
     let existing = if arguments.force {
         Existing::Replace
     } else {

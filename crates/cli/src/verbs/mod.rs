@@ -11,8 +11,8 @@ pub mod train;
 use crate::arguments::ModelArguments;
 use lowrank::adapter::{self, Selection};
 use lowrank::models::Precision;
-use lowrank::training::RunFile;
-use lowrank::{Base, Error, Reading, StrictBase, load_adapter, real_path};
+use lowrank::training::{Place, RunFile};
+use lowrank::{Base, Error, Reading, StrictBase, device, load_adapter, real_path};
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
@@ -50,12 +50,15 @@ pub fn run_file(path: &Path, sets: &[String]) -> lowrank::Result<RunFile> {
     Ok(RunFile::parse(&text, path, sets)?)
 }
 
-/// Opens the base and attaches its adapters; all of them are selected.
+/// Opens the base on a device and attaches its adapters; all of them are selected.
 pub fn open(
     arguments: &ModelArguments,
     precision: Precision,
+    place: Place,
 ) -> lowrank::Result<(Base, Selection)> {
+    let device = device(place)?;
     let mut base = Base::open(&arguments.model, precision)?;
+    base.place(&device)?;
     let reading = Reading {
         strict: if arguments.strict_base {
             StrictBase::Yes

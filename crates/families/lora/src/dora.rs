@@ -1,6 +1,6 @@
 //! DoRA: the length of every row of the weight, trained apart from its direction.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use lowrank_adapter::{Param, Pass, Result};
 use lowrank_frozen::FrozenLinear;
 use lowrank_ops as ops;
@@ -28,7 +28,7 @@ impl Magnitude {
         let inverse = norms
             .into_iter()
             .map(|n| if n > 0.0 { 1.0 / n } else { 0.0 });
-        let inverse = Tensor::from_iter(inverse, &Device::Cpu)?.to_dtype(self.m.dtype())?;
+        let inverse = Tensor::from_iter(inverse, self.m.device())?.to_dtype(self.m.dtype())?;
         Ok((self.m.get(pass) * inverse)?)
     }
 }

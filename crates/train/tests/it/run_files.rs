@@ -2,7 +2,7 @@
 
 use lowrank_adapter::Memory;
 use lowrank_data::Length;
-use lowrank_train::{Curve, Error, Held, OnNonFinite, RunFile, Warmup};
+use lowrank_train::{Curve, Error, Held, OnNonFinite, Place, RunFile, Warmup};
 use proptest::prelude::*;
 use serde_json::json;
 use std::path::Path;
@@ -470,4 +470,19 @@ proptest! {
         prop_assert_eq!(run.train.learning_rate.to_bits(), rate.to_bits());
         prop_assert_eq!(again.train, run.train);
     }
+}
+
+#[test]
+fn a_device_is_read_and_resolved() {
+    let run = parse(SMALL, &[]).unwrap();
+    assert_eq!(run.model.device, Place::Cpu);
+    assert!(run.resolved().contains("device = \"cpu\""));
+    let run = parse(SMALL, &["model.device=cuda"]).unwrap();
+    assert_eq!(run.model.device, Place::Cuda);
+    let again = parse(&run.resolved(), &[]).unwrap();
+    assert_eq!(again.model.device, Place::Cuda);
+    let both = parse(SMALL, &["model.device=cuda", "train.compute=bf16"]);
+    assert!(both.unwrap_err().to_string().ends_with(
+        "`train.compute = \"bf16\"` with `model.device = \"cuda\"` is not yet supported, expected \"f32\""
+    ));
 }
