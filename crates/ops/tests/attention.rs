@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
+mod twins;
 
 use candle_core::{DType, Tensor};
 use lowrank_ops as ops;
@@ -247,5 +248,5 @@ fn large_scores_stay_finite() {
 #[test]
 fn all_of_it_holds_of_the_twins() {
     // A twin multiplies hidden values by 0, so what is in them must be finite.
-    support::run_composed(&["other_segments_of_a_row_are_skipped"]);
+    twins::run_composed(&["other_segments_of_a_row_are_skipped"]);
 }

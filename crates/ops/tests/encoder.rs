@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
+mod twins;
 
 use candle_core::{DType, Device, Tensor};
 use lowrank_ops as ops;
@@ -201,5 +202,5 @@ fn what_is_refused() {
 #[test]
 fn all_of_it_holds_of_the_twins() {
     // Far from 0 candle's error function is not as exact as ours.
-    support::run_composed(&["gelu_of_known_numbers", "gelu_of_large_numbers"]);
+    twins::run_composed(&["gelu_of_known_numbers", "gelu_of_large_numbers"]);
 }

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
+mod twins;
 
 use candle_core::{DType, Device, Tensor};
 use lowrank_ops as ops;
@@ -135,5 +136,5 @@ fn what_is_refused() {
 
 #[test]
 fn all_of_it_holds_of_the_twins() {
-    support::run_composed(&[]);
+    twins::run_composed(&[]);
 }

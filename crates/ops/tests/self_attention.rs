@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
+mod twins;
 
 use candle_core::{DType, Tensor};
 use lowrank_ops as ops;
@@ -176,5 +177,5 @@ fn what_is_refused() {
 
 #[test]
 fn all_of_it_holds_of_the_twins() {
-    support::run_composed(&[]);
+    twins::run_composed(&[]);
 }

@@ -336,9 +336,3 @@ fn an_output_of_the_wrong_size_is_refused() {
         "mixed: an output has shape [5], expected the numbers of [2, 3]"
     );
 }
-
-#[test]
-fn all_of_it_holds_of_the_twins() {
-    // Twins are not on the tape; those left out count its calls.
-    support::run_composed(&["backward_is_called_once", "that_two_inputs_share"]);
-}

@@ -5,7 +5,6 @@ use candle_core::{DType, Device, Tensor, Var};
 use lowrank_ops as ops;
 use ops::rng::{Key, Purpose, Stream};
 use std::iter::repeat_with;
-use std::process::Command;
 
 /// A function under test, of as many tensors as the test has shapes.
 pub type Function<'a> = &'a dyn Fn(&[Tensor]) -> ops::Result<Tensor>;
@@ -213,20 +212,4 @@ fn check_dtypes(name: &str, dims: &[&[usize]], fused: Function) {
         let end = " has dtype f64, the other argument has f32";
         assert!(error.ends_with(end), "{error}");
     }
-}
-
-/// Runs the other tests of this binary once more with every function computed by its composed twin, as on a GPU; but for
-/// those whose names hold one of these words.
-pub fn run_composed(but: &[&str]) {
-    let variable = ops::composed::VARIABLE;
-    if std::env::var_os(variable).is_some() {
-        return;
-    }
-    let mut tests = Command::new(std::env::current_exe().unwrap());
-    tests.env(variable, "composed");
-    tests.args(but.iter().flat_map(|word| ["--skip", word]));
-    let output = tests.output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}");
-    assert!(!said.contains(" 0 passed"), "{said}");
 }
