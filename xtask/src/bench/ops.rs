@@ -10,7 +10,7 @@ use anyhow::Result;
 use clap::Args;
 use lowrank::models::LlamaConfig;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// The rank of low-rank updates.
@@ -88,6 +88,7 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     let cells = options.common.measure(root, ours, theirs)?;
     let mut report = report(root, "ops", cells);
     compare(&mut report);
+    compare_products(&mut report, &config);
     let shown = shown(&report);
     publish(root, &report, &shown, options.common.record)
 }
@@ -145,6 +146,55 @@ fn compare(report: &mut Report) {
                 by_median,
                 by_min,
                 disturbed: cell.disturbed() || theirs.disturbed(),
+            });
+        }
+    }
+    report.ratios.extend(ratios);
+}
+
+/// Adds the time of all of PyTorch's products of a step over that of ours, each as often as a step has it.
+fn compare_products(report: &mut Report, config: &LlamaConfig) {
+    let layers = (0..config.num_hidden_layers).flat_map(|_| shapes::linears(config));
+    let mut counts = BTreeMap::new();
+    for (n_out, n_in) in layers.chain([(config.vocab_size, config.hidden_size)]) {
+        *counts.entry(format!("{n_out}x{n_in}")).or_insert(0.0) += 1.0;
+    }
+    let groups: BTreeSet<_> = of(report, "ours")
+        .filter(|cell| cell.axis("op") == "product")
+        .map(|cell| (cell.axis("precision"), cell.axes.get("threads").cloned()))
+        .map(|(precision, threads)| {
+            (
+                precision.to_owned(),
+                threads.and_then(|count| count.as_u64()),
+            )
+        })
+        .collect();
+    let mut ratios = Vec::new();
+    for (precision, threads) in groups {
+        let cells = |by| {
+            of(report, by).filter(|cell| {
+                cell.axis("op") == "product"
+                    && cell.axis("precision") == precision
+                    && cell.axes.get("threads").and_then(Value::as_u64) == threads
+            })
+        };
+        let sum = |by, best: fn(&Cell, &str) -> Option<f64>| -> Option<f64> {
+            let of_cell = |cell: &Cell| {
+                let count = counts.get(cell.axis("shape"))?;
+                Some(count * (best(cell, "forward_seconds")? + best(cell, "backward_seconds")?))
+            };
+            let all: Option<Vec<f64>> = cells(by).map(of_cell).collect();
+            all.filter(|all| all.len() == counts.len())
+                .map(|all| all.iter().sum())
+        };
+        let quotient = |best| Some(sum("peer", best)? / sum("ours", best)?);
+        if let (Some(by_median), Some(by_min)) = (quotient(Cell::median), quotient(Cell::min)) {
+            ratios.push(Ratio {
+                what: "speed, all products of a step".to_owned(),
+                cells: (format!("ours {precision}"), format!("peer {precision}")),
+                by_median,
+                by_min,
+                disturbed: cells("ours").chain(cells("peer")).any(Cell::disturbed),
             });
         }
     }

@@ -231,9 +231,11 @@ impl<'a> Plan<'a> {
         let panel_bytes = self.depth * self.element.bytes() * self.micro.width();
         let most = (PANELS / panel_bytes / panels_of_step).clamp(1, PART);
         let tiles = shared.rows.div_ceil(self.micro.rows());
-        // Where threads would get different numbers of few panels they share all of them and divide the rows.
+        // Where threads would get different numbers of few panels they share all of them and divide the rows; also where
+        // reading all rows costs more than packing all panels.
         let uneven = steps < 4 * threads && !steps.is_multiple_of(threads);
-        let (columns, rows) = if uneven && tiles >= 2 * threads {
+        let narrow = 3 * self.width < shared.rows;
+        let (columns, rows) = if (uneven || narrow) && tiles >= 2 * threads {
             (steps.div_ceil(most), threads)
         } else {
             let rounds = steps.div_ceil(most * threads);
