@@ -67,7 +67,7 @@ impl AttentionMask {
 }
 
 /// How many queries are worked on together at most.
-const BLOCK: usize = 64;
+const BLOCK: usize = 32;
 
 /// Queries of one segment that are worked on together, and the keys that they may see.
 #[derive(Debug, Clone)]

@@ -26,6 +26,25 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Asks for the memory ahead of time: it is there when the tile has been computed.
+    #[inline]
+    pub(super) fn ask(&self) {
+        #[cfg(target_arch = "x86_64")]
+        for row in 0..self.rows {
+            let row = self.first.wrapping_add(row * self.stride);
+            for column in (0..self.columns).step_by(16).chain([self.columns - 1]) {
+                let address = row.wrapping_add(column).cast::<i8>();
+                // SAFETY: every x86-64 has the instruction, and it faults at no address.
+                unsafe {
+                    use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+                    _mm_prefetch::<_MM_HINT_ET0>(address);
+                }
+            }
+        }
+    }
+}
+
 leveled! {
     /// Writes a tile, `width` numbers a row, or adds it to what is there.
     pub(super) fn finish(tile: &[f32], width: usize, added: bool, place: Place) {

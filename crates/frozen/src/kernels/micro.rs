@@ -173,6 +173,7 @@ impl Running {
             }
         };
         let tile = &mut self.tiles[0].0;
+        place.ask();
         tile[..place.rows * width].fill(0.0);
         let into = tile.as_mut_ptr();
         // SAFETY: the caller's; a kernel is chosen only where the machine has its instructions, and a tile has room for
