@@ -130,7 +130,7 @@ pub fn run_load(root: &Path, options: &Options) -> Result<()> {
             text,
             plots: Vec::new(),
         },
-        options.common.record,
+        options.common.record.as_deref(),
     )
 }
 
@@ -249,7 +249,7 @@ pub fn run_generate(root: &Path, options: &Options) -> Result<()> {
             text,
             plots: Vec::new(),
         },
-        options.common.record,
+        options.common.record.as_deref(),
     )
 }
 

@@ -68,12 +68,22 @@ pub struct Common {
     /// How often everything runs [default: 2, quick: 1].
     #[arg(long)]
     pub rounds: Option<usize>,
-    /// Write a folder under docs/record.
-    #[arg(long)]
-    pub record: bool,
+    /// Write a folder under docs/record, with a word at the end of its name if there are several of a day (`--record=families`).
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = plain_word)]
+    pub record: Option<String>,
     /// Threads that compute; may repeat [default: every core].
     #[arg(long)]
     pub threads: Vec<usize>,
+}
+
+/// A word that may end the name of a folder.
+fn plain_word(word: &str) -> Result<String, String> {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || letter == '-';
+    if word.chars().all(plain) {
+        Ok(word.to_owned())
+    } else {
+        Err("expected letters, digits and dashes".to_owned())
+    }
 }
 
 impl Common {

@@ -90,7 +90,7 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     compare(&mut report);
     compare_products(&mut report, &config);
     let shown = shown(&report);
-    publish(root, &report, &shown, options.common.record)
+    publish(root, &report, &shown, options.common.record.as_deref())
 }
 
 /// The shapes of linear layers, each once, the head among them.

@@ -18,16 +18,19 @@ pub struct Shown {
 ///
 /// # Errors
 /// If a file cannot be written, or a cell failed: what was measured is shown and recorded all the same.
-pub fn publish(root: &Path, report: &Report, shown: &Shown, record: bool) -> Result<()> {
+pub fn publish(root: &Path, report: &Report, shown: &Shown, record: Option<&str>) -> Result<()> {
     let text = document(report, shown);
     eprintln!("\n{text}");
-    if record {
-        let name = format!(
+    if let Some(word) = record {
+        let mut name = format!(
             "{}-{}-{}",
             report.date,
             report.machine.slug(),
             report.benchmark
         );
+        if !word.is_empty() {
+            name = format!("{name}-{word}");
+        }
         let folder = root.join("docs/record").join(&name);
         fs::create_dir_all(&folder)?;
         let write = |file: &str, text: &str| {
@@ -164,9 +167,12 @@ mod tests {
             text: "cell\n".to_owned(),
             plots: vec![("growth.svg".to_owned(), "<svg/>".to_owned())],
         };
-        let error = publish(root.path(), &report, &shown, true).expect_err("a cell failed");
+        let error =
+            publish(root.path(), &report, &shown, Some("again")).expect_err("a cell failed");
         assert!(error.to_string().contains("bf16"), "{error}");
-        let folder = root.path().join("docs/record/2026-01-31-amd-epyc-step");
+        let folder = root
+            .path()
+            .join("docs/record/2026-01-31-amd-epyc-step-again");
         let json: Value = serde_json::from_str(&fs::read_to_string(folder.join("results.json"))?)?;
         assert_eq!(json["cells"][0]["error"], "not yet supported");
         let table = fs::read_to_string(folder.join("table.md"))?;

@@ -103,7 +103,7 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     if options.grid == Some(Grid::Growth) {
         super::growth::add(&mut report, &mut shown);
     }
-    publish(root, &report, &shown, options.common.record)?;
+    publish(root, &report, &shown, options.common.record.as_deref())?;
     losses::same_work(&report)
 }
 
