@@ -35,6 +35,7 @@ mod header;
 mod hub;
 mod json;
 mod lock;
+mod mapped;
 mod names;
 mod peft;
 mod safetensors;

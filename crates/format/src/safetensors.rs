@@ -1,15 +1,11 @@
 //! One safetensors file, mapped into memory or part of the program.
-#![expect(
-    unsafe_code,
-    reason = "a memory map, so that a tensor is read when it is asked for and not before"
-)]
 
 use crate::bitsandbytes::Raw;
 use crate::header::{self, Entry};
+use crate::mapped::Mapped;
 use crate::{Error, Result, source};
 use candle_core::{Device, Tensor};
 use lowrank_frozen::{TensorInfo, Weights};
-use memmap2::Mmap;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -24,7 +20,7 @@ pub struct Safetensors {
 
 /// Where a file's bytes lie.
 enum Bytes {
-    Map(Mmap),
+    Map(Mapped),
     Embedded(&'static [u8]),
 }
 
@@ -58,10 +54,7 @@ impl Safetensors {
                 what,
             });
         }
-        // SAFETY: the map is read-only and private to this value. Nothing in this workspace changes a weight file in
-        // place: writers make a new file and rename it. Another program that cuts the file short while it is being
-        // read ends the process with SIGBUS, as it does for every reader that maps its weights.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
+        let map = Mapped::new(&file, path)?;
         Self::checked(path, Bytes::Map(map))
     }
 
@@ -131,12 +124,11 @@ impl Safetensors {
             dtype: entry.dtype.name().to_owned(),
         })?;
         let bytes = &self.bytes[entry.bytes.clone()];
-        Ok(Tensor::from_raw_buffer(
-            bytes,
-            dtype,
-            &entry.shape,
-            &Device::Cpu,
-        )?)
+        let tensor = Tensor::from_raw_buffer(bytes, dtype, &entry.shape, &Device::Cpu)?;
+        if let Bytes::Map(map) = &self.bytes {
+            map.release(entry.bytes.clone());
+        }
+        Ok(tensor)
     }
 
     /// A tensor as it lies in the file.

@@ -1,8 +1,4 @@
 //! GGUF files of llama.cpp: weights, configuration and tokenizer in one file, shown as a Hugging Face checkpoint.
-#![expect(
-    unsafe_code,
-    reason = "a memory map, so that a tensor is read when it is asked for and not before"
-)]
 
 mod config;
 mod header;
@@ -10,15 +6,14 @@ mod metadata;
 mod names;
 mod tokenizer;
 
+use crate::mapped::Mapped;
 use crate::{Error, Result, atomic_write_file, check_finite, source};
 use candle_core::{DType, Device, Tensor};
 use config::Heads;
 use header::Described;
 use lowrank_frozen::{Encoding, Stored, TensorInfo, Weights};
-use memmap2::Mmap;
 use metadata::Metadata;
 use serde_json::{Map, Value};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -32,7 +27,7 @@ const FREQUENCIES: &str = "rope_freqs.weight";
 /// Names, and the order of the rows of queries and keys, are those of Hugging Face; blocks are never decoded for that.
 pub struct Gguf {
     path: PathBuf,
-    map: Mmap,
+    map: Mapped,
     metadata: Metadata,
     tensors: BTreeMap<String, Entry>,
     config: Map<String, Value>,
@@ -65,10 +60,7 @@ impl Gguf {
         if length == 0 {
             return Err(invalid("it is empty".to_owned()));
         }
-        // SAFETY: the map is read-only and private to this value. Nothing in this workspace changes a weight file in
-        // place: writers make a new file and rename it. Another program that cuts the file short while it is being
-        // read ends the process with SIGBUS, as it does for every reader that maps its weights.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
+        let map = Mapped::new(&file, path)?;
         let header = header::parse(&map).map_err(invalid)?;
         let refused = |what: String| Error::content(path, what);
         config::check_architecture(&header.metadata).map_err(refused)?;
@@ -182,25 +174,30 @@ impl Gguf {
         })
     }
 
-    /// The bytes of a tensor with its rows in Hugging Face's order.
-    fn bytes(&self, entry: &Entry) -> Cow<'_, [u8]> {
+    /// Reads the bytes of a tensor with its rows in Hugging Face's order, and gives their memory back.
+    fn with_bytes<R>(&self, entry: &Entry, read: impl FnOnce(&[u8]) -> R) -> R {
         let bytes = &self.map[entry.bytes.clone()];
-        match entry.heads {
-            None => Cow::Borrowed(bytes),
+        let found = match entry.heads {
+            None => read(bytes),
             Some(heads) => {
                 let rows = entry.shape[0];
-                Cow::Owned(names::reordered(bytes, rows, names::row_order(rows, heads)))
+                read(&names::reordered(
+                    bytes,
+                    rows,
+                    names::row_order(rows, heads),
+                ))
             }
-        }
+        };
+        self.map.release(entry.bytes.clone());
+        found
     }
 
     fn read(&self, name: &str) -> Result<Tensor> {
         let entry = self.entry(name)?;
-        let bytes = self.bytes(entry);
         let tensor = match entry.encoding {
-            Encoding::Plain(dtype) => {
-                Tensor::from_raw_buffer(&bytes, dtype, &entry.shape, &Device::Cpu)?
-            }
+            Encoding::Plain(dtype) => self.with_bytes(entry, |bytes| {
+                Tensor::from_raw_buffer(bytes, dtype, &entry.shape, &Device::Cpu)
+            })?,
             Encoding::Nf4 { .. } => {
                 let what = format!("tensor `{name}` is nf4, which GGUF does not have");
                 return Err(Error::content(&self.path, what));
@@ -208,7 +205,8 @@ impl Gguf {
             Encoding::Blocks(block) => {
                 let columns = entry.shape.last().copied().unwrap_or(1);
                 let rows = entry.shape.iter().product::<usize>() / columns;
-                let matrix = Stored::blocks(block, &bytes, (rows, columns));
+                let matrix =
+                    self.with_bytes(entry, |bytes| Stored::blocks(block, bytes, (rows, columns)));
                 let dense = matrix.and_then(|matrix| matrix.to_dense());
                 let dense = dense.map_err(|error| Error::content(&self.path, error.to_string()))?;
                 dense.reshape(entry.shape.as_slice())?
@@ -242,7 +240,7 @@ impl Weights for Gguf {
         let entry = self.entry(name)?;
         match (entry.encoding, &entry.shape[..]) {
             (Encoding::Blocks(block), &[rows, columns]) => {
-                Stored::blocks(block, &self.bytes(entry), (rows, columns))
+                self.with_bytes(entry, |bytes| Stored::blocks(block, bytes, (rows, columns)))
             }
             _ => Stored::new(self.read(name)?),
         }
