@@ -48,6 +48,8 @@ pub struct Footprint {
     pub inputs: Vec<usize>,
     /// Each block's graph, the parameters in it included; 0 below the first block that trains.
     pub graphs: Vec<usize>,
+    /// The graph of the losses, from the last block's output on: with logits if the head is changed, else without.
+    pub head: usize,
 }
 
 /// Runs a micro-batch forward as [`sweep`] does and measures what would be held; nothing is held longer than its block.
@@ -256,6 +258,7 @@ impl Sweep<'_> {
         let mut found = Footprint {
             inputs: Vec::new(),
             graphs: Vec::new(),
+            head: 0,
         };
         let mut pass = self.pass.again();
         let h = self.model.embed(self.batch, &mut pass)?;
@@ -275,6 +278,13 @@ impl Sweep<'_> {
             found.graphs.push(graph);
             tracked = tracked || outputs.tracked();
         }
+        let inputs = Leaves::cut(&outputs.h, &outputs.carries, tracked)?;
+        let mut pass = self.pass.again();
+        pass.carries.clone_from(&inputs.carries);
+        let losses = self
+            .model
+            .head(&inputs.h, self.batch, &Ask::Losses, &mut pass)?;
+        found.head = ops::graph_bytes([&losses]);
         Ok(found)
     }
 

@@ -14,15 +14,22 @@ use std::sync::Arc;
 /// How many logits exist at once, unless a row has more: 64 MiB of f32.
 const LOGITS: usize = 1 << 24;
 
+/// How many rows of `vocab` logits exist at once while [`FrozenLinear::cross_entropy`](crate::FrozenLinear::cross_entropy)
+/// computes the losses of so many targets.
+#[must_use]
+pub fn logits_at_once(targets: usize, vocab: usize) -> usize {
+    // Parts of nearly the same height: a last one of few rows would cost as much as a high one.
+    let parts = targets.div_ceil((LOGITS / vocab.max(1)).max(1)).max(1);
+    targets.div_ceil(parts).max(1)
+}
+
 /// `-log softmax(x W^T)[target]` of every row: `x` `[targets, n_in]` -> `[targets]`. The gradient of x is computed along
 /// with the losses, while the logits exist, and scaled when theirs arrive.
 pub(crate) fn cross_entropy<W: Factor>(weight: &W, x: &Tensor, targets: &[u32]) -> Result<Tensor> {
     let (vocab, n_in) = weight.dims();
     let tracked = x.track_op();
     let numbers = data::<W::Number>(x)?;
-    // Parts of nearly the same height: a last one of few rows would cost as much as a high one.
-    let parts = targets.len().div_ceil((LOGITS / vocab).max(1)).max(1);
-    let height = targets.len().div_ceil(parts).max(1);
+    let height = logits_at_once(targets.len(), vocab);
     let mut logits = unwritten(height * vocab);
     let mut losses = Vec::with_capacity(targets.len());
     let mut factors = Vec::with_capacity(targets.len());

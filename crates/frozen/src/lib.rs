@@ -30,6 +30,7 @@ mod weights;
 pub use blocks::BlockType;
 pub use embedding::FrozenEmbedding;
 pub use error::{Error, Result};
+pub use head::logits_at_once;
 pub use kernels::{Compute, Direction};
 pub use linear::FrozenLinear;
 pub use nf4::{Nf4, Scales};

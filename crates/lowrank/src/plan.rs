@@ -7,6 +7,7 @@ use lowrank_adapter::{
     footprint,
 };
 use lowrank_data::{FileSummary, UNSUPERVISED};
+use lowrank_frozen::logits_at_once;
 use lowrank_ops::rng::{Key, Purpose};
 use lowrank_train::RunFile;
 use serde::Serialize;
@@ -242,7 +243,7 @@ fn sizes(prepared: &Prepared, steps: &lowrank_data::Plan) -> BTreeSet<Size> {
     sizes
 }
 
-/// Logits, their gradient, and the sum that it is added to.
+/// Where the head is changed: logits, their gradient, and the sum that it is added to.
 const COPIES_OF_LOGITS: usize = 3;
 
 /// That of the micro-batch which needs most.
@@ -259,11 +260,19 @@ fn need(prepared: &Prepared, steps: &lowrank_data::Plan, trained: &[&Param]) -> 
     let number = trained
         .first()
         .map_or(0, |param| param.dtype().size_in_bytes());
-    let logit = COPIES_OF_LOGITS * number * prepared.base.info.vocab_size;
+    let vocab = prepared.base.info.vocab_size;
+    let hidden = held.inputs.first().copied().unwrap_or(0.0);
     let gradients: usize = trained.iter().copied().map(bytes).sum();
     let of = |size: Size| {
         let bytes = |a_token: f64| (a_token * size.tokens as f64) as usize;
-        let logits = size.supervised * logit;
+        let logits = if held.head < (number * vocab) as f64 {
+            // Of some rows at a time. The gradient of the hidden state is found with them, and scaled into a copy.
+            let token = held.head + 2.0 * hidden;
+            let at_once = logits_at_once(size.supervised, vocab) * number * vocab;
+            at_once + (size.supervised as f64 * token) as usize
+        } else {
+            size.supervised * COPIES_OF_LOGITS * number * vocab
+        };
         let kept = match train.accumulate.get() {
             // The graphs are gone when the last gradients come.
             1 => bytes(kept).max(gradients),
@@ -283,6 +292,8 @@ fn need(prepared: &Prepared, steps: &lowrank_data::Plan, trained: &[&Param]) -> 
 struct Held {
     inputs: Vec<f64>,
     graphs: Vec<f64>,
+    /// What a supervised token leaves in the graph of the losses.
+    head: f64,
 }
 
 impl Held {
@@ -297,7 +308,7 @@ impl Held {
                 segments: vec![1; rows * FEW],
                 positions: (0..rows).flat_map(|_| 0..FEW as u32).collect(),
             };
-            let labels = vec![UNSUPERVISED; rows * FEW];
+            let labels = vec![0; rows * FEW];
             let key = Key::new(0, Purpose::Dropout).step(1);
             let mut pass = Pass::training_pass(Selection::one(NAME), key);
             Ok(footprint(model, &Batch::new(tokens, labels)?, &mut pass)?)
@@ -313,6 +324,8 @@ impl Held {
         Ok(Self {
             inputs: slopes(&small.inputs, &large.inputs),
             graphs: slopes(&small.graphs, &large.graphs),
+            // A row's first label predicts nothing.
+            head: large.head.saturating_sub(small.head) as f64 / (4 * (FEW - 1)) as f64,
         })
     }
 }

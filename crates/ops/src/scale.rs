@@ -2,10 +2,11 @@
 
 use crate::float::{same_dtype, with_float};
 use crate::rows::{column_sums, expect_dims, for_rows, put, rows};
-use crate::simd::vectorised;
+use crate::simd::{Level, vectorised};
 use crate::tape::{self, Backward, Inputs};
-use crate::{Float, Result, composed, data, unwritten};
+use crate::{Float, Result, composed, data, leveled, unwritten};
 use candle_core::Tensor;
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// `x` `(.., n)` * `factors` `[n]` on every row.
@@ -33,10 +34,39 @@ pub fn scale_columns(x: &Tensor, factors: &Tensor) -> Result<Tensor> {
 
 struct ScaleColumns;
 
+/// How many rows a thread works on at once.
+const CHUNK: usize = 32;
+
 impl<T: Float> Backward<T> for ScaleColumns {
     fn backward(&self, grads: &[Option<Arc<Vec<T>>>], inputs: &mut Inputs<'_, T>) -> Result<()> {
         let Some(grad) = &grads[0] else { return Ok(()) };
         let (x, factors) = (inputs.data(0)?, inputs.data(1)?);
+        if inputs.wanted(0) && inputs.wanted(1) {
+            let n = factors.len();
+            let mut total = vec![0f64; n];
+            inputs.accumulate(0, |into, begun| {
+                let chunks = into.par_chunks_mut(CHUNK * n);
+                let known = grad.par_chunks(CHUNK * n).zip(x.par_chunks(CHUNK * n));
+                let parts: Vec<Vec<f64>> = chunks
+                    .zip(known)
+                    .map(|(into, (grad, x))| {
+                        let mut sums = vec![0f64; n];
+                        slopes(Level::used(), grad, x, &factors, begun, into, &mut sums);
+                        sums
+                    })
+                    .collect();
+                // In order, so that the bits do not depend on the number of threads.
+                for part in parts {
+                    total
+                        .iter_mut()
+                        .zip(part)
+                        .for_each(|(sum, part)| *sum += part);
+                }
+                Ok(())
+            })?;
+            inputs.add(1, Arc::new(total.into_iter().map(T::from_f64).collect()));
+            return Ok(());
+        }
         if inputs.wanted(0) {
             inputs.accumulate(0, |into, begun| {
                 scale(grad, &factors, into, begun);
@@ -54,6 +84,29 @@ impl<T: Float> Backward<T> for ScaleColumns {
             inputs.add(1, Arc::new(sums));
         }
         Ok(())
+    }
+}
+
+leveled! {
+    /// The gradients of x, put into its place or added to it, and those of the factors, added up over some rows.
+    fn slopes<T: Float>(
+        grad: &[T],
+        x: &[T],
+        factors: &[T],
+        begun: bool,
+        into: &mut [T],
+        sums: &mut [f64],
+    ) {
+        let n = factors.len();
+        let rows = grad.chunks_exact(n).zip(x.chunks_exact(n));
+        for (into, (grad, x)) in into.chunks_exact_mut(n).zip(rows) {
+            for (sum, (grad, x)) in sums.iter_mut().zip(grad.iter().zip(x)) {
+                *sum += grad.to_f64() * x.to_f64();
+            }
+            for (into, (grad, factor)) in into.iter_mut().zip(grad.iter().zip(factors)) {
+                put(into, *grad * *factor, begun);
+            }
+        }
     }
 }
 

@@ -234,7 +234,7 @@ impl<'a> Plan<'a> {
         // Where threads would get different numbers of few panels they share all of them and divide the rows; also where
         // reading all rows costs more than packing all panels.
         let uneven = steps < 4 * threads && !steps.is_multiple_of(threads);
-        let narrow = 3 * self.width < shared.rows;
+        let narrow = self.width < shared.rows;
         let (columns, rows) = if (uneven || narrow) && tiles >= 2 * threads {
             (steps.div_ceil(most), threads)
         } else {
