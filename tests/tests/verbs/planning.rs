@@ -176,7 +176,10 @@ fn memory_by_part() {
     let supervised = |labels: &Vec<i64>| labels[1..].iter().filter(|label| **label >= 0).count();
     let supervised: usize = rows.iter().map(|(_, labels)| supervised(labels)).sum();
     let all = memory(&["train.batch_size=24"]);
-    about(&all["logits"], megabytes(4 * (97 + 4 * 48) * supervised));
+    let numbers = number(&all["logits"]) / megabytes(4 * supervised);
+    let hidden = f64::from(97 + 4 * 48);
+    // Its loss comes to that.
+    assert!((hidden..hidden + 4.0).contains(&numbers), "{all}");
     // Each linear layer's output, each norm's and both sums of a block are kept, and less than four times as much.
     let outputs = 4 * places * 3 * (4 * 48 + 2 * 16 + 2 * 80 + 48 + 2 * 48);
     let activations = number(&all["activations"]);
