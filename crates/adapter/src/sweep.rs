@@ -48,8 +48,10 @@ pub struct Footprint {
     pub inputs: Vec<usize>,
     /// Each block's graph, the parameters in it included; 0 below the first block that trains.
     pub graphs: Vec<usize>,
-    /// The graph of the losses, from the last block's output on: with logits if the head is changed, else without.
+    /// The graph of the losses, but for the last block's output.
     pub head: usize,
+    /// Whether that graph holds logits, as it does where the head is changed.
+    pub logits: bool,
 }
 
 /// Runs a micro-batch forward as [`sweep`] does and measures what would be held; nothing is held longer than its block.
@@ -259,6 +261,7 @@ impl Sweep<'_> {
             inputs: Vec::new(),
             graphs: Vec::new(),
             head: 0,
+            logits: false,
         };
         let mut pass = self.pass.again();
         let h = self.model.embed(self.batch, &mut pass)?;
@@ -279,12 +282,18 @@ impl Sweep<'_> {
             tracked = tracked || outputs.tracked();
         }
         let inputs = Leaves::cut(&outputs.h, &outputs.carries, tracked)?;
-        let mut pass = self.pass.again();
-        pass.carries.clone_from(&inputs.carries);
-        let losses = self
-            .model
-            .head(&inputs.h, self.batch, &Ask::Losses, &mut pass)?;
-        found.head = ops::graph_bytes([&losses]);
+        let graph = |ask: &Ask| -> Result<usize> {
+            let mut pass = self.pass.again();
+            pass.carries.clone_from(&inputs.carries);
+            let output = self.model.head(&inputs.h, self.batch, ask, &mut pass)?;
+            Ok(ops::graph_bytes([&output]))
+        };
+        let targets = self.batch.targets();
+        let positions = targets.iter().map(|(at, _)| *at).collect();
+        let losses = graph(&Ask::Losses)?;
+        // Losses that are made from logits keep more than these do.
+        found.logits = losses > graph(&Ask::Logits(positions))?;
+        found.head = losses.saturating_sub(ops::graph_bytes([&inputs.h]));
         Ok(found)
     }
 

@@ -265,7 +265,7 @@ fn need(prepared: &Prepared, steps: &lowrank_data::Plan, trained: &[&Param]) -> 
     let gradients: usize = trained.iter().copied().map(bytes).sum();
     let of = |size: Size| {
         let bytes = |a_token: f64| (a_token * size.tokens as f64) as usize;
-        let logits = if held.head < (number * vocab) as f64 {
+        let logits = if !held.logits {
             // Of some rows at a time. The gradient of the hidden state is found with them, and scaled into a copy.
             let token = held.head + 2.0 * hidden;
             let at_once = logits_at_once(size.supervised, vocab) * number * vocab;
@@ -294,6 +294,8 @@ struct Held {
     graphs: Vec<f64>,
     /// What a supervised token leaves in the graph of the losses.
     head: f64,
+    /// Whether its logits are in that graph.
+    logits: bool,
 }
 
 impl Held {
@@ -324,6 +326,7 @@ impl Held {
         Ok(Self {
             inputs: slopes(&small.inputs, &large.inputs),
             graphs: slopes(&small.graphs, &large.graphs),
+            logits: large.logits,
             // A row's first label predicts nothing.
             head: large.head.saturating_sub(small.head) as f64 / (4 * (FEW - 1)) as f64,
         })
