@@ -20,7 +20,7 @@ use candle_core::DType;
 #[cfg(target_arch = "x86_64")]
 use lowrank_ops::lanes::x86::{Avx2, Avx512};
 use lowrank_ops::lanes::{Lanes, Portable};
-use lowrank_ops::simd::Level;
+use lowrank_ops::simd::{Level, ask};
 use rayon::prelude::*;
 
 /// How many rows are few.
@@ -318,7 +318,7 @@ unsafe fn tile<L: Lanes, R: Row<L>, const G: usize, const M: usize>(
                 let from = weight.as_ptr().add(side * pitch + step * R::BYTES);
                 // The same place in the rows after these: too short for the machine to foresee.
                 for line in 0..R::BYTES.div_ceil(64) {
-                    L::ask(from.wrapping_add(G * pitch + line * 64));
+                    ask(from.wrapping_add(G * pitch + line * 64));
                 }
                 let [low, high] = R::read(from);
                 for (row, sum) in sums.iter_mut().enumerate() {

@@ -165,16 +165,16 @@ unsafe fn tile<V: Lanes, const HIGH: usize, const WIDE: usize>(
             }
         }
         let factor = V::splat(product.factor);
-        for (i, sums) in sums.into_iter().enumerate() {
+        for (i, sums) in sums.iter().enumerate() {
             let into = product.into.add((row + i) * product.into_step + column);
-            for (at, sum) in sums.into_iter().enumerate() {
+            for (at, sum) in sums.iter().enumerate() {
                 let into = into.add(at * LANES);
                 let count = if at + 1 == WIDE { last } else { LANES };
                 let before = match product.before {
                     Before::Added => V::load_first(into, count),
                     Before::Ignored => V::zero(),
                 };
-                before.plus_product(factor, sum).store_first(into, count);
+                before.plus_product(factor, *sum).store_first(into, count);
             }
         }
     }

@@ -114,6 +114,30 @@ impl<'a, T: Float> Matrix<'a, T> {
         self.data[row * self.row_stride + column * self.column_stride]
     }
 
+    /// Writes some columns of a row, as many as there is room for, from the first one on.
+    ///
+    /// # Panics
+    /// If the matrix has no such row or columns.
+    pub fn read(&self, row: usize, first: usize, into: &mut [T]) {
+        assert!(
+            row < self.rows && first <= self.columns && into.len() <= self.columns - first,
+            "no such numbers"
+        );
+        let Some(last) = into.len().checked_sub(1) else {
+            return;
+        };
+        let first = row * self.row_stride + first * self.column_stride;
+        let numbers = &self.data[first..=first + last * self.column_stride];
+        if self.column_stride == 1 {
+            into.copy_from_slice(numbers);
+        } else {
+            let numbers = numbers.iter().step_by(self.column_stride.max(1));
+            for (into, number) in into.iter_mut().zip(numbers) {
+                *into = *number;
+            }
+        }
+    }
+
     /// How far apart rows lie, and columns.
     pub(crate) const fn steps(&self) -> (usize, usize) {
         (self.row_stride, self.column_stride)

@@ -76,10 +76,6 @@ pub trait Lanes: Copy {
     /// As [`Self::load`].
     unsafe fn load_bf16(from: *const bf16) -> Self;
 
-    /// Asks for the cache line of an address, which may lie anywhere.
-    #[inline(always)]
-    fn ask(_address: *const u8) {}
-
     /// self + a b.
     ///
     /// # Safety
@@ -199,12 +195,6 @@ pub mod x86 {
         }
 
         #[inline(always)]
-        fn ask(address: *const u8) {
-            // SAFETY: every x86-64 has the instruction, and it faults at no address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
-        }
-
-        #[inline(always)]
         unsafe fn plus_product(self, a: Self, b: Self) -> Self {
             // SAFETY: the caller says that the machine has FMA.
             unsafe {
@@ -270,12 +260,6 @@ pub mod x86 {
                 let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
                 Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
             }
-        }
-
-        #[inline(always)]
-        fn ask(address: *const u8) {
-            // SAFETY: every x86-64 has the instruction, and it faults at no address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
         }
 
         #[inline(always)]

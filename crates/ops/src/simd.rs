@@ -120,6 +120,19 @@ macro_rules! leveled {
     };
 }
 
+/// Asks for the cache line of an address, which may lie anywhere: it is there when it is read or written.
+#[inline(always)]
+pub fn ask<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 has the instruction, and it faults at no address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// The caller has asked [`Level::used`].
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]

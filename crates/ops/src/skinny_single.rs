@@ -7,7 +7,7 @@
 #[cfg(target_arch = "x86_64")]
 use crate::lanes::x86::{Avx2, Avx512};
 use crate::lanes::{LANES, Lanes, Portable};
-use crate::simd::Level;
+use crate::simd::{Level, ask};
 
 /// How many columns of the narrow matrix are worked on at once.
 const RANKS: usize = 8;
@@ -15,6 +15,9 @@ const RANKS: usize = 8;
 /// Rows, or vectors of a row, that are worked on at once: with so many sums three quarters of the registers are full, and
 /// a number that was loaded is used more often than it takes to load it.
 const ROWS: usize = 3;
+
+/// How many rows ahead a part of a row is asked for: they lie too far apart for the machine to see what comes next.
+const AHEAD: usize = 8;
 
 /// h = factor * x a^T at a level, or the machine's best if that is less, see [`skinny::dots`](crate::skinny::dots).
 pub(crate) fn dots(
@@ -115,7 +118,7 @@ unsafe fn dots_with<V: Lanes>(
                     std::array::from_fn(|i| a.as_ptr().add((first + i.min(width - 1)) * n));
                 for at in (0..whole).step_by(LANES) {
                     let x = x_at.map(|x| V::load(x.add(at)));
-                    for (i, a_at) in a_at.into_iter().enumerate() {
+                    for (i, a_at) in a_at.iter().enumerate() {
                         let a = V::load(a_at.add(at));
                         for (sums, x) in sums.iter_mut().zip(x) {
                             sums[i] = sums[i].plus_product(x, a);
@@ -123,8 +126,9 @@ unsafe fn dots_with<V: Lanes>(
                     }
                 }
             }
-            for (row, sums) in some.into_iter().zip(sums).take(rows - row) {
-                for (i, sum) in sums.into_iter().enumerate().take(width) {
+            // By reference: an array that is iterated by value is copied first.
+            for (row, sums) in some.iter().zip(&sums).take(rows - row) {
+                for (i, sum) in sums.iter().enumerate().take(width) {
                     // SAFETY: the machine has the instructions.
                     let mut total = unsafe { sum.total() };
                     let (x, a) = (&x[row * n..][..n], &a[(first + i) * n..][..n]);
@@ -152,6 +156,9 @@ unsafe fn outer_with<V: Lanes>(h: &[f32], g: &[f32], n: usize, rank: usize, sum:
                 unsafe {
                     let g_at = g.as_ptr().add(row * n + at);
                     let g: [V; ROWS] = std::array::from_fn(|i| V::load(g_at.add(i * LANES)));
+                    for i in 0..ROWS {
+                        ask(g_at.wrapping_add(AHEAD * n + i * LANES));
+                    }
                     let h = h.as_ptr().add(row * rank + first);
                     for (i, sums) in sums.iter_mut().enumerate() {
                         // A rank that there is not is computed as the last one, and not written.
@@ -162,7 +169,7 @@ unsafe fn outer_with<V: Lanes>(h: &[f32], g: &[f32], n: usize, rank: usize, sum:
                     }
                 }
             }
-            for (i, sums) in sums.into_iter().enumerate().take(width) {
+            for (i, sums) in sums.iter().enumerate().take(width) {
                 let into = &mut sum[(first + i) * n + at..][..ROWS * LANES];
                 for (into, sum) in into.chunks_exact_mut(LANES).zip(sums) {
                     // SAFETY: there is room for a vector.

@@ -107,3 +107,40 @@ fn wrong_shapes_are_refused() {
         "matmul: the destination has shape [5], expected 2 * 2 numbers"
     );
 }
+
+#[test]
+fn parts_of_rows_are_read_where_they_lie() {
+    let stream = &mut Key::new(5, Purpose::Test).stream();
+    let data: Vec<f32> = numbers(stream, 7 * 11 + 3);
+    // 7 rows of 9 numbers, 11 apart, from the third on.
+    let lying = Matrix::strided(&data, 3, (7, 9), 11).unwrap();
+    for (matrix, number) in [
+        (
+            lying,
+            (|row, column| 3 + row * 11 + column) as fn(_, _) -> usize,
+        ),
+        (lying.transposed(), |row, column| 3 + column * 11 + row),
+    ] {
+        let (rows, columns) = matrix.dims();
+        for row in 0..rows {
+            for first in 0..=columns {
+                for count in 0..=columns - first {
+                    let mut read = vec![f32::NAN; count];
+                    matrix.read(row, first, &mut read);
+                    let expected: Vec<f32> = (first..first + count)
+                        .map(|column| data[number(row, column)])
+                        .collect();
+                    assert_eq!(read, expected, "row {row}, {count} from {first} on");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic = "no such numbers"]
+fn no_part_ends_behind_its_row() {
+    let data = [1f32; 6];
+    let matrix = Matrix::new(&data, 2, 3).unwrap();
+    matrix.read(0, 2, &mut [0.0; 2]);
+}

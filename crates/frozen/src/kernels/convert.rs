@@ -61,12 +61,24 @@ leveled! {
 
 /// Three bf16 whose sum is the f32, to its last bits. What is not finite is its own first piece.
 #[inline(always)]
-pub(super) fn pieces(x: f32) -> [u16; 3] {
+pub(super) const fn pieces(x: f32) -> [u16; 3] {
     let first = rounded(x);
-    if !widened(first).is_finite() {
-        return [first, 0, 0];
-    }
-    let rest = x - widened(first);
+    let rest = if widened(first).is_finite() {
+        x - widened(first)
+    } else {
+        0.0
+    };
     let second = rounded(rest);
     [first, second, rounded(rest - widened(second))]
+}
+
+leveled! {
+    /// The [`pieces`] of numbers: all first ones, all second ones, all third ones.
+    pub(super) fn split(from: &[f32], into: [&mut [u16]; 3]) {
+        let [first, second, third] = into;
+        let into = first.iter_mut().zip(second).zip(third);
+        for (from, ((first, second), third)) in from.iter().zip(into) {
+            [*first, *second, *third] = pieces(*from);
+        }
+    }
 }

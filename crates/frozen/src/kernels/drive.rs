@@ -189,10 +189,8 @@ impl<'a> Plan<'a> {
         let h = update.map(|Update { h, v }| {
             let (_, rank) = h.dims();
             let numbers = whole.update.numbers(rows * rank);
-            for row in 0..rows {
-                for column in 0..rank {
-                    numbers[row * rank + column] = h.at(range.start + row, column);
-                }
+            for (row, numbers) in range.clone().zip(numbers.chunks_exact_mut(rank.max(1))) {
+                h.read(row, 0, numbers);
             }
             (&*numbers, Update { h, v })
         });

@@ -26,9 +26,21 @@ pub(super) enum Micro {
     Amx,
 }
 
-/// Sums of the rows at the first pointer, as many bytes apart, over as many words, with the panel at the second pointer,
-/// added to those at the third. A kernel exists for each number of rows, in an array from one on.
-pub(super) type Kernel = unsafe fn(*const u8, usize, usize, *const f32, *mut f32);
+/// Sums of the rows at the first pointer, as many bytes apart, over as many words, with the panel at the second pointer. A
+/// kernel exists for each number of rows, in an array from one on.
+pub(super) type Kernel = unsafe fn(*const u8, usize, usize, *const f32, Sums);
+
+/// What a kernel's sums begin with and where they go.
+#[derive(Clone, Copy)]
+pub(super) struct Sums {
+    /// A tile, its rows next to each other; null: nothing.
+    pub(super) from: *const f32,
+    pub(super) into: *mut f32,
+    /// How many numbers the rows of `into` lie apart.
+    pub(super) stride: usize,
+    /// Whether they are added to what is there.
+    pub(super) added: bool,
+}
 
 impl Micro {
     /// The kernel of a level, or of the machine's best if that is less.
@@ -174,19 +186,37 @@ impl Running {
         };
         let tile = &mut self.tiles[0].0;
         place.ask();
-        tile[..place.rows * width].fill(0.0);
-        let into = tile.as_mut_ptr();
+        let here = Sums {
+            from: std::ptr::null(),
+            into: tile.as_mut_ptr(),
+            stride: width,
+            added: false,
+        };
+        let mut sums = if place.columns == width {
+            Sums {
+                into: place.first,
+                stride: place.stride,
+                added,
+                ..here
+            }
+        } else {
+            here
+        };
         // SAFETY: the caller's; a kernel is chosen only where the machine has its instructions, and a tile has room for
-        // every kernel's rows and columns. An addend has as many rows and columns of `rank` numbers.
+        // every kernel's rows and columns, as the place has if it is as wide. An addend has as many rows and columns of
+        // `rank` numbers.
         unsafe {
             if let Some(Addend { left, right, rank }) = addend {
                 debug_assert!(left.len() >= place.rows * rank && right.len() >= rank * width);
                 let (left, right) = (left.as_ptr().cast(), right.as_ptr());
-                singles[place.rows - 1](left, 4 * rank, *rank, right, into);
+                singles[place.rows - 1](left, 4 * rank, *rank, right, here);
+                sums.from = here.into;
             }
-            kernels[place.rows - 1](left, stride, words, panel, into);
+            kernels[place.rows - 1](left, stride, words, panel, sums);
         }
-        finish(self.level, tile, width, added, place);
+        if place.columns < width {
+            finish(self.level, tile, width, added, place);
+        }
     }
 
     /// Writes what is still to be written.

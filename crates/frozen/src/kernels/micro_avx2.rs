@@ -1,7 +1,7 @@
 //! f32 with AVX2 and FMA: six rows by two vectors are twelve of sixteen registers.
 #![expect(unsafe_code, reason = "vector instructions over pointers")]
 
-use super::micro::Kernel;
+use super::micro::{Kernel, Sums};
 use std::arch::x86_64::*;
 
 /// Columns of a panel.
@@ -11,30 +11,32 @@ pub(super) const WIDTH: usize = 16;
 pub(super) const KERNELS: [Kernel; 6] =
     [run::<1>, run::<2>, run::<3>, run::<4>, run::<5>, run::<6>];
 
-/// `tile[i][j] += sum over k of row i [k] * panel[k][j]`.
+/// `into[i][j] = from[i][j] + sum over k of row i [k] * panel[k][j]`.
 ///
 /// # Safety
 /// The machine has AVX2 and FMA. `left` leads to `ROWS` rows of `depth` numbers, `stride` bytes apart, `panel` to `depth`
-/// rows of [`WIDTH`] numbers, and `tile` to `ROWS` of them.
+/// rows of [`WIDTH`] numbers, and each place of `of` to `ROWS` of them.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn run<const ROWS: usize>(
     left: *const u8,
     stride: usize,
     depth: usize,
     panel: *const f32,
-    tile: *mut f32,
+    of: Sums,
 ) {
     let rows: [*const f32; ROWS] =
         std::array::from_fn(|i| left.wrapping_add(i * stride).cast::<f32>());
     let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
-    for (i, sums) in sums.iter_mut().enumerate() {
-        // SAFETY: the caller's tile has as many rows.
-        *sums = unsafe {
-            [
-                _mm256_loadu_ps(tile.add(i * WIDTH)),
-                _mm256_loadu_ps(tile.add(i * WIDTH + 8)),
-            ]
-        };
+    if !of.from.is_null() {
+        for (i, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: the caller's tile has as many rows.
+            *sums = unsafe {
+                [
+                    _mm256_loadu_ps(of.from.add(i * WIDTH)),
+                    _mm256_loadu_ps(of.from.add(i * WIDTH + 8)),
+                ]
+            };
+        }
     }
     for k in 0..depth {
         // SAFETY: within the rows and the panel, as the caller promises.
@@ -50,11 +52,18 @@ unsafe fn run<const ROWS: usize>(
             }
         }
     }
-    for (i, sums) in sums.into_iter().enumerate() {
-        // SAFETY: the caller's tile has as many rows.
-        unsafe {
-            _mm256_storeu_ps(tile.add(i * WIDTH), sums[0]);
-            _mm256_storeu_ps(tile.add(i * WIDTH + 8), sums[1]);
+    for (i, sums) in sums.iter().enumerate() {
+        for (part, sum) in sums.iter().enumerate() {
+            // SAFETY: the caller's place has as many rows.
+            unsafe {
+                let at = of.into.add(i * of.stride + 8 * part);
+                let sum = if of.added {
+                    _mm256_add_ps(_mm256_loadu_ps(at), *sum)
+                } else {
+                    *sum
+                };
+                _mm256_storeu_ps(at, sum);
+            }
         }
     }
 }

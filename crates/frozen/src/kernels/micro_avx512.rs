@@ -2,7 +2,7 @@
 //! fit into the other kind of registers, so that the left matrix is read where it lies.
 #![expect(unsafe_code, reason = "vector instructions over pointers")]
 
-use super::micro::Kernel;
+use super::micro::{Kernel, Sums};
 use std::arch::x86_64::*;
 
 /// Columns of a panel.
@@ -28,23 +28,23 @@ pub(super) const PAIRS: [Kernel; 8] = [
     run_pairs::<8>,
 ];
 
-/// `tile[i][j] += sum over k of row i [k] * panel[k][j]`.
+/// `into[i][j] = from[i][j] + sum over k of row i [k] * panel[k][j]`.
 ///
 /// # Safety
 /// The machine has AVX-512 F. `left` leads to `ROWS` rows of `depth` numbers, `stride` bytes apart, `panel` to `depth`
-/// rows of [`WIDTH`] numbers, and `tile` to `ROWS` of them.
+/// rows of [`WIDTH`] numbers, and each place of `of` to `ROWS` of them.
 #[target_feature(enable = "avx512f")]
 unsafe fn run<const ROWS: usize>(
     left: *const u8,
     stride: usize,
     depth: usize,
     panel: *const f32,
-    tile: *mut f32,
+    of: Sums,
 ) {
     let rows: [*const f32; ROWS] =
         std::array::from_fn(|i| left.wrapping_add(i * stride).cast::<f32>());
-    // SAFETY: the caller's tile has as many rows.
-    let mut sums = unsafe { load::<ROWS>(tile) };
+    // SAFETY: the caller's places have as many rows.
+    let mut sums = unsafe { load::<ROWS>(of) };
     for k in 0..depth {
         // SAFETY: within the rows and the panel, as the caller promises; a prefetch may lead anywhere.
         unsafe {
@@ -66,8 +66,8 @@ unsafe fn run<const ROWS: usize>(
             }
         }
     }
-    // SAFETY: the caller's tile has as many rows.
-    unsafe { store(sums, tile) };
+    // SAFETY: the caller's places have as many rows.
+    unsafe { store(sums, of) };
 }
 
 /// The same of bf16 pairs, summed in f32: a word of `left` and of `panel` is two numbers, and `depth` counts words.
@@ -80,12 +80,12 @@ unsafe fn run_pairs<const ROWS: usize>(
     stride: usize,
     depth: usize,
     panel: *const f32,
-    tile: *mut f32,
+    of: Sums,
 ) {
     let rows: [*const i32; ROWS] =
         std::array::from_fn(|i| left.wrapping_add(i * stride).cast::<i32>());
-    // SAFETY: the caller's tile has as many rows.
-    let mut sums = unsafe { load::<ROWS>(tile) };
+    // SAFETY: the caller's places have as many rows.
+    let mut sums = unsafe { load::<ROWS>(of) };
     for k in 0..depth {
         // SAFETY: within the rows and the panel, as the caller promises. Both types are 64 bytes of any bits.
         unsafe {
@@ -100,8 +100,8 @@ unsafe fn run_pairs<const ROWS: usize>(
             }
         }
     }
-    // SAFETY: the caller's tile has as many rows.
-    unsafe { store(sums, tile) };
+    // SAFETY: the caller's places have as many rows.
+    unsafe { store(sums, of) };
 }
 
 #[inline]
@@ -113,12 +113,14 @@ fn pairs(words: __m512i) -> __m512bh {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn load<const ROWS: usize>(tile: *const f32) -> [[__m512; 3]; ROWS] {
+unsafe fn load<const ROWS: usize>(of: Sums) -> [[__m512; 3]; ROWS] {
     let mut sums = [[_mm512_setzero_ps(); 3]; ROWS];
-    for (i, sums) in sums.iter_mut().enumerate() {
-        for (part, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: the caller's tile has `ROWS` rows of three vectors.
-            *sum = unsafe { _mm512_loadu_ps(tile.add(i * WIDTH + 16 * part)) };
+    if !of.from.is_null() {
+        for (i, sums) in sums.iter_mut().enumerate() {
+            for (part, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: the caller's tile has `ROWS` rows of three vectors.
+                *sum = unsafe { _mm512_loadu_ps(of.from.add(i * WIDTH + 16 * part)) };
+            }
         }
     }
     sums
@@ -126,11 +128,19 @@ unsafe fn load<const ROWS: usize>(tile: *const f32) -> [[__m512; 3]; ROWS] {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn store<const ROWS: usize>(sums: [[__m512; 3]; ROWS], tile: *mut f32) {
-    for (i, sums) in sums.into_iter().enumerate() {
-        for (part, sum) in sums.into_iter().enumerate() {
-            // SAFETY: the caller's tile has `ROWS` rows of three vectors.
-            unsafe { _mm512_storeu_ps(tile.add(i * WIDTH + 16 * part), sum) };
+unsafe fn store<const ROWS: usize>(sums: [[__m512; 3]; ROWS], of: Sums) {
+    for (i, sums) in sums.iter().enumerate() {
+        for (part, sum) in sums.iter().enumerate() {
+            // SAFETY: the caller's place has `ROWS` rows of three vectors.
+            unsafe {
+                let at = of.into.add(i * of.stride + 16 * part);
+                let sum = if of.added {
+                    _mm512_add_ps(_mm512_loadu_ps(at), *sum)
+                } else {
+                    *sum
+                };
+                _mm512_storeu_ps(at, sum);
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The kernel of every machine: the compiler's vectors.
 #![expect(unsafe_code, reason = "rows and panels are read through pointers")]
 
-use super::micro::Kernel;
+use super::micro::{Kernel, Sums};
 
 /// Columns of a panel.
 pub(super) const WIDTH: usize = 16;
@@ -9,20 +9,23 @@ pub(super) const WIDTH: usize = 16;
 /// One for each number of rows.
 pub(super) const KERNELS: [Kernel; 4] = [run::<1>, run::<2>, run::<3>, run::<4>];
 
-/// `tile[i][j] += sum over k of row i [k] * panel[k][j]`.
+/// `into[i][j] = from[i][j] + sum over k of row i [k] * panel[k][j]`.
 ///
 /// # Safety
 /// `left` leads to `ROWS` rows of `depth` numbers, `stride` bytes apart, `panel` to `depth` rows of [`WIDTH`] numbers,
-/// and `tile` to `ROWS` of them.
+/// and each place of `of` to `ROWS` of them.
 unsafe fn run<const ROWS: usize>(
     left: *const u8,
     stride: usize,
     depth: usize,
     panel: *const f32,
-    tile: *mut f32,
+    of: Sums,
 ) {
-    // SAFETY: the caller's tile has as many numbers.
-    let mut sums = unsafe { tile.cast::<[[f32; WIDTH]; ROWS]>().read() };
+    let mut sums = [[0.0; WIDTH]; ROWS];
+    if !of.from.is_null() {
+        // SAFETY: the caller's tile has as many numbers.
+        sums = unsafe { of.from.cast::<[[f32; WIDTH]; ROWS]>().read() };
+    }
     for k in 0..depth {
         // SAFETY: within the rows and the panel, as the caller promises.
         let right = unsafe { &*panel.add(k * WIDTH).cast::<[f32; WIDTH]>() };
@@ -34,6 +37,11 @@ unsafe fn run<const ROWS: usize>(
             }
         }
     }
-    // SAFETY: as above.
-    unsafe { tile.cast::<[[f32; WIDTH]; ROWS]>().write(sums) };
+    for (i, sums) in sums.iter().enumerate() {
+        // SAFETY: the caller's place has as many rows.
+        let into = unsafe { &mut *of.into.add(i * of.stride).cast::<[f32; WIDTH]>() };
+        for (into, sum) in into.iter_mut().zip(sums) {
+            *into = if of.added { *into + sum } else { *sum };
+        }
+    }
 }

@@ -13,11 +13,14 @@ use super::weights::{Numbers, Weights};
 use super::{Direction, Element, convert};
 use half::bf16;
 use lowrank_ops::leveled;
-use lowrank_ops::simd::Level;
+use lowrank_ops::simd::{Level, ask};
 use std::ops::Range;
 
 /// Rows that are transposed at once.
 const GROUP: usize = 16;
+
+/// How many rows ahead a part of a row is asked for: it is too short for the machine to foresee the next one.
+const AHEAD: usize = 4;
 
 /// What is packed, and how.
 pub(super) struct Pack<'a> {
@@ -130,16 +133,21 @@ impl Pack<'_> {
                         break;
                     }
                     let direct = match (self.weights.numbers, self.element) {
-                        (Numbers::F32(numbers), Element::F32) => &numbers[row_range(row)],
+                        (Numbers::F32(numbers), Element::F32) => {
+                            let numbers = &numbers[row_range(row)];
+                            let next = numbers.as_ptr().wrapping_add(AHEAD * self.weights.columns);
+                            for at in (0..numbers.len()).step_by(GROUP) {
+                                ask(next.wrapping_add(at));
+                            }
+                            numbers
+                        }
                         _ => {
                             self.row(row, columns.clone(), number, low);
                             &as_numbers(low)[..columns.len()]
                         }
                     };
-                    for (panel, part) in direct.chunks(self.width).enumerate() {
-                        let into = &mut into[panel * words + word * self.width..];
-                        as_numbers(&mut into[..part.len()]).copy_from_slice(part);
-                    }
+                    let into = as_numbers(&mut into[word * self.width..]);
+                    deal(self.level, direct, self.width, words, into);
                 }
                 Element::Bf16 => {
                     let row = inner.start + 2 * word;
@@ -201,6 +209,22 @@ impl Pack<'_> {
                     convert::round(self.level, number, into);
                 }
             }
+        }
+    }
+}
+
+leveled! {
+    /// Writes a row to panels of `width` that are `words` apart.
+    fn deal(from: &[f32], width: usize, words: usize, into: &mut [f32]) {
+        for (panel, part) in from.chunks(width).enumerate() {
+            let into = &mut into[panel * words..][..part.len()];
+            // As vectors: a call that copies so few numbers takes longer than they do.
+            let (vectors, rest) = part.as_chunks::<GROUP>();
+            let (into, into_rest) = into.as_chunks_mut::<GROUP>();
+            for (into, vector) in into.iter_mut().zip(vectors) {
+                *into = *vector;
+            }
+            into_rest.copy_from_slice(rest);
         }
     }
 }

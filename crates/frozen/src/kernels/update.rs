@@ -1,6 +1,6 @@
 //! The right factor of a low-rank update, beside the panels of the weight.
 
-use super::buffer::{Buffer, as_halves};
+use super::buffer::{Buffer, as_halves, as_numbers};
 use super::drive::Plan;
 use super::pack::interleave;
 use super::{Update, convert};
@@ -30,14 +30,16 @@ impl Plan<'_> {
     ) {
         let width = self.micro.width();
         let (rank, count) = (update.v.dims().0, columns.len());
-        let halves = as_halves(scratch.words((3 * rank * count).div_ceil(2)));
+        let scratch = scratch.words(count + (3 * rank * count).div_ceil(2));
+        let (numbers, halves) = scratch.split_at_mut(count);
+        let (numbers, halves) = (as_numbers(numbers), as_halves(halves));
+        let piece = rank * count;
         for row in 0..rank {
-            for (i, column) in columns.clone().enumerate() {
-                let pieces = convert::pieces(update.v.at(row, column));
-                for (j, piece) in pieces.into_iter().enumerate() {
-                    halves[(j * rank + row) * count + i] = piece;
-                }
-            }
+            update.v.read(row, columns.start, numbers);
+            let (first, rest) = halves.split_at_mut(piece);
+            let (second, third) = rest.split_at_mut(piece);
+            let pieces = [first, second, third].map(|all| &mut all[row * count..][..count]);
+            convert::split(self.operand.level, numbers, pieces);
         }
         let all = PIECES.len() * rank;
         let of = |row: usize| -> &[u16] {
@@ -67,10 +69,9 @@ pub(super) fn spread(
     for (first, panel) in columns.clone().step_by(width).zip(panels) {
         for (row, into) in panel.chunks_exact_mut(width).enumerate() {
             let count = width.min(columns.end - first);
-            for (column, into) in (first..).zip(&mut into[..count]) {
-                *into = update.v.at(row, column);
-            }
-            into[count..].fill(0.0);
+            let (into, missing) = into.split_at_mut(count);
+            update.v.read(row, first, into);
+            missing.fill(0.0);
         }
     }
 }
