@@ -28,7 +28,7 @@ const DEPTH: usize = 1536;
 const DEPTH_WIDE: usize = 3072;
 
 /// Bytes of the panels that a thread holds, a part of its second cache.
-const PANELS: usize = 3 << 18;
+const PANELS: usize = 7 << 17;
 
 /// Bytes of the left matrix that are converted at once.
 const LEFT: usize = 1 << 23;
@@ -229,15 +229,15 @@ impl<'a> Plan<'a> {
         let panel_bytes = self.depth * self.element.bytes() * self.micro.width();
         let most = (PANELS / panel_bytes / panels_of_step).clamp(1, PART);
         let tiles = shared.rows.div_ceil(self.micro.rows());
-        // Where threads would get different numbers of few panels they share all of them and divide the rows; also where
-        // reading all rows costs more than packing all panels.
+        // Divided by columns, every part reads all rows; divided by rows too, every thread packs all panels. The rows are
+        // divided where that costs less, and where threads would get different numbers of few panels.
+        let (fewest, parts) = (steps.div_ceil(most), steps.div_ceil(most * threads) * threads);
         let uneven = steps < 4 * threads && !steps.is_multiple_of(threads);
-        let narrow = self.width < shared.rows;
-        let (columns, rows) = if (uneven || narrow) && tiles >= 2 * threads {
-            (steps.div_ceil(most), threads)
+        let reading = parts.saturating_sub(fewest) * shared.rows > (threads - 1) * self.width;
+        let (columns, rows) = if (uneven || reading) && tiles >= 2 * threads {
+            (fewest, threads)
         } else {
-            let rounds = steps.div_ceil(most * threads);
-            ((rounds * threads).min(steps), 1)
+            (parts.min(steps), 1)
         };
         (0..columns * rows)
             .into_par_iter()
