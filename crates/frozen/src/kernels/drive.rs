@@ -231,7 +231,10 @@ impl<'a> Plan<'a> {
         let tiles = shared.rows.div_ceil(self.micro.rows());
         // Divided by columns, every part reads all rows; divided by rows too, every thread packs all panels. The rows are
         // divided where that costs less, and where threads would get different numbers of few panels.
-        let (fewest, parts) = (steps.div_ceil(most), steps.div_ceil(most * threads) * threads);
+        let (fewest, parts) = (
+            steps.div_ceil(most),
+            steps.div_ceil(most * threads) * threads,
+        );
         let uneven = steps < 4 * threads && !steps.is_multiple_of(threads);
         let reading = parts.saturating_sub(fewest) * shared.rows > (threads - 1) * self.width;
         let (columns, rows) = if (uneven || reading) && tiles >= 2 * threads {
