@@ -50,11 +50,12 @@ pub struct Footprint {
     pub graphs: Vec<usize>,
     /// The graph of the losses, but for the last block's output.
     pub head: usize,
-    /// Whether that graph holds logits, as it does where the head is changed.
+    /// Whether that graph holds all logits, as it does where the head is changed or has a bias.
     pub logits: bool,
 }
 
 /// Runs a micro-batch forward as [`sweep`] does and measures what would be held; nothing is held longer than its block.
+/// The head runs twice, and once with logits of all targets: a batch of a few rows tells enough.
 ///
 /// # Errors
 /// Whatever the model or an operation refuses.
@@ -288,8 +289,8 @@ impl Sweep<'_> {
             let output = self.model.head(&inputs.h, self.batch, ask, &mut pass)?;
             Ok(ops::graph_bytes([&output]))
         };
-        let targets = self.batch.targets();
-        let positions = targets.iter().map(|(at, _)| *at).collect();
+        let targets = self.batch.targets().into_iter();
+        let positions = targets.map(|(at, _)| at).collect();
         let losses = graph(&Ask::Losses)?;
         // Losses that are made from logits keep more than these do.
         found.logits = losses > graph(&Ask::Logits(positions))?;

@@ -21,9 +21,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 pub fn keep_freed_memory() {
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
     const ARENA_RESERVE: libmimalloc_sys::mi_option_t = 23;
-    // Addresses are reserved 128 MiB at a time. In pieces of 1 GiB (the default) and 8 GiB results leave gaps that others
-    // do not fit into: a step of 2048 tokens then takes 5.1 GB instead of 3.5. 16 GiB and more are refused, and large
-    // results given back to the system whenever they are freed.
+    // Addresses are reserved in pieces, from 128 MiB on, doubled by the allocator after every eight of them. In pieces of
+    // 1 GiB (the default) and 8 GiB results leave gaps that others do not fit into: a step of 2048 tokens then takes 5.1 GB
+    // instead of 3.5. 16 GiB and more are refused, and large results given back to the system whenever they are freed.
     const KIB: std::ffi::c_long = 128 << 10;
     // SAFETY: sets numbers that the allocator reads; both options exist in its versions 2 and 3 under these numbers.
     unsafe {

@@ -220,7 +220,15 @@ mod tests {
                     assert!(product(level, 0.3, left, right, before, &mut into));
                     for (at, got) in into.iter().enumerate() {
                         let (row, column) = (at / columns, at % columns);
-                        let term = |k| f64::from(left.at(row, k)) * f64::from(right.at(k, column));
+                        let term = |k| {
+                            let place = if transposed {
+                                k * 130 + row
+                            } else {
+                                row * 130 + k
+                            };
+                            let right = numbers_right[2 + k * step + column];
+                            f64::from(wide[11 + place]) * f64::from(right)
+                        };
                         let mut expected = f64::from(0.3f32) * (0..depth).map(term).sum::<f64>();
                         if before == Before::Added {
                             expected += f64::from(start[at]);

@@ -104,16 +104,6 @@ impl<'a, T: Float> Matrix<'a, T> {
         (self.rows, self.columns)
     }
 
-    /// A number.
-    ///
-    /// # Panics
-    /// If the matrix has no such row or column.
-    #[must_use]
-    pub fn at(&self, row: usize, column: usize) -> T {
-        assert!(row < self.rows && column < self.columns, "no such number");
-        self.data[row * self.row_stride + column * self.column_stride]
-    }
-
     /// Writes some columns of a row, as many as there is room for, from the first one on.
     ///
     /// # Panics
@@ -131,7 +121,7 @@ impl<'a, T: Float> Matrix<'a, T> {
         if self.column_stride == 1 {
             into.copy_from_slice(numbers);
         } else {
-            let numbers = numbers.iter().step_by(self.column_stride.max(1));
+            let numbers = numbers.iter().step_by(self.column_stride);
             for (into, number) in into.iter_mut().zip(numbers) {
                 *into = *number;
             }

@@ -120,7 +120,8 @@ macro_rules! leveled {
     };
 }
 
-/// Asks for the cache line of an address, which may lie anywhere: it is there when it is read or written.
+/// Asks for the cache line of an address, which may lie anywhere, so that it is near when it is read. Other machines than
+/// x86-64 ignore it.
 #[inline(always)]
 pub fn ask<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]

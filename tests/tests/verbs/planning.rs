@@ -180,6 +180,12 @@ fn memory_by_part() {
         &all["logits"],
         megabytes(4 * (97 + 2 * 48 + 1 + 2 * 48) * supervised),
     );
+    // A head that is trained keeps them: as they are, as probabilities, and their gradient.
+    let trained = memory(&[
+        "train.batch_size=24",
+        "adapter.modules_to_save=[\"lm_head\"]",
+    ]);
+    about(&trained["logits"], megabytes(4 * 3 * 97 * supervised));
     // Each linear layer's output, each norm's and both sums of a block are kept, and less than four times as much.
     let outputs = 4 * places * 3 * (4 * 48 + 2 * 16 + 2 * 80 + 48 + 2 * 48);
     let activations = number(&all["activations"]);

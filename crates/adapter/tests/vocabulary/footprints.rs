@@ -26,6 +26,8 @@ fn graphs_are_held_from_the_first_block_that_trains() {
     // Two rows of five places, padding included.
     assert_eq!(few.inputs[0], 10 * HIDDEN);
     assert_eq!(few.inputs[1], 10 * HIDDEN);
+    // The toy has no head that keeps none.
+    assert!(few.logits, "{few:?}");
     // What the adapter leaves to later layers: A x, of two numbers.
     assert_eq!(few.inputs[2], 10 * HIDDEN + 10 * 2 * 8);
     let [below, trained, above] = few.graphs[..] else {

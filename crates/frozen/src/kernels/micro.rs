@@ -30,15 +30,16 @@ pub(super) enum Micro {
 /// kernel exists for each number of rows, in an array from one on.
 pub(super) type Kernel = unsafe fn(*const u8, usize, usize, *const f32, Sums);
 
-/// What a kernel's sums begin with and where they go.
+/// What a kernel's sums begin with and where they go, which may be the same: all are read before one is written.
 #[derive(Clone, Copy)]
 pub(super) struct Sums {
-    /// A tile, its rows next to each other; null: nothing.
+    /// A tile of as many rows, as wide as the kernel and next to each other; null: the sums begin with zero.
     pub(super) from: *const f32,
+    /// As many rows, as wide as the kernel.
     pub(super) into: *mut f32,
     /// How many numbers the rows of `into` lie apart.
     pub(super) stride: usize,
-    /// Whether they are added to what is there.
+    /// Whether the sums are added to what is there.
     pub(super) added: bool,
 }
 

@@ -11,11 +11,11 @@ pub(super) const WIDTH: usize = 16;
 pub(super) const KERNELS: [Kernel; 6] =
     [run::<1>, run::<2>, run::<3>, run::<4>, run::<5>, run::<6>];
 
-/// `into[i][j] = from[i][j] + sum over k of row i [k] * panel[k][j]`.
+/// Sums over k of `row i [k] * panel[k][j]`.
 ///
 /// # Safety
 /// The machine has AVX2 and FMA. `left` leads to `ROWS` rows of `depth` numbers, `stride` bytes apart, `panel` to `depth`
-/// rows of [`WIDTH`] numbers, and each place of `of` to `ROWS` of them.
+/// rows of [`WIDTH`] numbers, and `of` is as [`Sums`] says.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn run<const ROWS: usize>(
     left: *const u8,

@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "vector instructions over pointers")]
 
 use super::micro::{Kernel, Sums};
+use lowrank_ops::simd::ask;
 use std::arch::x86_64::*;
 
 /// Columns of a panel.
@@ -28,11 +29,11 @@ pub(super) const PAIRS: [Kernel; 8] = [
     run_pairs::<8>,
 ];
 
-/// `into[i][j] = from[i][j] + sum over k of row i [k] * panel[k][j]`.
+/// Sums over k of `row i [k] * panel[k][j]`.
 ///
 /// # Safety
 /// The machine has AVX-512 F. `left` leads to `ROWS` rows of `depth` numbers, `stride` bytes apart, `panel` to `depth`
-/// rows of [`WIDTH`] numbers, and each place of `of` to `ROWS` of them.
+/// rows of [`WIDTH`] numbers, and `of` is as [`Sums`] says.
 #[target_feature(enable = "avx512f")]
 unsafe fn run<const ROWS: usize>(
     left: *const u8,
@@ -46,7 +47,7 @@ unsafe fn run<const ROWS: usize>(
     // SAFETY: the caller's places have as many rows.
     let mut sums = unsafe { load::<ROWS>(of) };
     for k in 0..depth {
-        // SAFETY: within the rows and the panel, as the caller promises; a prefetch may lead anywhere.
+        // SAFETY: within the rows and the panel, as the caller promises.
         unsafe {
             let at = panel.add(k * WIDTH);
             let right = [
@@ -55,8 +56,7 @@ unsafe fn run<const ROWS: usize>(
                 _mm512_loadu_ps(at.add(32)),
             ];
             for part in 0..3 {
-                let ahead = at.wrapping_add(AHEAD * WIDTH + 16 * part);
-                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                ask(at.wrapping_add(AHEAD * WIDTH + 16 * part));
             }
             for i in 0..ROWS {
                 let left = _mm512_set1_ps(*rows[i].add(k));

@@ -9,11 +9,11 @@ pub(super) const WIDTH: usize = 16;
 /// One for each number of rows.
 pub(super) const KERNELS: [Kernel; 4] = [run::<1>, run::<2>, run::<3>, run::<4>];
 
-/// `into[i][j] = from[i][j] + sum over k of row i [k] * panel[k][j]`.
+/// Sums over k of `row i [k] * panel[k][j]`.
 ///
 /// # Safety
 /// `left` leads to `ROWS` rows of `depth` numbers, `stride` bytes apart, `panel` to `depth` rows of [`WIDTH`] numbers,
-/// and each place of `of` to `ROWS` of them.
+/// and `of` is as [`Sums`] says.
 unsafe fn run<const ROWS: usize>(
     left: *const u8,
     stride: usize,

@@ -264,7 +264,15 @@ fn the_number_of_threads_does_not_change_the_bits() {
         pool.build().unwrap()
     });
     let weight = random(9, 300 * 700);
-    cases(&[(70, 130, 700), (300, 33, 70)], &weight, |case| {
+    // Divided by columns, and by rows: because threads would get different numbers of panels, and because packing costs
+    // less than reading, with panels of 48 columns and of 16.
+    let sizes = [
+        (70, 130, 700),
+        (300, 33, 70),
+        (900, 820, 40),
+        (300, 272, 40),
+    ];
+    cases(&sizes, &weight, |case| {
         for level in levels() {
             let [one, more @ ..] = pools
                 .each_ref()
