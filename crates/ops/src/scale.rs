@@ -1,7 +1,7 @@
 //! Multiplying every row by the same numbers.
 
 use crate::float::{same_dtype, with_float};
-use crate::rows::{column_sums, expect_dims, for_rows, put, rows};
+use crate::rows::{expect_dims, for_rows, put, rows};
 use crate::simd::{Level, vectorised};
 use crate::tape::{self, Backward, Inputs};
 use crate::{Float, Result, composed, data, leveled, unwritten};
@@ -41,70 +41,64 @@ impl<T: Float> Backward<T> for ScaleColumns {
     fn backward(&self, grads: &[Option<Arc<Vec<T>>>], inputs: &mut Inputs<'_, T>) -> Result<()> {
         let Some(grad) = &grads[0] else { return Ok(()) };
         let (x, factors) = (inputs.data(0)?, inputs.data(1)?);
-        if inputs.wanted(0) && inputs.wanted(1) {
-            let n = factors.len();
-            let mut total = vec![0f64; n];
-            inputs.accumulate(0, |into, begun| {
-                let chunks = into.par_chunks_mut(CHUNK * n);
-                let known = grad.par_chunks(CHUNK * n).zip(x.par_chunks(CHUNK * n));
-                let parts: Vec<Vec<f64>> = chunks
-                    .zip(known)
-                    .map(|(into, (grad, x))| {
-                        let mut sums = vec![0f64; n];
-                        slopes(Level::used(), grad, x, &factors, begun, into, &mut sums);
-                        sums
-                    })
-                    .collect();
-                // In order, so that the bits do not depend on the number of threads.
-                for part in parts {
-                    total
-                        .iter_mut()
-                        .zip(part)
-                        .for_each(|(sum, part)| *sum += part);
-                }
-                Ok(())
-            })?;
-            inputs.add(1, Arc::new(total.into_iter().map(T::from_f64).collect()));
-            return Ok(());
-        }
-        if inputs.wanted(0) {
-            inputs.accumulate(0, |into, begun| {
+        let n = factors.len();
+        let chunk = (CHUNK * n).max(1);
+        if !inputs.wanted(1) {
+            return inputs.accumulate(0, |into, begun| {
                 scale(grad, &factors, into, begun);
                 Ok(())
-            })?;
-        }
-        if inputs.wanted(1) {
-            let n = factors.len();
-            let sums = column_sums::<T>(grad.len() / n, n, |row, columns, sums| {
-                let (x, grad) = (&x[row * n..][columns.clone()], &grad[row * n..][columns]);
-                for (sum, (x, grad)) in sums.iter_mut().zip(x.iter().zip(grad)) {
-                    *sum += x.to_f64() * grad.to_f64();
-                }
             });
-            inputs.add(1, Arc::new(sums));
         }
+        let known = grad.par_chunks(chunk).zip(x.par_chunks(chunk));
+        let slopes_of = |into: Option<&mut [T]>, (grad, x): (&[T], &[T]), begun| {
+            let mut sums = vec![0f64; n];
+            slopes(Level::used(), grad, x, &factors, begun, into, &mut sums);
+            sums
+        };
+        let mut parts: Vec<Vec<f64>> = Vec::new();
+        if inputs.wanted(0) {
+            inputs.accumulate(0, |into, begun| {
+                let chunks = into.par_chunks_mut(chunk).zip(known);
+                parts = chunks
+                    .map(|(into, known)| slopes_of(Some(into), known, begun))
+                    .collect();
+                Ok(())
+            })?;
+        } else {
+            parts = known.map(|known| slopes_of(None, known, false)).collect();
+        }
+        // In order, so that the bits do not depend on the number of threads.
+        let mut total = vec![0f64; n];
+        for part in &parts {
+            for (sum, part) in total.iter_mut().zip(part) {
+                *sum += *part;
+            }
+        }
+        inputs.add(1, Arc::new(total.into_iter().map(T::from_f64).collect()));
         Ok(())
     }
 }
 
 leveled! {
-    /// The gradients of x, put into its place or added to it, and those of the factors, added up over some rows.
+    /// The gradients of the factors, added up over some rows, and if wanted those of x, put into their place or added to it.
     fn slopes<T: Float>(
         grad: &[T],
         x: &[T],
         factors: &[T],
         begun: bool,
-        into: &mut [T],
+        into: Option<&mut [T]>,
         sums: &mut [f64],
     ) {
         let n = factors.len();
-        let rows = grad.chunks_exact(n).zip(x.chunks_exact(n));
-        for (into, (grad, x)) in into.chunks_exact_mut(n).zip(rows) {
+        let mut into = into.map(|into| into.chunks_exact_mut(n));
+        for (grad, x) in grad.chunks_exact(n).zip(x.chunks_exact(n)) {
             for (sum, (grad, x)) in sums.iter_mut().zip(grad.iter().zip(x)) {
                 *sum += grad.to_f64() * x.to_f64();
             }
-            for (into, (grad, factor)) in into.iter_mut().zip(grad.iter().zip(factors)) {
-                put(into, *grad * *factor, begun);
+            if let Some(into) = into.as_mut().and_then(Iterator::next) {
+                for (into, (grad, factor)) in into.iter_mut().zip(grad.iter().zip(factors)) {
+                    put(into, *grad * *factor, begun);
+                }
             }
         }
     }

@@ -1,8 +1,8 @@
 //! Products with a weight that never changes, in f32 and in bf16.
 //!
 //! The weight stays row-major in its own encoding and is arranged in panels part by part while a product runs, for
-//! x W^T as well as for G W, so that no second copy of it exists: with 1024 rows that takes 2 to 5 hundredths of a
-//! product in bf16, and less in f32. The left matrix is read where it lies (f32) or rounded once per product (bf16). A
+//! x W^T as well as for G W, so that no second copy of it exists; what that takes stands in
+//! `docs/performance.md`. The left matrix is read where it lies (f32) or rounded once per product (bf16). A
 //! thread takes some of the columns, or of columns and rows where that costs less; the inner dimension is summed in one
 //! order whoever does it, so that the bits do not depend on the number of threads. A tile of sums is written once,
 //! together with what is added to it.
