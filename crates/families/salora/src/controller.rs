@@ -176,8 +176,12 @@ impl Controller for Gatekeeper {
         let of_phi = match self.phase.get()? {
             Phase::Extracted => return Ok(None),
             _ if self.modules.is_empty() => return Ok(None),
-            // A run begins only if every trained tensor is in some gradient; this one is taken out again.
-            Phase::Open => (ops::sum_all(&Tensor::cat(&self.phis(pass), 0)?)? * 0.0)?,
+            Phase::Open => {
+                // A run begins only if every trained tensor is in some gradient; this one, of 0, is taken out again.
+                // candle ends a graph at a factor that is the number 0, but not at one that is a tensor.
+                let phi = Tensor::cat(&self.phis(pass), 0)?;
+                ops::sum_all(&(&phi * phi.zeros_like()?)?)?
+            }
             Phase::Learning => {
                 let sizes = self.modules.iter();
                 let sizes = sizes.map(|module| (module.cost, module.gates.live.capacity()));
