@@ -1,9 +1,9 @@
 //! The keys of a run file's `[adapter]` table.
 
 use crate::HardConcrete;
-use crate::range::{AboveOne, BelowOne, Negative, NotNegative, Positive, Share};
+use crate::range::{AboveOne, BelowOne, Negative, Positive, Share};
 use lowrank_adapter::target::Pattern;
-use lowrank_adapter::{Attach, Error, Finite, Probability, Result};
+use lowrank_adapter::{Attach, Error, Finite, NonNegative, Probability, Result};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 
@@ -60,11 +60,11 @@ pub struct SaloraConfig {
     /// Its upper end.
     pub zeta: AboveOne,
     /// The factor of the orthogonality term.
-    pub orth_weight: NotNegative,
+    pub orth_weight: NonNegative,
     /// How it is taken over modules.
     pub orth_reduction: Reduction,
     /// How fast the multiplier rises.
-    pub eta_lambda: NotNegative,
+    pub eta_lambda: NonNegative,
     /// The learning rate of phi.
     pub gate_lr: Positive,
     /// The share of all steps before gates are learned.
@@ -90,9 +90,9 @@ impl Default for SaloraConfig {
             beta: Positive::new(2.0 / 3.0).expect(valid),
             gamma: Negative::new(-0.1).expect(valid),
             zeta: AboveOne::new(1.1).expect(valid),
-            orth_weight: NotNegative::new(0.1).expect(valid),
+            orth_weight: NonNegative::new(0.1).expect(valid),
             orth_reduction: Reduction::Mean,
-            eta_lambda: NotNegative::new(1.0).expect(valid),
+            eta_lambda: NonNegative::new(1.0).expect(valid),
             gate_lr: Positive::new(0.05).expect(valid),
             t_start: BelowOne::new(0.1).expect(valid),
             t_end: Share::new(0.7).expect(valid),
@@ -114,11 +114,7 @@ impl SaloraConfig {
     /// # Errors
     /// If an expression of `rank_pattern` is malformed.
     pub fn rank(&self, path: &str) -> Result<usize> {
-        // After extraction there is an entry for each module, and none is looked for among all as an expression.
-        match self.rank_pattern.0.get(path) {
-            Some(rank) => Ok(*rank),
-            None => self.rank_pattern.get(path, self.r.get()),
-        }
+        self.rank_pattern.get(path, self.r.get())
     }
 
     /// The distribution of the gates.

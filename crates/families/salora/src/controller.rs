@@ -118,7 +118,7 @@ impl Gatekeeper {
         let ranks = self.ranks()?;
         let (unit, target) = (self.config.budget, self.config.density.get());
         let keep = match self.config.extract {
-            Extract::TopBudget => top_budget(&ranks, unit, target),
+            Extract::TopBudget => top_budget(&ranks, unit, target)?,
             Extract::Positive => positive(&ranks, self.law),
         };
         let (mut revivals, mut sizes, mut open) = (Vec::new(), Map::new(), 0);

@@ -62,4 +62,4 @@ pub use density::{Ranks, density_gap, expected_density, orthogonality};
 pub use extraction::{positive, top_budget};
 pub use family::Salora;
 pub use gate::{HardConcrete, uniform};
-pub use range::{AboveOne, BelowOne, Negative, NotNegative, Positive, Share};
+pub use range::{AboveOne, BelowOne, Negative, Positive, Share};

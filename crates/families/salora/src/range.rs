@@ -38,10 +38,6 @@ ranged!(
     Positive, "a number above 0", |value| value > 0.0
 );
 ranged!(
-    /// 0 or above.
-    NotNegative, "a number that is not negative", |value| value >= 0.0
-);
-ranged!(
     /// Below 0.
     Negative, "a number below 0", |value| value < 0.0
 );

@@ -41,7 +41,10 @@ fn flat(modules: &[Ranks], keep: &[Vec<bool>]) -> Vec<(f64, usize, bool)> {
 fn t10_the_largest_phi_within_the_budget() {
     for case in 0..1000 {
         let (modules, density) = drawn(case);
-        let ranks = flat(&modules, &top_budget(&modules, BudgetUnit::Ranks, density));
+        let ranks = flat(
+            &modules,
+            &top_budget(&modules, BudgetUnit::Ranks, density).unwrap(),
+        );
         let kept = ranks.iter().filter(|(.., kept)| *kept).count();
         assert_eq!(
             kept,
@@ -62,7 +65,7 @@ fn t10_the_largest_phi_within_the_budget() {
 
         let ranks = flat(
             &modules,
-            &top_budget(&modules, BudgetUnit::Parameters, density),
+            &top_budget(&modules, BudgetUnit::Parameters, density).unwrap(),
         );
         let all: usize = ranks.iter().map(|(_, cost, _)| cost).sum();
         let budget = density * all as f64 + 1e-6;
@@ -98,7 +101,7 @@ fn t10_a_budget_that_is_whole_is_spent() {
     for percent in 1..=100usize {
         let density = percent as f64 / 100.0;
         for unit in [BudgetUnit::Ranks, BudgetUnit::Parameters] {
-            let keep = top_budget(&modules, unit, density).concat();
+            let keep = top_budget(&modules, unit, density).unwrap().concat();
             let first = keep.iter().take_while(|kept| **kept).count();
             let all = keep.iter().filter(|kept| **kept).count();
             assert_eq!((first, all), (percent, percent));

@@ -27,8 +27,8 @@ fn values_out_of_range() {
         ("beta", json!(0), "a number above 0"),
         ("gamma", json!(0), "a number below 0"),
         ("zeta", json!(1), "a number above 1"),
-        ("orth_weight", json!(-0.1), "a number that is not negative"),
-        ("eta_lambda", json!(-1), "a number that is not negative"),
+        ("orth_weight", json!(-0.1), "a number of at least 0"),
+        ("eta_lambda", json!(-1), "a number of at least 0"),
         ("gate_lr", json!(0), "a number above 0"),
         (
             "t_start",
