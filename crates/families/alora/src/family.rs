@@ -69,7 +69,10 @@ fn layer(config: &AloraConfig, moved: usize, cx: &mut Attach<'_>, site: SiteId) 
         // What it may gain in all rounds.
         let gains = usize::try_from(config.rounds).unwrap_or(usize::MAX);
         let gains = moved.saturating_mul(gains);
-        capacity = rank.saturating_add(gains).min(largest);
+        // A module without ranks never gets any.
+        if rank > 0 {
+            capacity = rank.saturating_add(gains).min(largest);
+        }
     }
     let a = Spec::new(A, (capacity, n_in)).init(Init::KaimingUniform);
     let a = cx.declare(site, a.rank_axis(0))?;
