@@ -173,26 +173,23 @@ impl Gatekeeper {
 
 impl Controller for Gatekeeper {
     fn penalty(&self, _: Step, pass: &Pass) -> Result<Option<Tensor>> {
-        let of_phi = match self.phase.get()? {
-            Phase::Extracted => return Ok(None),
-            _ if self.modules.is_empty() => return Ok(None),
-            Phase::Open => {
-                // A run begins only if every trained tensor is in some gradient; this one, of 0, is taken out again.
-                // candle ends a graph at a factor that is the number 0, but not at one that is a tensor.
-                let phi = Tensor::cat(&self.phis(pass), 0)?;
-                ops::sum_all(&(&phi * phi.zeros_like()?)?)?
-            }
-            Phase::Learning => {
-                let sizes = self.modules.iter();
-                let sizes = sizes.map(|module| (module.cost, module.gates.live.capacity()));
-                let shares = self.config.budget.shares(sizes);
-                let target = self.config.density.get();
-                (density_gap(&self.phis(pass), &shares, target, self.law)? * self.lambda)?
-            }
-        };
-        Ok(Some(match self.orthogonality(pass)? {
-            Some(term) => (term + of_phi)?,
-            None => of_phi,
+        let phase = self.phase.get()?;
+        if phase == Phase::Extracted || self.modules.is_empty() {
+            return Ok(None);
+        }
+        let orthogonality = self.orthogonality(pass)?;
+        if phase == Phase::Open {
+            return Ok(orthogonality);
+        }
+        let sizes = self.modules.iter();
+        let sizes = sizes.map(|module| (module.cost, module.gates.live.capacity()));
+        let shares = self.config.budget.shares(sizes);
+        let target = self.config.density.get();
+        let gap = density_gap(&self.phis(pass), &shares, target, self.law)?;
+        let of_budget = (gap * self.lambda)?;
+        Ok(Some(match orthogonality {
+            Some(term) => (term + of_budget)?,
+            None => of_budget,
         }))
     }
 

@@ -49,7 +49,13 @@ impl Gates {
     /// g `[r]`, or `None` where all gates are 1. `path` keys the draw.
     fn values(&self, path: &str, pass: &Pass) -> Result<Option<Tensor>> {
         match (self.phase.get()?, pass.training()) {
-            (Phase::Open, true) | (Phase::Extracted, _) => Ok(None),
+            (Phase::Extracted, _) => Ok(None),
+            (Phase::Open, true) => {
+                // A step is refused if a trained tensor is in no gradient; that of phi is 0. candle ends a graph at a factor
+                // that is the number 0, but not at one that is a tensor.
+                let phi = self.phi.get(pass);
+                Ok(Some(((&phi * phi.zeros_like()?)? + 1.0)?))
+            }
             (Phase::Learning, true) => {
                 let phi = self.phi.get(pass);
                 let key = pass.rng().purpose(Purpose::Gate).site(path);
