@@ -11,12 +11,14 @@
 use lowrank_adapter::{AnyFamily, Error, Result, nearest};
 
 /// Every family, sorted by name.
-pub static FAMILIES: &[&dyn AnyFamily] = &[&lowrank_alora::Alora, &lowrank_lora::Lora];
+pub static FAMILIES: &[&dyn AnyFamily] = &[
+    &lowrank_alora::Alora,
+    &lowrank_lora::Lora,
+    &lowrank_salora::Salora,
+];
 
 /// Families that are planned: their names are refused as such.
-const PLANNED: &[&str] = &[
-    "adalora", "dora", "loha", "lokr", "mor", "reslora", "salora", "sbora",
-];
+const PLANNED: &[&str] = &["adalora", "dora", "loha", "lokr", "mor", "reslora", "sbora"];
 
 /// The family of that name (`lora`).
 ///
