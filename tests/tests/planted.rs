@@ -1,5 +1,6 @@
 //! Where ranks go when it is known where they belong: a teacher differs from the student in the first of two matrices alone, by
 //! a matrix of rank 3. Twenty seeds of students, teachers and points, each trained by the real trainer.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use lowrank::adapter::{AdapterConfig, Attached, Selection, Source, Start, attach};
 use lowrank::data::Example;
