@@ -11,12 +11,14 @@
 use lowrank_adapter::{AnyFamily, Error, Result, nearest};
 
 /// Every family, sorted by name.
-pub static FAMILIES: &[&dyn AnyFamily] = &[&lowrank_lora::Lora, &lowrank_reslora::Reslora];
+pub static FAMILIES: &[&dyn AnyFamily] = &[
+    &lowrank_alora::Alora,
+    &lowrank_lora::Lora,
+    &lowrank_reslora::Reslora,
+];
 
 /// Families that are planned: their names are refused as such.
-const PLANNED: &[&str] = &[
-    "adalora", "alora", "dora", "loha", "lokr", "mor", "salora", "sbora",
-];
+const PLANNED: &[&str] = &["adalora", "dora", "loha", "lokr", "mor", "salora", "sbora"];
 
 /// The family of that name (`lora`).
 ///
