@@ -128,17 +128,17 @@ impl Place {
     }
 
     /// The slot of what the previous block leaves to this one.
-    pub fn from_previous(&self) -> Option<&Chain> {
+    pub fn left_by_previous(&self) -> Option<&Chain> {
         self.at.checked_sub(1).map(|at| &self.chain.slots[at])
     }
 
     /// The slot of what this block leaves to the next one.
-    pub fn to_next(&self) -> &Chain {
+    pub fn left_to_next(&self) -> &Chain {
         &self.chain.slots[self.at]
     }
 
     /// A slot that all blocks of the chain share.
-    pub fn of_all(&self) -> &Chain {
+    pub fn left_to_all(&self) -> &Chain {
         &self.chain.slots[0]
     }
 }

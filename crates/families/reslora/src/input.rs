@@ -17,7 +17,7 @@ pub(crate) fn update(layer: &Layer, x: &Tensor, pass: &mut Pass) -> Result<Updat
     if layer.merge == MergeMode::Inputs {
         norms::record(pass, own.site, x)?;
     }
-    let slot = place.from_previous();
+    let slot = place.left_by_previous();
     let before = slot.and_then(|slot| pass.carry(slot).pop());
     let (a, b) = (own.a.get(pass), own.b.get(pass));
     let Some(next) = place.next() else {
@@ -43,7 +43,7 @@ pub(crate) fn update(layer: &Layer, x: &Tensor, pass: &mut Pass) -> Result<Updat
             |first| -> Result<Tensor> { Ok(both.narrow(D::Minus1, first, rank)?.contiguous()?) };
         (half(0)?, half(rank)?)
     };
-    pass.carry(place.to_next()).push(left);
+    pass.carry(place.left_to_next()).push(left);
     let h = match before {
         Some(before) => ((u + before)? * layer.scale)?,
         None => (u * (2.0 * layer.scale))?,
@@ -105,7 +105,7 @@ fn quotient(merged: &[f64]) -> f64 {
 pub(crate) fn in_order(layer: &Layer, weight: &Tensor, pass: &mut Pass) -> Result<Folded> {
     let place = &layer.place;
     let mut merged: Vec<f64> = Vec::new();
-    if let Some(slot) = place.from_previous() {
+    if let Some(slot) = place.left_by_previous() {
         for norm in pass.carry(slot).drain(..) {
             merged.push(norm.to_scalar()?);
         }
@@ -124,7 +124,7 @@ pub(crate) fn in_order(layer: &Layer, weight: &Tensor, pass: &mut Pass) -> Resul
     let norm = ops::norm_squared(&ops::add_scaled(weight, &update, layer.scale)?)?.sqrt();
     merged.push(norm);
     for norm in merged.iter().rev().take(2).rev() {
-        pass.carry(place.to_next())
+        pass.carry(place.left_to_next())
             .push(Tensor::new(*norm, &Device::Cpu)?);
     }
     Ok(folded)

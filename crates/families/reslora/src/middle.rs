@@ -28,7 +28,7 @@ pub(crate) fn update(layer: &Layer, x: &Tensor, pass: &mut Pass) -> Result<Updat
     if layer.merge == MergeMode::Inputs {
         norms::record(pass, own.site, &u)?;
     }
-    let mut left = std::mem::take(pass.carry(place.of_all()));
+    let mut left = std::mem::take(pass.carry(place.left_to_all()));
     let mut sum = u.clone();
     for earlier in left.iter().rev() {
         sum = (sum + earlier)?;
@@ -43,7 +43,7 @@ pub(crate) fn update(layer: &Layer, x: &Tensor, pass: &mut Pass) -> Result<Updat
                 left.remove(0);
             }
         }
-        *pass.carry(place.of_all()) = left;
+        *pass.carry(place.left_to_all()) = left;
     }
     let h = (sum * layer.scale)?;
     Ok(Update::Activations { h, b })
