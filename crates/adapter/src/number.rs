@@ -8,6 +8,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 pub struct Probability(f64);
 
 impl Probability {
+    /// `None` if `value` is not at least 0 and less than 1.
+    #[must_use]
+    pub fn new(value: f64) -> Option<Self> {
+        (0.0..1.0).contains(&value).then_some(Self(value))
+    }
+
     /// The number.
     #[must_use]
     pub const fn get(self) -> f64 {
@@ -17,14 +23,8 @@ impl Probability {
 
 impl<'de> Deserialize<'de> for Probability {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = f64::deserialize(deserializer)?;
-        if (0.0..1.0).contains(&value) {
-            Ok(Self(value))
-        } else {
-            Err(D::Error::custom(
-                "expected a probability of at least 0 and less than 1",
-            ))
-        }
+        Self::new(f64::deserialize(deserializer)?)
+            .ok_or_else(|| D::Error::custom("expected a probability of at least 0 and less than 1"))
     }
 }
 

@@ -14,11 +14,12 @@ use lowrank_adapter::{AnyFamily, Error, Result, nearest};
 pub static FAMILIES: &[&dyn AnyFamily] = &[
     &lowrank_alora::Alora,
     &lowrank_lora::Lora,
+    &lowrank_reslora::Reslora,
     &lowrank_salora::Salora,
 ];
 
 /// Families that are planned: their names are refused as such.
-const PLANNED: &[&str] = &["adalora", "dora", "loha", "lokr", "mor", "reslora", "sbora"];
+const PLANNED: &[&str] = &["adalora", "dora", "loha", "lokr", "mor", "sbora"];
 
 /// The family of that name (`lora`).
 ///
