@@ -11,11 +11,11 @@
 use lowrank_adapter::{AnyFamily, Error, Result, nearest};
 
 /// Every family, sorted by name.
-pub static FAMILIES: &[&dyn AnyFamily] = &[&lowrank_lora::Lora];
+pub static FAMILIES: &[&dyn AnyFamily] = &[&lowrank_lora::Lora, &lowrank_mor::Mor];
 
 /// Families that are planned: their names are refused as such.
 const PLANNED: &[&str] = &[
-    "adalora", "alora", "dora", "loha", "lokr", "mor", "reslora", "salora", "sbora",
+    "adalora", "alora", "dora", "loha", "lokr", "reslora", "salora", "sbora",
 ];
 
 /// The family of that name (`lora`).
