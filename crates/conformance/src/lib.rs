@@ -10,6 +10,7 @@
 //! ```
 
 pub mod families;
+pub mod planted;
 pub mod toy;
 
 mod case;

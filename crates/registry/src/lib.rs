@@ -12,15 +12,14 @@ use lowrank_adapter::{AnyFamily, Error, Result, nearest};
 
 /// Every family, sorted by name.
 pub static FAMILIES: &[&dyn AnyFamily] = &[
+    &lowrank_alora::Alora,
     &lowrank_lora::Lora,
     &lowrank_mor::Mor,
     &lowrank_sbora::Sbora,
 ];
 
 /// Families that are planned: their names are refused as such.
-const PLANNED: &[&str] = &[
-    "adalora", "alora", "dora", "loha", "lokr", "reslora", "salora",
-];
+const PLANNED: &[&str] = &["adalora", "dora", "loha", "lokr", "reslora", "salora"];
 
 /// The family of that name (`lora`).
 ///

@@ -1,8 +1,8 @@
 //! The keys of a run file's `[adapter]` table.
 
 use lowrank_adapter::target::Pattern;
-use lowrank_adapter::{Attach, Finite, Probability, Result};
-use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use lowrank_adapter::{Attach, Finite, NonNegative, Probability, Result};
+use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 
 /// Where gates come from.
@@ -16,32 +16,6 @@ pub enum Router {
     Softmax,
     /// Every gate is 1/N.
     Mean,
-}
-
-/// A finite number that is not negative.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
-#[serde(transparent)]
-pub struct NonNegative(f64);
-
-impl NonNegative {
-    /// The number.
-    #[must_use]
-    pub const fn get(self) -> f64 {
-        self.0
-    }
-}
-
-impl<'de> Deserialize<'de> for NonNegative {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = f64::deserialize(deserializer)?;
-        if value >= 0.0 && value.is_finite() {
-            Ok(Self(value))
-        } else {
-            Err(D::Error::custom(
-                "expected a finite number that is not negative",
-            ))
-        }
-    }
 }
 
 /// The family's own keys.
@@ -73,11 +47,11 @@ impl Default for MorConfig {
         let eight = NonZeroUsize::new(8).expect("8 is not 0");
         Self {
             r: eight,
-            lora_alpha: Finite::new(8.0).expect("8 is finite"),
+            lora_alpha: Finite::new(16.0).expect("16 is finite"),
             lora_dropout: Probability::default(),
             num_experts: eight,
             router: Router::Softmax,
-            init_noise: NonNegative(0.02),
+            init_noise: NonNegative::new(0.02).expect("0.02 is not negative"),
             balance_weight: NonNegative::default(),
             rank_pattern: Pattern::default(),
             alpha_pattern: Pattern::default(),

@@ -41,6 +41,6 @@ mod layer;
 mod mixture;
 mod usage;
 
-pub use config::{MorConfig, NonNegative, Router};
+pub use config::{MorConfig, Router};
 pub use layer::{Mor, at_gates};
 pub use usage::Usage;

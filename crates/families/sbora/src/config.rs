@@ -62,7 +62,7 @@ impl Default for SboraConfig {
     fn default() -> Self {
         Self {
             r: NonZeroUsize::new(8).expect("8 is not 0"),
-            lora_alpha: Finite::new(8.0).expect("8 is finite"),
+            lora_alpha: Finite::new(16.0).expect("16 is finite"),
             lora_dropout: Probability::default(),
             variant: Variant::Fa,
             task: 0,

@@ -323,7 +323,7 @@ fn keys_out_of_range_are_refused() {
         config.unwrap_err().to_string()
     };
     assert!(message(r#"{"num_experts": 0}"#).contains("nonzero"));
-    assert!(message(r#"{"init_noise": -0.1}"#).contains("not negative"));
-    assert!(message(r#"{"balance_weight": -1}"#).contains("not negative"));
+    assert!(message(r#"{"init_noise": -0.1}"#).contains("at least 0"));
+    assert!(message(r#"{"balance_weight": -1}"#).contains("at least 0"));
     assert!(message(r#"{"router": "top-k"}"#).contains("softmax"));
 }
