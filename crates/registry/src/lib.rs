@@ -14,12 +14,14 @@ use lowrank_adapter::{AnyFamily, Error, Result, nearest};
 pub static FAMILIES: &[&dyn AnyFamily] = &[
     &lowrank_alora::Alora,
     &lowrank_lora::Lora,
+    &lowrank_mor::Mor,
     &lowrank_reslora::Reslora,
     &lowrank_salora::Salora,
+    &lowrank_sbora::Sbora,
 ];
 
 /// Families that are planned: their names are refused as such.
-const PLANNED: &[&str] = &["adalora", "dora", "loha", "lokr", "mor", "sbora"];
+const PLANNED: &[&str] = &["adalora", "dora", "loha", "lokr"];
 
 /// The family of that name (`lora`).
 ///
