@@ -44,8 +44,9 @@ sys.dont_write_bytecode = True
 import peft
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -173,6 +174,44 @@ CASES = {
         "biased",
         dict(r=5, lora_alpha=4, target_modules=["k_proj", "up_proj"], use_rslora=True, init_lora_weights="olora"),
     ),
+    # Small enough ranks to be computed as a product of rank r^2, and one that is not.
+    "loha": (
+        "plain",
+        dict(
+            method=LoHaConfig,
+            r=3,
+            alpha=5,
+            target_modules=["q_proj", "v_proj", "up_proj", "down_proj"],
+            rank_pattern={"q_proj": 2, "layers.1.mlp.up_proj": 6},
+            alpha_pattern={"v_proj": 7},
+        ),
+    ),
+    # The first factor whole; the second a product but for v_proj and down_proj of layer 0.
+    "lokr": (
+        "biased",
+        dict(
+            method=LoKrConfig,
+            r=2,
+            alpha=5,
+            target_modules=["q_proj", "v_proj", "down_proj"],
+            rank_pattern={"v_proj": 6, "layers.0.mlp.down_proj": 5},
+            alpha_pattern={"v_proj": 7},
+            modules_to_save=["norm"],
+        ),
+    ),
+    # Sides divided by 8 where it divides them, so that the first factor is a product too.
+    "lokr_both": (
+        "plain",
+        dict(
+            method=LoKrConfig,
+            r=2,
+            alpha=3,
+            target_modules=["q_proj", "k_proj", "gate_proj"],
+            decompose_both=True,
+            decompose_factor=8,
+            init_weights="lycoris",
+        ),
+    ),
 }
 
 # Starts that PEFT subtracts from the base.
@@ -241,12 +280,14 @@ def save_converted(model, initial, folder):
 
 def make_case(name, seed):
     base, config = CASES[name]
+    config = dict(config)
+    method = config.pop("method", LoraConfig)
     folder = Path("cases") / name
     model = AutoModelForCausalLM.from_pretrained(f"models/{base}", attn_implementation="sdpa")
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **config))
+        model = get_peft_model(model, method(task_type="CAUSAL_LM", **config))
     init = config.get("init_lora_weights")
     with tempfile.TemporaryDirectory() as initial:
         initial = Path(initial) / "initial"
@@ -274,7 +315,7 @@ def make_case(name, seed):
             assert parameter.grad is not None, key
             expected[f"grad{kind}.{key}"] = parameter.grad.clone()
         run.zero_grad()
-    changed = [n for n, m in model.base_model.model.named_modules() if isinstance(m, (LoraLayer, ModulesToSaveWrapper))]
+    changed = [n for n, m in model.base_model.model.named_modules() if isinstance(m, (BaseTunerLayer, ModulesToSaveWrapper))]
     merged = copy.deepcopy(model).merge_and_unload()
     for path in changed:
         for part, value in merged.get_submodule(path).named_parameters():

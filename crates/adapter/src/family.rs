@@ -33,6 +33,11 @@ pub trait Family: Send + Sync + 'static {
         &[]
     }
 
+    /// Common keys that the reference's file of this method does not have (`bias`): unknown here too, and not written.
+    fn lacks() -> &'static [&'static str] {
+        &[]
+    }
+
     /// The configuration under which a folder's tensors mean what they meant to who saved them. `base` is what the user
     /// says about the base model, if anything; a family whose files do not depend on it leaves it alone.
     ///
@@ -121,6 +126,9 @@ pub trait AnyFamily: Send + Sync {
     /// [`Family::notes`].
     fn notes(&self) -> &'static [&'static str];
 
+    /// [`Family::lacks`].
+    fn lacks(&self) -> &'static [&'static str];
+
     /// [`Family::read_as`].
     ///
     /// # Errors
@@ -168,6 +176,10 @@ impl<F: Family> AnyFamily for F {
 
     fn notes(&self) -> &'static [&'static str] {
         F::notes()
+    }
+
+    fn lacks(&self) -> &'static [&'static str] {
+        F::lacks()
     }
 
     fn read_as(

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use lowrank_ops as ops;
 use ops::composed;
 use ops::rng::{Key, Purpose};
-use ops::{RotaryScaling, RotaryTable};
+use ops::{RotaryScaling, RotaryTable, Second};
 use support::{assert_close, check, normal, numbers, stream};
 
 #[test]
@@ -61,6 +61,58 @@ fn low_rank_of_rank_zero_is_zero() {
     assert_eq!(numbers(grads[0].as_ref().unwrap()), [0.0; 12]);
     assert_eq!(grads[1].as_ref().unwrap().dims(), [0, 3]);
     assert_eq!(grads[2].as_ref().unwrap().dims(), [5, 0]);
+}
+
+#[test]
+fn products_of_all_pairs() {
+    for (r, s, n) in [(2, 3, 5), (4, 2, 67), (3, 3, 9)] {
+        let shapes: [&[usize]; 2] = [&[r, n], &[s, n]];
+        let fused = |x: &[Tensor]| ops::khatri_rao(&x[0], &x[1]);
+        check("khatri_rao", &shapes, &fused, &|x| {
+            composed::khatri_rao(&x[0], &x[1])
+        });
+        let shapes: [&[usize]; 2] = [&[n, r], &[n, s]];
+        let fused = |x: &[Tensor]| ops::outer_rows(&x[0], &x[1]);
+        check("outer_rows", &shapes, &fused, &|x| {
+            composed::outer_rows(&x[0], &x[1])
+        });
+    }
+}
+
+#[test]
+fn hadamard() {
+    for (n_out, r, s, n_in) in [(5, 2, 3, 7), (33, 4, 4, 19)] {
+        let shapes: [&[usize]; 4] = [&[n_out, r], &[r, n_in], &[n_out, s], &[s, n_in]];
+        let fused = |x: &[Tensor]| ops::hadamard((&x[0], &x[1]), (&x[2], &x[3]), -1.75);
+        check("hadamard", &shapes, &fused, &|x| {
+            composed::hadamard((&x[0], &x[1]), (&x[2], &x[3]), -1.75)
+        });
+    }
+}
+
+#[test]
+fn kronecker() {
+    fn product(x: &[Tensor]) -> Second<'_> {
+        let (a, b) = (&x[2], &x[3]);
+        Second::Product { a, b }
+    }
+    // The last one has more rows than are multiplied at once.
+    for (rows, [l, m], [k, n], r) in [
+        (3, [2, 4], [5, 3], 2),
+        (1, [3, 2], [4, 7], 3),
+        (35, [6, 5], [3, 4], 2),
+    ] {
+        let shapes: [&[usize]; 3] = [&[2, rows, m * n], &[l, m], &[k, n]];
+        let fused = |x: &[Tensor]| ops::kronecker(&x[0], &x[1], Second::Whole(&x[2]), -1.75);
+        check("kronecker", &shapes, &fused, &|x| {
+            composed::kronecker(&x[0], &x[1], Second::Whole(&x[2]), -1.75)
+        });
+        let shapes: [&[usize]; 4] = [&[2, rows, m * n], &[l, m], &[k, r], &[r, n]];
+        let fused = |x: &[Tensor]| ops::kronecker(&x[0], &x[1], product(x), -1.75);
+        check("kronecker", &shapes, &fused, &|x| {
+            composed::kronecker(&x[0], &x[1], product(x), -1.75)
+        });
+    }
 }
 
 #[test]

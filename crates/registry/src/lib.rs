@@ -11,11 +11,15 @@
 use lowrank_adapter::{AnyFamily, Error, Result, nearest};
 
 /// Every family, sorted by name.
-pub static FAMILIES: &[&dyn AnyFamily] = &[&lowrank_lora::Lora];
+pub static FAMILIES: &[&dyn AnyFamily] = &[
+    &lowrank_loha::Loha,
+    &lowrank_lokr::Lokr,
+    &lowrank_lora::Lora,
+];
 
 /// Families that are planned: their names are refused as such.
 const PLANNED: &[&str] = &[
-    "adalora", "alora", "dora", "loha", "lokr", "mor", "reslora", "salora", "sbora",
+    "adalora", "alora", "dora", "mor", "reslora", "salora", "sbora",
 ];
 
 /// The family of that name (`lora`).
