@@ -35,7 +35,8 @@ pub trait Adapter: fmt::Debug + Send + Sync {
     /// Whatever an operation refuses.
     fn merge(&self, weight: &Tensor, bias: Option<&Tensor>, pass: &mut Pass) -> Result<Merge>;
 
-    /// The update as `scale * b a` against the checkpoint's own weight, if it has that form.
+    /// The update as `scale * b a` against the checkpoint's own weight, if it has that form, or comes near to it as
+    /// [`merge`](Self::merge) does.
     ///
     /// # Errors
     /// Whatever an operation refuses.
@@ -88,6 +89,8 @@ pub struct LowRank {
     pub b: Tensor,
     /// The factor.
     pub scale: f64,
+    /// Whether it gives what the adapter gives, up to rounding; else it only comes near.
+    pub exact: bool,
 }
 
 impl LowRank {

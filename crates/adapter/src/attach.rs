@@ -3,7 +3,7 @@
 use crate::attached::Attached;
 use crate::config::{AdapterConfig, BiasMode};
 use crate::family::Attachment;
-use crate::gate::{GateId, RankGate};
+use crate::gate::{GATE, GateId, RankGate};
 use crate::linear::{Linear, Weight};
 use crate::model::{Model, Part};
 use crate::pass::Chain;
@@ -97,7 +97,7 @@ impl Attach<'_> {
     pub fn gate(&mut self, site: SiteId, rank: usize) -> Result<RankGate> {
         let prefix = format!("{}.", self.sites[site.0].path);
         let index = self.gates.len();
-        let spec = Spec::new(format!("gate_{index}"), rank)
+        let spec = Spec::new(format!("{}{index}", GATE.trim_start_matches('.')), rank)
             .init(Init::Ones)
             .kind(Kind::Scratch);
         let mask = self.declare(site, spec)?;
@@ -132,6 +132,7 @@ impl Attach<'_> {
     }
 
     fn declare_as(&mut self, name: String, spec: Spec) -> Result<Param> {
+        let dtype = spec.dtype.unwrap_or(self.dtype);
         let value = match &mut self.saved {
             Some(saved) if spec.kind != Kind::Scratch => {
                 let value = saved
@@ -144,12 +145,19 @@ impl Attach<'_> {
                         expected: spec.shape.dims().to_vec(),
                     });
                 }
-                value.to_dtype(self.dtype)?
+                if value.dtype().is_float() != dtype.is_float() {
+                    return Err(Error::TensorType {
+                        name,
+                        got: value.dtype().as_str(),
+                        expected: dtype.as_str(),
+                    });
+                }
+                value.to_dtype(dtype)?
             }
             _ => spec.init.draw(
                 &spec.shape,
                 Key::new(self.seed, Purpose::Init).site(&name),
-                self.dtype,
+                dtype,
             )?,
         };
         let info = ParamInfo {
@@ -160,6 +168,7 @@ impl Attach<'_> {
             group: spec.group,
             rank_axis: spec.rank_axis,
             decay: spec.decay,
+            learning_rate: spec.learning_rate,
         };
         let param = Param::new(info, &value.to_device(&self.device)?)?;
         self.params.push(param.clone());
@@ -302,6 +311,7 @@ pub fn train_all(model: &mut dyn Model, name: &str) -> Result<Vec<Param>> {
             group: "default",
             rank_axis: None,
             decay: true,
+            learning_rate: None,
         };
         let param = Param::new(info, value)?;
         params.push(param.clone());

@@ -2,7 +2,7 @@
 
 use crate::config::AdapterConfig;
 use crate::controller::Controller;
-use crate::gate::RankGate;
+use crate::gate::{GATE, RankGate, live};
 use crate::{Error, Result};
 use candle_core::Tensor;
 use lowrank_ops::{Kind, Param};
@@ -94,6 +94,52 @@ pub struct Export<C> {
 }
 
 impl<C> Export<C> {
+    /// Which slots of a site's gate live; none if the site has no gate.
+    ///
+    /// # Errors
+    /// If the mask cannot be read.
+    pub fn live(&self, path: &str) -> Result<Option<Vec<bool>>> {
+        let of_site = |name: &String| {
+            let index = name.strip_prefix(path)?.strip_prefix(GATE)?;
+            index
+                .bytes()
+                .all(|byte| byte.is_ascii_digit())
+                .then_some(())
+        };
+        let found = self
+            .scratch
+            .iter()
+            .find(|(name, _)| of_site(name).is_some());
+        found.map(|(_, mask)| live(mask)).transpose()
+    }
+
+    /// Leaves only the slots of a tensor that are to be kept, along the axis of its ranks.
+    ///
+    /// # Errors
+    /// If there is no tensor of that name, or it has another number of slots.
+    pub fn keep(&mut self, name: &str, axis: usize, keep: &[bool]) -> Result<()> {
+        let found = self.tensors.iter_mut().find(|(known, _)| known == name);
+        let (_, tensor) = found.ok_or_else(|| Error::MissingTensor {
+            name: name.to_owned(),
+        })?;
+        if tensor.dim(axis)? != keep.len() {
+            return Err(Error::Other(format!(
+                "tensor `{name}` has shape {:?}, its gate {} slots",
+                tensor.dims(),
+                keep.len()
+            )));
+        }
+        let slots = (0u32..).zip(keep).filter(|(_, keep)| **keep);
+        let slots: Vec<u32> = slots.map(|(slot, _)| slot).collect();
+        *tensor = if slots.is_empty() {
+            tensor.narrow(axis, 0, 0)?
+        } else {
+            let slots = Tensor::new(slots, tensor.device())?;
+            tensor.contiguous()?.index_select(&slots, axis)?
+        };
+        Ok(())
+    }
+
     /// A scratch tensor.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use candle_core::Tensor;
 use lowrank_ops::Grads;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::NonZeroUsize;
 
 /// Where in a run a hook is called.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,8 +52,7 @@ pub trait Controller: fmt::Debug + Send {
         Ok(())
     }
 
-    /// After the update, with the clipped gradients that were used: may mask, revive, shrink. What was revived is
-    /// returned, and its optimiser state starts anew.
+    /// After the update, with the clipped gradients that were used: may mask, revive, shrink.
     ///
     /// # Errors
     /// Whatever an operation refuses.
@@ -61,8 +61,14 @@ pub trait Controller: fmt::Debug + Send {
         _step: Step,
         _grads: &Grads,
         _probe: &mut dyn Probe,
-    ) -> Result<Vec<Revival>> {
-        Ok(Vec::new())
+    ) -> Result<Outcome> {
+        Ok(Outcome::default())
+    }
+
+    /// How many held-out rows the probe must run on, if the controller asks it anything; a run without held-out rows is
+    /// then refused before its first step.
+    fn held_out(&self) -> Option<NonZeroUsize> {
+        None
     }
 
     /// How many slots of all gates together may live now; `None` if the controller gates nothing.
@@ -83,6 +89,24 @@ pub trait Controller: fmt::Debug + Send {
     fn restore(&mut self, state: State) -> Result<()>;
 }
 
+/// What a controller did after an update.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    /// What starts anew: the optimiser's state of these slots does too.
+    pub revivals: Vec<Revival>,
+    /// What the run's log is to hold of an allocation, beside its step: new ranks, the budget, scores.
+    pub allocation: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+impl From<Vec<Revival>> for Outcome {
+    fn from(revivals: Vec<Revival>) -> Self {
+        Self {
+            revivals,
+            allocation: None,
+        }
+    }
+}
+
 /// A controller's state in a checkpoint.
 #[derive(Debug, Clone, Default)]
 pub struct State {
@@ -94,7 +118,7 @@ pub struct State {
 
 /// Held-out losses under masks.
 pub trait Probe {
-    /// The mean loss of the held-out batch under each set of masks.
+    /// The mean loss of the held-out batch under each set of masks; a gate that a set leaves out is as it is.
     ///
     /// # Errors
     /// If there is no held-out data, or a pass fails.

@@ -96,6 +96,16 @@ pub enum Error {
         /// The shape it must have.
         expected: Vec<usize>,
     },
+    /// A saved tensor holds integers where numbers are expected, or the other way round.
+    #[error("tensor `{name}` is {got}, expected {expected}")]
+    TensorType {
+        /// The tensor.
+        name: String,
+        /// Its dtype.
+        got: &'static str,
+        /// The dtype that is declared.
+        expected: &'static str,
+    },
     /// An adapter that is selected but was never attached, or attached twice.
     #[error("adapter `{name}`: {what}")]
     Adapter {

@@ -42,8 +42,18 @@ pub enum Mask {
     All,
     /// Only these slots, ascending.
     Live(Vec<u32>),
-    /// Multiply the component activations by this, `[r]` or `[batch, 1, r]` (a probe's question).
+    /// Multiply the component activations by this (a probe's question): `[r]` or `[batch, 1, r]`; in the head, where each
+    /// row is a target, `[r]` or `[targets, r]`.
     Given(Tensor),
+}
+
+/// What follows the site's path, and precedes the gate's number, in the name of its mask.
+pub(crate) const GATE: &str = ".gate_";
+
+/// Which slots of a mask live.
+pub(crate) fn live(mask: &Tensor) -> Result<Vec<bool>> {
+    let mask = mask.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+    Ok(mask.into_iter().map(|value| value != 0.0).collect())
 }
 
 impl RankGate {
@@ -69,8 +79,7 @@ impl RankGate {
     /// # Errors
     /// If the mask cannot be read.
     pub fn live(&self) -> Result<Vec<bool>> {
-        let mask = self.mask.value().to_dtype(DType::F64)?.to_vec1::<f64>()?;
-        Ok(mask.into_iter().map(|value| value != 0.0).collect())
+        live(&self.mask.value())
     }
 
     /// Sets which slots are live. A masked component keeps its values and stays the optimiser's.

@@ -85,6 +85,25 @@ impl Batch {
         Self::new(tokens, vec![UNSUPERVISED; length])
     }
 
+    /// The same rows several times over.
+    pub(crate) fn repeated(&self, copies: usize) -> Result<Self> {
+        let Tokens {
+            rows,
+            length,
+            ids,
+            segments,
+            positions,
+        } = &*self.tokens;
+        let tokens = Tokens {
+            rows: rows * copies,
+            length: *length,
+            ids: ids.repeat(copies),
+            segments: segments.repeat(copies),
+            positions: positions.repeat(copies),
+        };
+        Self::new(tokens, self.labels.repeat(copies))
+    }
+
     /// The tokens.
     #[must_use]
     pub fn tokens(&self) -> &Arc<Tokens> {

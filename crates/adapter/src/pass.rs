@@ -7,7 +7,7 @@ use crate::{Error, Result};
 use candle_core::Tensor;
 use lowrank_ops::rng::{Key, Purpose};
 use lowrank_ops::{Param, Tracking};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Which adapters a pass uses: none, one, or several added with weights. Switching costs nothing.
@@ -70,6 +70,7 @@ pub struct Pass {
     tokens: Option<Arc<Tokens>>,
     masks: Masks,
     watches: bool,
+    pub(crate) asked: BTreeSet<GateId>,
     pub(crate) carries: Carries,
     pub(crate) losses: Vec<(&'static str, Tensor)>,
     pub(crate) records: Records,
@@ -96,6 +97,7 @@ impl Pass {
             tokens: None,
             masks: Masks::new(),
             watches: false,
+            asked: BTreeSet::new(),
             carries: Carries::new(),
             losses: Vec::new(),
             records: Records::new(),
@@ -185,7 +187,10 @@ impl Pass {
     ///
     /// # Errors
     /// If the gate's mask cannot be read.
-    pub fn mask(&self, gate: &RankGate) -> Result<Mask> {
+    pub fn mask(&mut self, gate: &RankGate) -> Result<Mask> {
+        if !self.asked.contains(&gate.id) {
+            self.asked.insert(gate.id.clone());
+        }
         if let Some(mask) = self.masks.get(&gate.id) {
             return Ok(Mask::Given(mask.clone()));
         }

@@ -65,6 +65,8 @@ pub struct Spec {
     pub(crate) group: &'static str,
     pub(crate) rank_axis: Option<usize>,
     pub(crate) decay: bool,
+    pub(crate) dtype: Option<DType>,
+    pub(crate) learning_rate: Option<f64>,
 }
 
 impl Spec {
@@ -78,6 +80,8 @@ impl Spec {
             group: "default",
             rank_axis: None,
             decay: true,
+            dtype: None,
+            learning_rate: None,
         }
     }
 
@@ -104,6 +108,24 @@ impl Spec {
     pub fn rank_axis(self, axis: usize) -> Self {
         Self {
             rank_axis: Some(axis),
+            ..self
+        }
+    }
+
+    /// A dtype of its own, instead of the one that the model computes in: integers, for indices. Not for what is trained.
+    #[must_use]
+    pub fn dtype(self, dtype: DType) -> Self {
+        Self {
+            dtype: Some(dtype),
+            ..self
+        }
+    }
+
+    /// A base learning rate of its own, instead of the run's; the run's schedule applies to it.
+    #[must_use]
+    pub fn learning_rate(self, rate: f64) -> Self {
+        Self {
+            learning_rate: Some(rate),
             ..self
         }
     }

@@ -90,7 +90,7 @@ impl Run {
                 toy: &self.toy,
                 batch: batch(99, &[&[6], &[5], &[2, 2]])?,
             };
-            revivals = controller.after_update(step, &grads, &mut probe)?;
+            revivals = controller.after_update(step, &grads, &mut probe)?.revivals;
         }
         Ok(Taken {
             losses: Tensor::cat(&losses, 0)?,

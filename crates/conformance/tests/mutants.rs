@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Tensor};
 use lowrank_adapter::{
-    Adapter, AnyFamily, Attach, Attachment, Chain, Controller, Family, Init, Merge, Param, Pass,
-    Probe, Records, Result, Revival, SiteId, Spec, State, Step,
+    Adapter, AnyFamily, Attach, Attachment, Chain, Controller, Family, Init, Merge, Outcome, Param,
+    Pass, Probe, Records, Result, SiteId, Spec, State, Step,
 };
 use lowrank_conformance::families::{Gated, GatedConfig};
 use lowrank_conformance::{ALL, Law, check, declaring};
@@ -318,12 +318,12 @@ impl Controller for Forgetful {
         step: Step,
         grads: &Grads,
         probe: &mut dyn Probe,
-    ) -> Result<Vec<Revival>> {
+    ) -> Result<Outcome> {
         let old: Vec<_> = grads
             .iter()
             .map(|(param, _)| Ok((param.clone(), param.snapshot()?)))
             .collect::<Result<_>>()?;
-        let mut revivals = self.inner.after_update(step, grads, probe)?;
+        let mut revivals = self.inner.after_update(step, grads, probe)?.revivals;
         match self.lapse {
             Lapse::RevivesHalf => drop(revivals.pop()),
             Lapse::ConcealsRevivals => revivals.truncate(2),
@@ -334,7 +334,7 @@ impl Controller for Forgetful {
             }
             _ => {}
         }
-        Ok(revivals)
+        Ok(revivals.into())
     }
 
     fn budget(&self) -> Option<usize> {

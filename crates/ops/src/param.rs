@@ -36,6 +36,8 @@ pub struct ParamInfo {
     pub rank_axis: Option<usize>,
     /// Whether weight decay applies (PEFT and torch decay all; families may exempt scales).
     pub decay: bool,
+    /// The base learning rate, if it has one of its own instead of the run's; the run's schedule applies to it.
+    pub learning_rate: Option<f64>,
 }
 
 /// Decides whether a forward pass trains a parameter. [`Param::get`] hands out a graph leaf only then.

@@ -29,6 +29,7 @@ fn param(owner: &str, index: usize, kind: Kind, values: &[f64]) -> ops::Result<P
         group: "default",
         rank_axis: None,
         decay: true,
+        learning_rate: None,
     };
     Param::new(info, &Tensor::new(values, &Device::Cpu)?)
 }

@@ -46,15 +46,15 @@ pub fn find_non_finite(grads: &Grads) -> Result<Option<&str>> {
     Ok(last)
 }
 
-/// The name of the first parameter whose value is not finite.
+/// The name of the first parameter whose value is not finite. Integers are.
 ///
 /// # Errors
-/// If a parameter is neither f32 nor f64.
+/// If a parameter of numbers is neither f32 nor f64.
 pub(crate) fn find_non_finite_param<'a>(
     params: impl IntoIterator<Item = &'a Param>,
 ) -> Result<Option<&'a str>> {
     for param in params {
-        if !all_finite(&param.value())? {
+        if param.dtype().is_float() && !all_finite(&param.value())? {
             return Ok(Some(param.name()));
         }
     }

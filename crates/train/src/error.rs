@@ -58,6 +58,11 @@ pub enum Error {
         /// What is not finite.
         what: String,
     },
+    /// A method asks for losses of held-out rows, and there are none.
+    #[error(
+        "the method scores ranks on held-out rows, and there are none: name some in `data.eval`"
+    )]
+    NoHeldOut,
     /// There are no rows to train on.
     #[error("the training data has no rows")]
     NoRows,

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use lowrank_format::atomic_write_file;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
@@ -109,6 +109,14 @@ impl Metrics {
     /// If the file cannot be written.
     pub fn evaluation(&mut self, line: &EvalLine) -> Result<()> {
         self.last_evaluation = Some(line.clone());
+        self.write(line)
+    }
+
+    /// Adds a line of another kind.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn event(&mut self, line: &Map<String, Value>) -> Result<()> {
         self.write(line)
     }
 

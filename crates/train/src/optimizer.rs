@@ -105,6 +105,20 @@ impl Optimizer {
         })
     }
 
+    /// Tensors with a base learning rate of their own differ from the others by the factor between it and the run's.
+    /// If the run's is 0, nothing moves.
+    #[must_use]
+    pub fn relative_to(mut self, learning_rate: f64) -> Self {
+        for (param, slot) in &mut self.slots {
+            if let Some(own) = param.info().learning_rate
+                && learning_rate != 0.0
+            {
+                slot.factor *= own / learning_rate;
+            }
+        }
+        self
+    }
+
     /// The tensors that are updated, in order of declaration.
     pub fn params(&self) -> impl Iterator<Item = &Param> {
         self.slots.keys()

@@ -11,6 +11,7 @@ use crate::run_folder::{Mode, RunFolder};
 use crate::schedule::{Curve, Warmup};
 use crate::trainer::{Done, Trainable, Trainer, Update};
 use lowrank_data::{ChoiceExample, Dataset, Example, Plan, Reference};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -44,6 +45,8 @@ pub trait Progress {
     fn started(&mut self, _start: &Started) {}
     /// After a step's line was written.
     fn step(&mut self, _line: &StepLine) {}
+    /// After the line of an allocation was written.
+    fn allocated(&mut self, _line: &Map<String, Value>) {}
     /// After an evaluation's line was written.
     fn evaluated(&mut self, _line: &EvalLine) {}
     /// After a checkpoint was written.
@@ -211,6 +214,11 @@ impl Session<'_, '_, '_> {
             let made = self.trainer.step(&rows)?;
             let line = line(step, &made, start.elapsed().as_secs_f64());
             metrics.step(&line)?;
+            if let Some(allocation) = made.allocation {
+                let line = allocated(step, allocation);
+                metrics.event(&line)?;
+                progress.allocated(&line);
+            }
             if let Some(message) = skipped(step, made.update) {
                 progress.warning(&message);
             }
@@ -228,7 +236,7 @@ impl Session<'_, '_, '_> {
     }
 
     /// What a resumed run must share with the one that it continues.
-    fn settings(&self) -> BTreeMap<String, serde_json::Value> {
+    fn settings(&self) -> BTreeMap<String, Value> {
         let mut settings = resolved::settings(self.run);
         let content = content_of(self.rows.train);
         settings.insert(checkpoint::CONTENT.into(), content.into());
@@ -337,6 +345,15 @@ fn line(step: u64, done: &Done, seconds: f64) -> StepLine {
         peak_rss_mb: peak_rss_mb(),
         aux_loss: done.auxiliary.and_then(finite),
     }
+}
+
+/// `{"step", "event": "allocate", ..}`.
+fn allocated(step: u64, allocation: Map<String, Value>) -> Map<String, Value> {
+    let mut line = Map::new();
+    line.insert("step".into(), step.into());
+    line.insert("event".into(), "allocate".into());
+    line.extend(allocation);
+    line
 }
 
 fn skipped(step: u64, update: Update) -> Option<String> {

@@ -9,11 +9,12 @@ use crate::schedule::Schedule;
 use candle_core::DType;
 use lowrank_adapter::{
     self as adapter, Ask, Attached, Batch, Controller, Masks, Model, Param, Pass, Probe, Records,
-    Selection, Share, Step, run, sweep,
+    Selection, Share, Step, masked_losses, run, sweep,
 };
 use lowrank_data::{Example, Order, Packing, Plan, StepRows};
 use lowrank_ops::rng::{Key, Purpose};
 use lowrank_ops::{self as ops, Grads};
+use serde_json::{Map, Value};
 
 /// What is trained: an adapter in its model, or a whole model.
 pub struct Trainable<'a> {
@@ -72,7 +73,7 @@ pub struct Summed {
 }
 
 /// What a step did.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Done {
     /// The mean loss before the update; 0 if nothing is supervised.
     pub loss: f64,
@@ -86,6 +87,8 @@ pub struct Done {
     pub tokens: u64,
     /// Whether parameters were updated, and if not, why.
     pub update: Update,
+    /// What a controller allocated after the update.
+    pub allocation: Option<Map<String, Value>>,
 }
 
 /// Whether parameters were updated.
@@ -138,7 +141,15 @@ impl<'a, 'b> Trainer<'a, 'b> {
             plan = plan.packed(Packing::new(examples, data.max_length))?;
         }
         let total = plan.total_steps();
-        let optimizer = Optimizer::new(&trainable.params, keys.adamw, &keys.groups)?;
+        let optimizer = Optimizer::new(&trainable.params, keys.adamw, &keys.groups)?
+            .relative_to(keys.learning_rate);
+        let wanted = trainable
+            .controller
+            .as_ref()
+            .and_then(|controller| controller.held_out());
+        if wanted.is_some() && held_out.is_empty() {
+            return Err(Error::NoHeldOut);
+        }
         Ok(Self {
             trained: optimizer.params().cloned().collect(),
             optimizer,
@@ -196,6 +207,7 @@ impl<'a, 'b> Trainer<'a, 'b> {
             learning_rate: step.learning_rate,
             tokens: summed.tokens,
             update: Update::NothingSupervised,
+            allocation: None,
         };
         if summed.supervised == 0 {
             return Ok(done);
@@ -240,12 +252,14 @@ impl<'a, 'b> Trainer<'a, 'b> {
                 model: self.trainable.model,
                 selection: &self.trainable.selection,
                 examples: self.held_out,
-                rows: self.keys.batch_size.get(),
+                rows: controller.held_out().unwrap_or(self.keys.batch_size).get(),
                 seed: self.keys.seed,
             };
-            for revival in controller.after_update(step, &grads, &mut probe)? {
-                self.optimizer.restart(&revival)?;
+            let outcome = controller.after_update(step, &grads, &mut probe)?;
+            for revival in &outcome.revivals {
+                self.optimizer.restart(revival)?;
             }
+            done.allocation = outcome.allocation;
         }
         done.update = Update::Made;
         Ok(done)
@@ -405,7 +419,7 @@ fn not_finite(done: &Done, grads: &Grads, origin: Option<String>) -> Result<Opti
     Ok(name.map(|name| format!("the gradient of `{name}` is not finite")))
 }
 
-/// Asks about masks one by one, on the first rows of the held-out data in seeded order.
+/// Answers on the first rows of the held-out data in seeded order.
 struct HeldOut<'a> {
     model: &'a dyn Model,
     selection: &'a Selection,
@@ -418,9 +432,7 @@ impl Probe for HeldOut<'_> {
     fn losses(&mut self, masks: &[Masks]) -> adapter::Result<Vec<f64>> {
         let other = |what: &str| adapter::Error::Other(what.to_owned());
         let len = std::num::NonZeroUsize::new(self.examples.len());
-        let len = len.ok_or_else(|| {
-            other("the method scores ranks on held-out rows, and `data.eval` names none")
-        })?;
+        let len = len.ok_or_else(|| other(&Error::NoHeldOut.to_string()))?;
         let order = Order {
             seed: self.seed,
             shuffle: true,
@@ -429,19 +441,11 @@ impl Probe for HeldOut<'_> {
         let rows = order.stream_at(0).take(self.rows.min(len.get()));
         let batch = batch(rows.map(|row| &self.examples[row]));
         let batch = batch.map_err(|error| other(&error.to_string()))?;
-        let targets = batch.targets().len();
-        if targets == 0 {
+        if batch.targets().is_empty() {
             return Err(other(
                 "the held-out rows that a method scores ranks on have nothing supervised",
             ));
         }
-        let mut losses = Vec::with_capacity(masks.len());
-        for masks in masks {
-            let mut pass = Pass::evaluation(self.selection.clone()).with_masks(masks.clone());
-            let rows = run(self.model, &batch, &Ask::Losses, None, &mut pass)?;
-            let sum = ops::sum_all(&rows.to_dtype(DType::F64)?)?.to_scalar::<f64>()?;
-            losses.push(sum / targets as f64);
-        }
-        Ok(losses)
+        masked_losses(self.model, &batch, self.selection, masks)
     }
 }

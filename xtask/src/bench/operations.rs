@@ -348,6 +348,7 @@ fn adamw(config: &LlamaConfig, repeats: usize) -> Result<Line> {
                 group: "default",
                 rank_axis: None,
                 decay: true,
+                learning_rate: None,
             };
             let param = Param::new(info, &random(&dims)?)?;
             grads.insert(&param, random(&dims)?);

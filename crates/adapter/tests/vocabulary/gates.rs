@@ -44,13 +44,13 @@ fn a_pass_sees_what_a_gate_keeps_unless_it_was_given_a_mask() {
     let mut toy = toy();
     let attached = gated(&mut toy);
     let gate = &attached.gates[0];
-    let pass = Pass::evaluation(Selection::one("one"));
+    let mut pass = Pass::evaluation(Selection::one("one"));
     assert!(matches!(pass.mask(gate).unwrap(), Mask::All));
     gate.keep(&[true, false, true]).unwrap();
     assert!(matches!(pass.mask(gate).unwrap(), Mask::Live(slots) if slots == [0, 2]));
     let given = Tensor::new(&[0.0, 1.0, 0.0], &Device::Cpu).unwrap();
     let masks = Masks::from([(gate.id().clone(), given)]);
-    let asked = Pass::evaluation(Selection::one("one")).with_masks(masks);
+    let mut asked = Pass::evaluation(Selection::one("one")).with_masks(masks);
     match asked.mask(gate).unwrap() {
         Mask::Given(mask) => assert_eq!(mask.to_vec1::<f64>().unwrap(), [0.0, 1.0, 0.0]),
         other => panic!("{other:?}"),

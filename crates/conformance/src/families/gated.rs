@@ -3,8 +3,8 @@
 use super::{dropped, shares};
 use candle_core::{DType, Device, Tensor};
 use lowrank_adapter::{
-    Adapter, Attach, Attachment, Controller, Error, Family, Init, Mask, Masks, Merge, Param, Pass,
-    Probability, Probe, RankGate, Records, Result, Revival, SiteId, Spec, State, Step,
+    Adapter, Attach, Attachment, Controller, Error, Family, Init, Mask, Masks, Merge, Outcome,
+    Param, Pass, Probability, Probe, RankGate, Records, Result, Revival, SiteId, Spec, State, Step,
 };
 use lowrank_frozen::FrozenLinear;
 use lowrank_ops::{self as ops, Grads};
@@ -128,14 +128,15 @@ impl Layer {
         };
         let h = (h * self.scale())?;
         if pass.training() {
-            pass.record(self.site, "activity", &self.activity(&h, pass)?);
+            let activity = self.activity(&h, pass)?;
+            pass.record(self.site, "activity", &activity);
         }
         Ok(Some((h, b)))
     }
 
     /// The mean square of each slot's activation over the tokens that are not padding, 0 where the slot is masked:
     /// `h` (.., live) -> `[r]` in f64.
-    fn activity(&self, h: &Tensor, pass: &Pass) -> Result<Tensor> {
+    fn activity(&self, h: &Tensor, pass: &mut Pass) -> Result<Tensor> {
         let live = h.dims()[h.rank() - 1];
         let rows = h.detach().to_dtype(DType::F64)?.reshape(((), live))?;
         let squares = rows.sqr()?;
@@ -335,14 +336,14 @@ impl Controller for Gardener {
         step: Step,
         _grads: &Grads,
         probe: &mut dyn Probe,
-    ) -> Result<Vec<Revival>> {
+    ) -> Result<Outcome> {
         if self.config.mask_at.contains(&step.index) {
             self.mask(probe)?;
         }
         if self.config.revive_at.contains(&step.index) {
-            return self.revive(step.index);
+            return Ok(self.revive(step.index)?.into());
         }
-        Ok(Vec::new())
+        Ok(Outcome::default())
     }
 
     fn budget(&self) -> Option<usize> {

@@ -6,7 +6,10 @@ use crate::compare::{Broken, Verdict, close, differs, numbers, require, same_bit
 use crate::toy::Toy;
 use crate::training::{Run, STEPS, Taken};
 use candle_core::{DType, Device, Tensor};
-use lowrank_adapter::{Attached, Masks, Memory, Pass, RankGate, Revival, Selection, sweep};
+use lowrank_adapter::{
+    Ask, Attached, Batch, Masks, Memory, Pass, RankGate, Revival, Selection, masked_losses, run,
+    sweep,
+};
 
 pub(crate) fn respect_budget(case: &Case) -> Verdict {
     let (mut toy, attached) = case.trained(DType::F64)?;
@@ -18,6 +21,47 @@ pub(crate) fn respect_budget(case: &Case) -> Verdict {
         short_run(case, memory)?;
     }
     Ok(())
+}
+
+/// Losses under many masks at once are those of a pass for each: these two, each without one slot of each gate, and no
+/// mask at all.
+fn together_as_alone(toy: &Toy, batch: &Batch, attached: &Attached, masks: [&Masks; 2]) -> Verdict {
+    let mut sets = vec![
+        Masks::new(),
+        masks[0].clone(),
+        masks[1].clone(),
+        masks[1].clone(),
+    ];
+    for (i, gate) in attached.gates.iter().enumerate() {
+        let lost = i % gate.capacity();
+        for masks in masks {
+            let mask = numbers(&masks[gate.id()])?;
+            let keep = mask.iter().enumerate();
+            let keep = keep.map(|(slot, &mask)| mask != 0.0 && slot != lost);
+            let mut set = masks.clone();
+            set.insert(gate.id().clone(), given(gate, &[gate.capacity()], keep)?);
+            sets.push(set);
+        }
+    }
+    let selection = Selection::one(NAME);
+    let together = masked_losses(toy, batch, &selection, &sets)?;
+    let alone: Vec<f64> = sets
+        .iter()
+        .map(|set| {
+            let mut pass = Pass::evaluation(selection.clone()).with_masks(set.clone());
+            let losses = numbers(&run(toy, batch, &Ask::Losses, None, &mut pass)?)?;
+            Ok(losses.iter().sum::<f64>() / losses.len() as f64)
+        })
+        .collect::<Verdict<_>>()?;
+    let (together, alone) = (
+        Tensor::new(together, &Device::Cpu)?,
+        Tensor::new(alone, &Device::Cpu)?,
+    );
+    close(
+        "losses under many masks, together against alone",
+        &together,
+        &alone,
+    )
 }
 
 /// Every gate keeps about half of its slots; the first keeps none.
@@ -60,6 +104,7 @@ fn mean_what_they_say(toy: &mut Toy, attached: &Attached) -> Verdict {
         let mut pass = Pass::evaluation(selection.clone()).with_masks(masks.clone());
         logits(toy, &batch, &mut pass)
     };
+    together_as_alone(toy, &batch, attached, [&ones, &halves])?;
     let all = evaluated(toy, &selection)?;
     close("a mask of ones against no mask", &asked(toy, &ones)?, &all)?;
     let half = asked(toy, &halves)?;

@@ -136,6 +136,7 @@ impl Adapter for Layer {
             a,
             b,
             scale: self.scale,
+            exact: true,
         }))
     }
 }

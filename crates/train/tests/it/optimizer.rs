@@ -17,6 +17,7 @@ fn param(index: usize, group: &'static str, rank_axis: Option<usize>, value: &Te
         group,
         rank_axis,
         decay: group != "exempt",
+        learning_rate: None,
     };
     Param::new(info, value).unwrap()
 }

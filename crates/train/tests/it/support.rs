@@ -3,8 +3,8 @@
 use candle_core::{DType, Device, Tensor};
 use lowrank_adapter::{
     Adapter, AdapterConfig, Ask, Attach, Attached, Attachment, Batch, Controller, Embedding,
-    Family, Init, KvCache, Linear, Mask, Masks, Merge, Model, Param, Part, Pass, Probe, RankGate,
-    Records, Result, Revival, SiteId, Source, Spec, Start, State, Step, attach,
+    Family, Init, KvCache, Linear, Mask, Masks, Merge, Model, Outcome, Param, Part, Pass, Probe,
+    RankGate, Records, Result, SiteId, Source, Spec, Start, State, Step, attach,
 };
 use lowrank_data::{ChoiceExample, Example, UNSUPERVISED};
 use lowrank_frozen::FrozenLinear;
@@ -301,12 +301,7 @@ impl Controller for Stirrer {
         Ok(())
     }
 
-    fn after_update(
-        &mut self,
-        step: Step,
-        _: &Grads,
-        probe: &mut dyn Probe,
-    ) -> Result<Vec<Revival>> {
+    fn after_update(&mut self, step: Step, _: &Grads, probe: &mut dyn Probe) -> Result<Outcome> {
         if step.index == self.config.probe_at {
             let gate = &self.gates[0];
             let mask = Tensor::zeros(gate.capacity(), DType::F64, &Device::Cpu)?;
@@ -314,7 +309,7 @@ impl Controller for Stirrer {
             self.mean = Tensor::from_vec(probe.losses(&[Masks::new(), masked])?, 2, &Device::Cpu)?;
         }
         if self.config.revive_every == 0 || !step.index.is_multiple_of(self.config.revive_every) {
-            return Ok(Vec::new());
+            return Ok(Outcome::default());
         }
         let mut revivals = Vec::new();
         for (i, gate) in self.gates.iter().enumerate() {
@@ -324,7 +319,7 @@ impl Controller for Stirrer {
             keep[(slot + 1) % gate.capacity()] = false;
             gate.keep(&keep)?;
         }
-        Ok(revivals)
+        Ok(revivals.into())
     }
 
     fn state(&self) -> Result<State> {
