@@ -174,15 +174,16 @@ CASES = {
         "biased",
         dict(r=5, lora_alpha=4, target_modules=["k_proj", "up_proj"], use_rslora=True, init_lora_weights="olora"),
     ),
-    # Small enough ranks to be computed as a product of rank r^2, and one that is not.
+    # Ranks that are small enough to be computed as a product of rank r^2, and some that are not (v_proj, one up_proj). PEFT
+    # rounds alpha / r to f32 whatever the weights are; here nothing is lost by that.
     "loha": (
         "plain",
         dict(
             method=LoHaConfig,
             r=3,
-            alpha=5,
+            alpha=6,
             target_modules=["q_proj", "v_proj", "up_proj", "down_proj"],
-            rank_pattern={"q_proj": 2, "layers.1.mlp.up_proj": 6},
+            rank_pattern={"q_proj": 2, "v_proj": 4, "layers.1.mlp.up_proj": 6},
             alpha_pattern={"v_proj": 7},
         ),
     ),

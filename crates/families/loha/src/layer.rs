@@ -225,7 +225,12 @@ impl Adapter for Layer {
         if rank * rank <= n_out.min(n_in) {
             let (a, b) = factors.low_rank()?;
             let scale = self.scale;
-            return Ok(Some(LowRank { a, b, scale }));
+            return Ok(Some(LowRank {
+                a,
+                b,
+                scale,
+                exact: true,
+            }));
         }
         let update = factors.whole()?;
         let (dtype, device) = (update.dtype(), update.device().clone());
@@ -234,6 +239,11 @@ impl Adapter for Layer {
         } else {
             (update, Tensor::eye(n_out, dtype, &device)?)
         };
-        Ok(Some(LowRank { a, b, scale: 1.0 }))
+        Ok(Some(LowRank {
+            a,
+            b,
+            scale: 1.0,
+            exact: true,
+        }))
     }
 }

@@ -178,6 +178,7 @@ impl Adapter for Layer {
             a: kron(&a1, &a2)?,
             b: kron(&b1, &b2)?,
             scale: self.scale,
+            exact: true,
         }))
     }
 }
