@@ -7,7 +7,7 @@
 use crate::dropout::mask as dropout_mask;
 use crate::float::with_float;
 use crate::rng::Key;
-use crate::{AttentionMask, Result, RotaryTable, Second};
+use crate::{AttentionMask, Deviation, Error, Frame, Result, RotaryTable, Second};
 use candle_core::{D, DType, Tensor};
 use std::sync::OnceLock;
 
@@ -112,6 +112,36 @@ pub fn kronecker(x: &Tensor, first: &Tensor, second: Second<'_>, scale: f64) -> 
     let first = first.reshape((l, 1, m, 1))?;
     let weight = first.broadcast_mul(&second.reshape((1, k, 1, n))?)?;
     Ok((linear(x, &weight.reshape((l * k, m * n))?, None)? * scale)?)
+}
+
+/// As [`crate::orthogonality()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn orthogonality(frames: &[Frame<'_>], deviation: Deviation) -> Result<Tensor> {
+    let mut sum: Option<Tensor> = None;
+    for frame in frames {
+        let (first, second) = match frame {
+            Frame::Rows(rows) => (rows.contiguous()?, rows.t()?.contiguous()?),
+            Frame::Columns(columns) => (columns.t()?.contiguous()?, columns.contiguous()?),
+        };
+        let gram = first.matmul(&second)?;
+        let identity = Tensor::eye(gram.dim(0)?, gram.dtype(), gram.device())?;
+        let square = (gram - identity)?.sqr()?.sum_all()?;
+        let one = match deviation {
+            Deviation::Square => square,
+            // The slope of a root at 0 is infinite; so near to it, it is finite and multiplied by 0.
+            Deviation::Norm => (square + 1e-30)?.sqrt()?,
+        };
+        sum = Some(match sum {
+            Some(sum) => (sum + one)?,
+            None => one,
+        });
+    }
+    sum.ok_or_else(|| Error::Argument {
+        op: "orthogonality",
+        what: "there are no matrices".into(),
+    })
 }
 
 /// As [`crate::add()`].

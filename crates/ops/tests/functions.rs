@@ -91,6 +91,52 @@ fn hadamard() {
 }
 
 #[test]
+fn orthogonality() {
+    fn frames(x: &[Tensor]) -> [ops::Frame<'_>; 3] {
+        [
+            ops::Frame::Rows(&x[0]),
+            ops::Frame::Columns(&x[1]),
+            ops::Frame::Rows(&x[2]),
+        ]
+    }
+    for deviation in [ops::Deviation::Norm, ops::Deviation::Square] {
+        let shapes: [&[usize]; 3] = [&[3, 7], &[35, 4], &[2, 5]];
+        let fused = |x: &[Tensor]| ops::orthogonality(&frames(x), deviation);
+        check("orthogonality", &shapes, &fused, &|x| {
+            composed::orthogonality(&frames(x), deviation)
+        });
+    }
+}
+
+/// A A^T - I is [[1, 2], [2, 3]], whose norm is the root of 18. Where rows are orthonormal, or there are none, nothing
+/// pulls.
+#[test]
+fn orthogonality_by_hand() {
+    use ops::{Deviation, Frame};
+    let a = Tensor::new(&[[1f64, 1.], [0., 2.]], &Device::Cpu).unwrap();
+    let of = |frames: &[Frame<'_>], deviation| {
+        let sum = ops::orthogonality(frames, deviation).unwrap();
+        sum.to_scalar::<f64>().unwrap()
+    };
+    let norm = of(&[Frame::Rows(&a)], Deviation::Norm);
+    assert!((norm - 4.242_641).abs() < 1e-6, "{norm}");
+    let square = of(&[Frame::Rows(&a), Frame::Rows(&a)], Deviation::Square);
+    assert!((square - 36.0).abs() < 1e-12, "{square}");
+    for dims in [[2, 2], [0, 4]] {
+        let rows = match dims {
+            [0, n] => Tensor::zeros((0, n), DType::F64, &Device::Cpu),
+            _ => Tensor::eye(2, DType::F64, &Device::Cpu),
+        };
+        let rows = ops::leaf(&rows.unwrap()).unwrap();
+        let sum = ops::orthogonality(&[Frame::Rows(&rows)], Deviation::Norm).unwrap();
+        assert!(sum.to_scalar::<f64>().unwrap() < 1e-14);
+        let (_, grads) = ops::backward(&sum, &[], &[&rows]).unwrap();
+        let grad = grads[0].as_ref().unwrap();
+        assert_eq!(numbers(grad), vec![0.0; rows.elem_count()]);
+    }
+}
+
+#[test]
 fn kronecker() {
     fn product(x: &[Tensor]) -> Second<'_> {
         let (a, b) = (&x[2], &x[3]);
