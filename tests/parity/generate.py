@@ -8,6 +8,7 @@ Everything is random and small; nothing is downloaded. `golden/` holds
     versions.json         what made the files
     targets.json          which modules PEFT adapts, for specifications that are easy to get wrong
     models/<model>/       base models as save_pretrained writes them
+    adalora/              a whole schedule of AdaLoRA: see adalora.py
     cases/<case>/         one adapter configuration over one of them:
         adapter_init/     the adapter that everything below starts from, saved by PEFT
         batch.json        ten batches of three right-padded rows; labels[i] supervises the prediction of token i
@@ -44,13 +45,14 @@ sys.dont_write_bytecode = True
 import peft
 import torch
 import transformers
-from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+import adalora
 import reference
 import targets
 
@@ -213,6 +215,23 @@ CASES = {
             init_weights="lycoris",
         ),
     ),
+    # Ranks are taken after step 2 and fixed from step 8 on. The penalty is in the golden files of adalora.py.
+    "adalora": (
+        "biased",
+        dict(
+            method=AdaLoraConfig,
+            init_r=5,
+            target_r=2,
+            lora_alpha=7,
+            tinit=1,
+            tfinal=2,
+            deltaT=2,
+            total_step=10,
+            orth_reg_weight=0.0,
+            target_modules=["q_proj", "v_proj", "down_proj"],
+            bias="lora_only",
+        ),
+    ),
 }
 
 # Starts that PEFT subtracts from the base.
@@ -238,8 +257,8 @@ def make_model(name, seed):
     model.save_pretrained(f"models/{name}", max_shard_size=shard)
 
 
-def make_batches(vocabulary, seed):
-    """Ten batches of three rows: prompts without labels, answers with labels, some holes in the answers."""
+def make_batches(vocabulary, seed, steps=reference.STEPS):
+    """A batch a step, of three rows: prompts without labels, answers with labels, some holes in the answers."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low, high):
@@ -253,7 +272,7 @@ def make_batches(vocabulary, seed):
             labels[prompt + draw(1, answer)] = -100
         return ids, labels
 
-    return [reference.pad([row() for _ in range(3)]) for _ in range(reference.STEPS)]
+    return [reference.pad([row() for _ in range(3)]) for _ in range(steps)]
 
 
 def subtract_exactly(model, base, init):
@@ -368,6 +387,7 @@ def generate(golden):
     reference.write_json("targets.json", targets.table("models/plain"), indent=1)
     for seed, name in enumerate(CASES):
         make_case(name, 200 + seed)
+    adalora.write("models/plain", make_batches(MODELS["plain"][0]["vocab_size"], 300, adalora.STEPS))
     size = sum(path.stat().st_size for path in golden.rglob("*") if path.is_file())
     print(f"{size / 2**20:.2f} MiB")
     assert size < 5e6

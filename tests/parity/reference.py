@@ -101,6 +101,8 @@ def train(model, batches):
         norms.append(torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM).item())
         losses.append(loss.item())
         optimizer.step()
+        if hasattr(model.base_model, "update_and_allocate"):
+            model.base_model.update_and_allocate(step)
         optimizer.zero_grad()
     model.eval()
     return {"loss": losses, "grad_norm": norms}
@@ -130,7 +132,7 @@ def trained(model):
     return names
 
 
-FACTORS = ("lora_A", "lora_B", "hada_", "lokr_")
+FACTORS = ("lora_A", "lora_B", "lora_E", "hada_", "lokr_")
 
 
 def randomise(model, seed, spread=0.4, fresh=True):

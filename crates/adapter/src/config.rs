@@ -214,7 +214,7 @@ impl AdapterConfig {
         common.remove("peft_type");
         common.remove("peft_version");
         let common: Common = parse_each(&common)?;
-        let only = format!("{}_only", family.name());
+        let only = family.targeted_bias();
         if common.bias_mode()? == BiasMode::Targeted && common.bias != only {
             return Err(Error::config(format!(
                 "`bias = \"{}\"`, expected \"none\", \"all\" or \"{only}\"",
@@ -250,8 +250,11 @@ impl AdapterConfig {
         if self.common.bias.is_empty() {
             keys.insert("bias".into(), "none".into());
         }
+        let defaults = self.family.defaults();
         for key in self.family.lacks() {
-            keys.remove(*key);
+            if COMMON_KEYS.contains(key) || keys.get(*key) == defaults.get(*key) {
+                keys.remove(*key);
+            }
         }
         keys.insert("peft_type".into(), self.family.peft_type().into());
         keys.insert("peft_version".into(), PEFT_VERSION.into());

@@ -33,9 +33,15 @@ pub trait Family: Send + Sync + 'static {
         &[]
     }
 
-    /// Common keys that the reference's file of this method does not have (`bias`): unknown here too, and not written.
+    /// Keys that the reference's file of this method does not have: written only where they are not at their defaults. A
+    /// common one (`bias`) is unknown here too.
     fn lacks() -> &'static [&'static str] {
         &[]
+    }
+
+    /// The word of the key `bias` for the biases of the targeted modules.
+    fn targeted_bias() -> String {
+        format!("{}_only", Self::NAME)
     }
 
     /// The configuration under which a folder's tensors mean what they meant to who saved them. `base` is what the user
@@ -129,6 +135,9 @@ pub trait AnyFamily: Send + Sync {
     /// [`Family::lacks`].
     fn lacks(&self) -> &'static [&'static str];
 
+    /// [`Family::targeted_bias`].
+    fn targeted_bias(&self) -> String;
+
     /// [`Family::read_as`].
     ///
     /// # Errors
@@ -180,6 +189,10 @@ impl<F: Family> AnyFamily for F {
 
     fn lacks(&self) -> &'static [&'static str] {
         F::lacks()
+    }
+
+    fn targeted_bias(&self) -> String {
+        F::targeted_bias()
     }
 
     fn read_as(

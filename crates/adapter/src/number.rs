@@ -8,6 +8,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 pub struct Probability(f64);
 
 impl Probability {
+    /// `None` if `value` is less than 0, or not less than 1.
+    #[must_use]
+    pub fn new(value: f64) -> Option<Self> {
+        (0.0..1.0).contains(&value).then_some(Self(value))
+    }
+
     /// The number.
     #[must_use]
     pub const fn get(self) -> f64 {
@@ -18,13 +24,8 @@ impl Probability {
 impl<'de> Deserialize<'de> for Probability {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = f64::deserialize(deserializer)?;
-        if (0.0..1.0).contains(&value) {
-            Ok(Self(value))
-        } else {
-            Err(D::Error::custom(
-                "expected a probability of at least 0 and less than 1",
-            ))
-        }
+        Self::new(value)
+            .ok_or_else(|| D::Error::custom("expected a probability of at least 0 and less than 1"))
     }
 }
 
@@ -43,6 +44,32 @@ impl Finite {
     #[must_use]
     pub const fn get(self) -> f64 {
         self.0
+    }
+}
+
+/// A finite number that is not negative.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+#[serde(transparent)]
+pub struct NonNegative(f64);
+
+impl NonNegative {
+    /// `None` if `value` is negative, infinite or not a number.
+    #[must_use]
+    pub fn new(value: f64) -> Option<Self> {
+        (value.is_finite() && value >= 0.0).then_some(Self(value))
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for NonNegative {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = f64::deserialize(deserializer)?;
+        Self::new(value).ok_or_else(|| D::Error::custom("expected a number of at least 0"))
     }
 }
 
