@@ -29,24 +29,6 @@ impl<'de> Deserialize<'de> for Probability {
     }
 }
 
-/// A finite number, written without a fraction where it has none (as Python writes an integer).
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Finite(f64);
-
-impl Finite {
-    /// `None` if `value` is infinite or not a number.
-    #[must_use]
-    pub fn new(value: f64) -> Option<Self> {
-        value.is_finite().then_some(Self(value))
-    }
-
-    /// The number.
-    #[must_use]
-    pub const fn get(self) -> f64 {
-        self.0
-    }
-}
-
 /// A finite number that is not negative.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 #[serde(transparent)]
@@ -70,6 +52,24 @@ impl<'de> Deserialize<'de> for NonNegative {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = f64::deserialize(deserializer)?;
         Self::new(value).ok_or_else(|| D::Error::custom("expected a number of at least 0"))
+    }
+}
+
+/// A finite number, written without a fraction where it has none (as Python writes an integer).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Finite(f64);
+
+impl Finite {
+    /// `None` if `value` is infinite or not a number.
+    #[must_use]
+    pub fn new(value: f64) -> Option<Self> {
+        value.is_finite().then_some(Self(value))
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> f64 {
+        self.0
     }
 }
 

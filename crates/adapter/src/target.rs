@@ -306,13 +306,32 @@ impl<T: Copy> Pattern<T> {
     /// If an expression is malformed.
     pub fn get(&self, path: &str, default: T) -> Result<T> {
         for (expression, value) in &self.0 {
-            let regex = Self::regex(expression)?;
-            if is_match(&regex, path)? {
+            let matches = match matches_plain(expression, path) {
+                Some(matches) => matches,
+                None => is_match(&Self::regex(expression)?, path)?,
+            };
+            if matches {
                 return Ok(*value);
             }
         }
         Ok(default)
     }
+}
+
+/// What the regular expression would say, if it is one without operators but the dot: a path, as a rule, of which a
+/// configuration may name hundreds.
+fn matches_plain(expression: &str, path: &str) -> Option<bool> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.';
+    if !expression.bytes().all(plain) || !path.is_ascii() {
+        return None;
+    }
+    let Some(before) = path.len().checked_sub(expression.len()) else {
+        return Some(false);
+    };
+    let (head, tail) = path.as_bytes().split_at(before);
+    let begins = head.last().is_none_or(|&byte| byte == b'.');
+    let equal = |(&expected, &found): (&u8, &u8)| expected == found || expected == b'.';
+    Some(begins && expression.as_bytes().iter().zip(tail).all(equal))
 }
 
 fn ends_with_component(path: &str, entry: &str) -> bool {

@@ -55,6 +55,14 @@ pub enum Verb {
         after_help = "Example: lowrank merge --model models/base --adapter runs/first/adapter --out merged --verify"
     )]
     Merge(MergeArguments),
+    /// Write an adapter as a plain LoRA adapter, which other tools read
+    #[command(
+        after_help = "Families whose update is a product of two small matrices lose nothing; what only comes near to one \
+                      (ResLoRA's input and middle shortcuts, merged) is written with a warning, and `exact` is false. What \
+                      was written is loaded and compared with the adapter.\n\n\
+                      Example: lowrank export --model tiny --adapter runs/first/adapter --to lora --out plain"
+    )]
+    Export(ExportArguments),
     /// Say what an adapter or a model is
     #[command(after_help = "Example: lowrank inspect runs/first/adapter --json")]
     Inspect(InspectArguments),
@@ -228,6 +236,41 @@ pub struct MergeArguments {
     /// Print one JSON object on stdout
     #[arg(long)]
     pub json: bool,
+}
+
+/// `lowrank export`.
+#[derive(Debug, Args)]
+pub struct ExportArguments {
+    /// The model that the adapter belongs to: as for merge
+    #[arg(long)]
+    pub model: String,
+    /// An adapter folder or hub id
+    #[arg(long)]
+    pub adapter: PathBuf,
+    /// What it becomes
+    #[arg(long)]
+    pub to: Target,
+    /// Approximate by so many ranks (not yet supported)
+    #[arg(long)]
+    pub rank: Option<NonZeroUsize>,
+    /// The folder to write
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Replace the folder if it exists
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What an adapter can be exported to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Target {
+    /// PEFT's LoRA
+    Lora,
+    /// Not yet supported
+    Gguf,
 }
 
 /// `lowrank inspect`.

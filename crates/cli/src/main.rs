@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Verb::Eval(verb) => verbs::eval::run(verb),
         Verb::Generate(verb) => verbs::generate::run(verb),
         Verb::Merge(verb) => verbs::merge::run(verb),
+        Verb::Export(verb) => verbs::export::run(verb),
         Verb::Inspect(verb) => verbs::inspect::run(verb),
         Verb::Families(verb) => verbs::families::run(verb),
         Verb::Other(words) => Err(verbs::other(words)),

@@ -11,6 +11,7 @@
 
 pub mod families;
 pub mod layers;
+pub mod planted;
 pub mod toy;
 
 mod case;

@@ -25,6 +25,7 @@ mod adapters;
 mod base;
 mod device;
 mod error;
+mod export;
 mod families;
 mod generate;
 mod hub;
@@ -38,6 +39,7 @@ pub use adapters::{AdapterSource, Reading, StrictBase, load_adapter, save_adapte
 pub use base::{Base, precision};
 pub use device::device;
 pub use error::{Error, Result};
+pub use export::{ExportedSite, Plain, export_lora};
 pub use families::{Capabilities, Merges, ToLora, families};
 pub use generate::{Generated, Generation, Generator, Prompt};
 pub use inspect::{Inspection, SiteSummary, TensorSummary, inspect};

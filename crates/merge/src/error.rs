@@ -24,6 +24,15 @@ pub enum Error {
         /// The module.
         site: String,
     },
+    /// An update that is no product of two small matrices.
+    #[error(
+        "{site}: the adapter's update is not of the form s B A, so it has no plain LoRA form; an approximation by a given \
+         rank is not yet supported"
+    )]
+    NotLowRank {
+        /// The module.
+        site: String,
+    },
     /// A merged weight is not finite.
     #[error(
         "{name}: the merged weight has values that are not finite in {dtype}; choose a wider dtype, or another scale of the adapter"

@@ -1,4 +1,4 @@
-//! Folding adapters into their base, and measuring what that changed.
+//! Folding adapters into their base, writing them as plain low-rank updates, and measuring what that changed.
 //!
 //! [`fold`] gives the tensors of a stand-alone model; [`compare`] runs the adapted and the folded model on the same
 //! tokens and says how far apart they are.
@@ -20,7 +20,9 @@
 mod compare;
 mod error;
 mod fold;
+mod plain;
 
 pub use compare::{Comparison, compare, probe_tokens};
 pub use error::{Error, Result};
 pub use fold::{Folded, fold};
+pub use plain::{PlainSite, plain};

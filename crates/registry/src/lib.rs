@@ -13,13 +13,14 @@ use lowrank_adapter::{AnyFamily, Error, Result, nearest};
 /// Every family, sorted by name.
 pub static FAMILIES: &[&dyn AnyFamily] = &[
     &lowrank_adalora::Adalora,
+    &lowrank_alora::Alora,
     &lowrank_loha::Loha,
     &lowrank_lokr::Lokr,
     &lowrank_lora::Lora,
 ];
 
 /// Families that are planned: their names are refused as such.
-const PLANNED: &[&str] = &["alora", "dora", "mor", "reslora", "salora", "sbora"];
+const PLANNED: &[&str] = &["dora", "mor", "reslora", "salora", "sbora"];
 
 /// The family of that name (`lora`).
 ///

@@ -11,13 +11,14 @@ use std::num::NonZeroUsize;
 #[derive(Debug, Clone, Copy)]
 pub struct Ablation {
     rows: NonZeroUsize,
+    noise: Option<f64>,
 }
 
 impl Ablation {
     /// Asks about so many held-out rows.
     #[must_use]
     pub const fn new(rows: NonZeroUsize) -> Self {
-        Self { rows }
+        Self { rows, noise: None }
     }
 }
 
@@ -70,6 +71,10 @@ impl Score for Ablation {
         Some(self.rows)
     }
 
+    fn noise(&self) -> Option<f64> {
+        self.noise
+    }
+
     fn scores(&mut self, sites: &[Components], probe: &mut dyn Probe) -> Result<Vec<Vec<f64>>> {
         let sites: Vec<Slots> = sites.iter().map(Slots::of).collect::<Result<_>>()?;
         let of = |pick: fn(&Slots) -> &Tensor| -> Masks {
@@ -100,6 +105,10 @@ impl Score for Ablation {
                 got: losses.len(),
                 expected: questions.len(),
             });
+        }
+        // Alone it runs as a batch of its own, among the others as part of a larger one.
+        if let Some(alone) = probe.losses(&questions[..1])?.first() {
+            self.noise = Some((alone - losses[0]).abs());
         }
         let (whole, mut pairs) = (losses[0], losses[1..].chunks_exact(2));
         let mut scores = Vec::with_capacity(sites.len());

@@ -47,6 +47,11 @@ pub trait Score: fmt::Debug + Send {
         None
     }
 
+    /// How far apart two evaluations of the same thing lay when scores were last asked for, if that can be known.
+    fn noise(&self) -> Option<f64> {
+        None
+    }
+
     /// These slots of a site were given fresh values: what is remembered of them is forgotten.
     ///
     /// # Errors

@@ -354,7 +354,9 @@ impl<'a, 'b> Trainer<'a, 'b> {
         if self.reached {
             return Ok(());
         }
-        match self.trained.iter().find(|param| grads.get(param).is_none()) {
+        // A tensor without numbers (of rank 0) has nothing to be reached.
+        let missed = |param: &&Param| param.elem_count() > 0 && grads.get(param).is_none();
+        match self.trained.iter().find(missed) {
             Some(param) => Err(Error::Unreachable {
                 param: param.name().to_owned(),
             }),

@@ -1,6 +1,7 @@
 //! One module a verb.
 
 pub mod eval;
+pub mod export;
 pub mod families;
 pub mod generate;
 pub mod inspect;
@@ -17,10 +18,10 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
-const VERBS: [&str; 7] = [
-    "eval", "families", "generate", "inspect", "merge", "plan", "train",
+const VERBS: [&str; 8] = [
+    "eval", "export", "families", "generate", "inspect", "merge", "plan", "train",
 ];
-const PLANNED: [&str; 3] = ["chat", "combine", "export"];
+const PLANNED: [&str; 2] = ["chat", "combine"];
 
 /// Why an unknown verb is refused.
 pub fn other(words: &[OsString]) -> anyhow::Error {

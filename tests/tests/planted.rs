@@ -1,0 +1,153 @@
+//! Where ranks go when it is known where they belong: a teacher differs from the student in the first of two matrices alone, by
+//! a matrix of rank 3. Twenty seeds of students, teachers and points, each trained by the real trainer.
+
+use lowrank::adapter::{AdapterConfig, Attached, Selection, Source, Start, attach};
+use lowrank::data::Example;
+use lowrank::registry::by_name;
+use lowrank::training::{RunFile, Trainable, Trainer, loss};
+use lowrank_conformance::planted::Planted;
+use serde_json::{Map, Value, json};
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::path::Path;
+
+const SEEDS: u64 = 20;
+const TRAIN: Range<u32> = 0..512;
+const HELD_OUT: Range<u32> = 512..544;
+const TEST: Range<u32> = 544..1056;
+
+/// What became of one student.
+struct Outcome {
+    /// Ranks of the first and of the second matrix.
+    ranks: [usize; 2],
+    /// The test loss above the entropy of the teacher's answers, where it was asked for.
+    excess: Vec<f64>,
+    /// The last allocation.
+    allocation: Map<String, Value>,
+}
+
+fn examples(points: Range<u32>) -> Vec<Example> {
+    let row = |point| {
+        let (ids, labels) = Planted::row(point);
+        Example {
+            ids: ids.to_vec(),
+            labels: labels.to_vec(),
+            truncated: false,
+        }
+    };
+    points.map(row).collect()
+}
+
+fn student(seed: u64, family: &str, keys: &Value) -> (Planted, Attached) {
+    let mut model = Planted::task(seed, TEST.end as usize).unwrap();
+    let mut keys = keys.as_object().unwrap().clone();
+    keys.insert("target_modules".into(), json!(["first", "second"]));
+    let config = AdapterConfig::parse(by_name(family).unwrap(), &keys, Source::RunFile).unwrap();
+    let attached = attach(&mut model, "default", &config, Start::Seed(seed)).unwrap();
+    (model, attached)
+}
+
+/// Trains a student of the family and looks at it after `looks` steps; the last look is at the end.
+fn trained(seed: u64, family: &str, keys: &Value, looks: &[u64]) -> Outcome {
+    let (model, mut attached) = student(seed, family, keys);
+    let steps = *looks.last().unwrap();
+    let text = format!(
+        r#"
+        model.source = "planted"
+        data.train = ["points"]
+        output.dir = "none"
+        [train]
+        steps = {steps}
+        batch_size = 64
+        learning_rate = 1e-2
+        max_grad_norm = 0
+        seed = {seed}
+        "#
+    );
+    let run = RunFile::parse(&text, Path::new("planted.toml"), &[]).unwrap();
+    let (train, held_out, test) = (examples(TRAIN), examples(HELD_OUT), examples(TEST));
+    let entropy = model.entropy(TEST).unwrap();
+    let mut trainable = Trainable::adapter(&model, &mut attached);
+    let mut trainer =
+        Trainer::new(&mut trainable, &train, &held_out, &run.data, &run.train).unwrap();
+    let (mut excess, mut allocation) = (Vec::new(), Map::new());
+    let selection = Selection::one("default");
+    for rows in trainer.plan().clone().steps_after(0) {
+        let done = trainer.step(&rows).unwrap();
+        if let Some(latest) = done.allocation {
+            allocation = latest;
+        }
+        if looks.contains(&rows.step) {
+            let batch = NonZeroUsize::new(512).unwrap();
+            let found = loss(&model, &selection, &test, batch).unwrap();
+            excess.push(found.loss.unwrap() - entropy);
+        }
+    }
+    let ranks = ["first", "second"].map(|path| rank(&attached, path));
+    Outcome {
+        ranks,
+        excess,
+        allocation,
+    }
+}
+
+/// Ranks of a module as its folder would hold them.
+fn rank(attached: &Attached, path: &str) -> usize {
+    let exported = attached.exported().unwrap();
+    let named = |suffix: &str| {
+        let name = format!("{path}.{suffix}");
+        exported.tensors.iter().find(|(known, _)| *known == name)
+    };
+    let (_, a) = named("lora_A.weight").or_else(|| named("lora_A")).unwrap();
+    a.dim(0).unwrap()
+}
+
+fn all(family: &str, keys: &Value, looks: &[u64]) -> Vec<Outcome> {
+    (0..SEEDS)
+        .map(|seed| trained(seed, family, keys, looks))
+        .collect()
+}
+
+fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    (values[middle - 1] + values[middle]) / 2.0
+}
+
+/// The median excess of LoRA with two ranks in each matrix, after `steps`.
+fn uniform(alpha: f64, steps: u64) -> f64 {
+    let outcomes = all("lora", &json!({"r": 2, "lora_alpha": alpha}), &[steps]);
+    assert!(outcomes.iter().all(|outcome| outcome.ranks == [2, 2]));
+    median(outcomes.iter().map(|outcome| outcome.excess[0]))
+}
+
+fn count(outcomes: &[Outcome], holds: impl Fn(&Outcome) -> bool) -> usize {
+    outcomes.iter().filter(|outcome| holds(outcome)).count()
+}
+
+/// Four ranks: 200 steps, three rounds 100 steps apart, 200 steps after the last 100.
+#[test]
+fn alora_moves_ranks_to_where_the_teacher_has_them() {
+    let keys = json!({
+        "r": 2, "lora_alpha": 4, "n_a": 1, "rounds": 3, "k1_steps": 200, "k2_steps": 100, "probe_examples": 32,
+    });
+    let moved = all("alora", &keys, &[700]);
+    let fixed = uniform(4.0, 700);
+    let excess = median(moved.iter().map(|outcome| outcome.excess[0]));
+    let right = count(&moved, |outcome| outcome.ranks[0] > outcome.ranks[1]);
+    let exact = count(&moved, |outcome| outcome.ranks[0] == 3);
+    println!(
+        "alora: more ranks in the first matrix {right}/20, three {exact}/20; excess {excess:.1e}, uniform {fixed:.1e}"
+    );
+    assert!(right >= 18, "{right}");
+    assert!(excess * 10.0 <= fixed, "{excess} {fixed}");
+    // Ranks are moved, not made.
+    for outcome in &moved {
+        assert_eq!(outcome.allocation["round"], 3);
+        assert_eq!(
+            outcome.ranks.iter().sum::<usize>(),
+            outcome.allocation["budget"]
+        );
+    }
+}
