@@ -173,3 +173,49 @@ fn adalora_keeps_ranks_where_the_teacher_has_them() {
         assert_eq!(outcome.ranks.iter().sum::<usize>(), 4);
     }
 }
+
+/// Without rounds ALoRA is LoRA, and so is SaLoRA while its gates are open and its penalties off: the same bits after steps of AdamW.
+#[test]
+fn without_their_decisions_gated_families_are_lora() {
+    let bits = |family: &str, keys: Value| -> Vec<u32> {
+        let (model, mut attached) = student(3, family, &keys);
+        let trained: Vec<_> = attached.trained();
+        for (i, param) in trained.iter().take(4).enumerate() {
+            // Families may start differently; here they start alike.
+            let count = param.elem_count();
+            let numbers: Vec<f32> = (0..count)
+                .map(|at| ((at + 31 * i) as f32).sin() / 3.0)
+                .collect();
+            let value =
+                candle_core::Tensor::from_vec(numbers, param.shape(), &candle_core::Device::Cpu);
+            param.set(&value.unwrap()).unwrap();
+        }
+        let text = r#"
+            model.source = "planted"
+            data.train = ["points"]
+            output.dir = "none"
+            train = { steps = 5, batch_size = 64, learning_rate = 1e-2 }
+        "#;
+        let run = RunFile::parse(text, Path::new("planted.toml"), &[]).unwrap();
+        let (train, held_out) = (examples(TRAIN), examples(HELD_OUT));
+        let mut trainable = Trainable::adapter(&model, &mut attached);
+        let mut trainer =
+            Trainer::new(&mut trainable, &train, &held_out, &run.data, &run.train).unwrap();
+        for rows in trainer.plan().clone().steps_after(0) {
+            trainer.step(&rows).unwrap();
+        }
+        let numbers = |tensor: candle_core::Tensor| -> Vec<f32> {
+            tensor.flatten_all().unwrap().to_vec1().unwrap()
+        };
+        let all = trained
+            .iter()
+            .take(4)
+            .flat_map(|param| numbers(param.value()));
+        all.map(f32::to_bits).collect()
+    };
+    let lora = bits("lora", json!({"r": 3, "lora_alpha": 4.5}));
+    assert_eq!(
+        bits("alora", json!({"r": 3, "lora_alpha": 4.5, "rounds": 0})),
+        lora
+    );
+}

@@ -37,10 +37,28 @@ impl Attached {
             .collect()
     }
 
-    /// The number of trained scalars.
+    /// The number of trained scalars, of slots that do not live none.
     #[must_use]
     pub fn trainable_parameters(&self) -> usize {
-        self.trained().iter().map(Param::elem_count).sum()
+        self.trained()
+            .iter()
+            .map(|param| self.live_count(param))
+            .sum()
+    }
+
+    /// How many numbers of a tensor belong to slots that live; all of them, if no gate is over it.
+    #[must_use]
+    pub fn live_count(&self, param: &Param) -> usize {
+        let mut gates = self.gates.iter();
+        let gate = gates.find(|gate| gate.gated().any(|gated| gated == param));
+        let live = gate.and_then(|gate| gate.live().ok());
+        match live {
+            Some(live) if !live.is_empty() => {
+                let count = live.iter().filter(|live| **live).count();
+                param.elem_count() / live.len() * count
+            }
+            _ => param.elem_count(),
+        }
     }
 
     /// What an adapter folder holds: copies of the trained and saved tensors, in the form that the family exports.

@@ -154,7 +154,7 @@ fn adapted(attached: &Attached) -> Result<Vec<PlannedSite>> {
         Ok(PlannedSite {
             site: path.clone(),
             rank,
-            parameters: trained.map(Param::elem_count).sum(),
+            parameters: trained.map(|param| attached.live_count(param)).sum(),
         })
     };
     attached.sites.iter().map(site).collect()

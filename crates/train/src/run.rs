@@ -115,12 +115,11 @@ pub fn train(
     let done = resumed.as_ref().map(|checkpoint| checkpoint.record().step);
     folder.write_run_file(&run.resolved())?;
     let mut metrics = Metrics::open(&folder.metrics(), done)?;
-    let trained = session.trainer.optimizer().params();
     progress.started(&Started {
         done: done.unwrap_or(0),
         total,
         rows: rows.train.len(),
-        trainable_parameters: trained.map(lowrank_adapter::Param::elem_count).sum(),
+        trainable_parameters: session.trainer.trainable().trainable_parameters,
         resumed_from: resumed.map(|checkpoint| checkpoint.path().to_owned()),
     });
     session.run(done, &mut metrics, progress)?;

@@ -26,6 +26,8 @@ pub struct Trainable<'a> {
     pub controller: Option<&'a mut dyn Controller>,
     /// What training passes select.
     pub selection: Selection,
+    /// Scalars that are trained at the start.
+    pub trainable_parameters: usize,
 }
 
 impl<'a> Trainable<'a> {
@@ -33,6 +35,7 @@ impl<'a> Trainable<'a> {
     pub fn adapter(model: &'a dyn Model, attached: &'a mut Attached) -> Self {
         Self {
             model,
+            trainable_parameters: attached.trainable_parameters(),
             params: attached.params.clone(),
             selection: Selection::one(attached.name.clone()),
             controller: match &mut attached.controller {
@@ -46,6 +49,7 @@ impl<'a> Trainable<'a> {
     pub fn whole(model: &'a dyn Model, name: &str, params: Vec<Param>) -> Self {
         Self {
             model,
+            trainable_parameters: params.iter().map(Param::elem_count).sum(),
             params,
             selection: Selection::one(name),
             controller: None,

@@ -9,6 +9,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
+/// The file with a held-out row.
+const HELD_OUT: &str = "held-out.jsonl";
+
 /// Runs the steps of a request in this process.
 ///
 /// # Errors
@@ -20,6 +23,8 @@ pub fn measure(root: &Path, request: &Map<String, Value>) -> Result<Line> {
     let row = |ids: &Vec<u32>| format!("{}\n", json!({"input_ids": ids, "labels": ids}));
     let rows = folder.path().join("rows.jsonl");
     fs::write(&rows, tokens.iter().map(row).collect::<String>())?;
+    let one = tokens.iter().take(1).map(row);
+    fs::write(folder.path().join(HELD_OUT), one.collect::<String>())?;
     let warm = count(request, "warm_steps")?;
     let text = run_file(root, request, folder.path())?;
     let path = folder.path().join("run.toml");
@@ -59,14 +64,32 @@ fn run_file(root: &Path, request: &Map<String, Value>, folder: &Path) -> Result<
     let (family, keys) = match word(request, "family")? {
         "dora" => ("lora", "use_dora = true\n"),
         "rslora" => ("lora", "use_rslora = true\n"),
+        "reslora-is" => ("reslora", "res_type = \"is\"\n"),
+        "reslora-ms" => ("reslora", "res_type = \"ms\"\n"),
+        // Rounds are measured apart.
+        "alora" => ("alora", "k1_steps = 1_000_000\n"),
+        "sbora-fb" => ("sbora", "variant = \"fb\"\n"),
         other => (other, ""),
     };
     let adapter = match family {
         "full" => String::new(),
         _ => {
             let rank = count(request, "rank")?;
-            let alpha = 2 * rank;
-            format!("r = {rank}\nlora_alpha = {alpha}\ntarget_modules = \"all-linear\"\n{keys}")
+            let known = lowrank::registry::by_name(family)?.defaults();
+            // Families that PEFT has are called by PEFT's words; methods are compared without dropout.
+            let shared = [
+                ("r", json!(rank)),
+                ("init_r", json!(rank)),
+                ("target_r", json!(rank / 2)),
+                ("lora_alpha", json!(2 * rank)),
+                ("alpha", json!(2 * rank)),
+                ("lora_dropout", json!(0.0)),
+            ];
+            let shared = shared.iter().filter(|(key, _)| known.contains_key(*key));
+            let shared: String = shared
+                .map(|(key, value)| format!("{key} = {value}\n"))
+                .collect();
+            format!("{shared}target_modules = \"all-linear\"\n{keys}")
         }
     };
     // What is not asked for is left to the default.
@@ -79,6 +102,11 @@ fn run_file(root: &Path, request: &Map<String, Value>, folder: &Path) -> Result<
         Some(device) => format!("device = \"{device}\"\n"),
         None => String::new(),
     };
+    // What scores ranks on held-out rows does not begin without any.
+    let eval = match family {
+        "alora" => format!("eval = [{}]\n", quoted(&folder.join(HELD_OUT))),
+        _ => String::new(),
+    };
     let (batch, length) = (count(request, "batch")?, count(request, "length")?);
     let recompute = request.get("recompute") == Some(&Value::Bool(true));
     let steps = count(request, "warm_steps")? + count(request, "steps")?;
@@ -89,7 +117,7 @@ fn run_file(root: &Path, request: &Map<String, Value>, folder: &Path) -> Result<
     Ok(format!(
         "[model]\nsource = {source}\ndtype = \"{dtype}\"\n{device}\
          [adapter]\nfamily = \"{family}\"\n{adapter}\
-         [data]\ntrain = [{rows}]\nmax_length = {length}\nshuffle = false\n\
+         [data]\ntrain = [{rows}]\n{eval}max_length = {length}\nshuffle = false\n\
          [train]\nsteps = {steps}\nbatch_size = {batch}\nrecompute = {recompute}\nmax_grad_norm = 1.0\n{compute}\
          [output]\ndir = {out}\n"
     ))
