@@ -153,6 +153,28 @@ fn alora_moves_ranks_to_where_the_teacher_has_them() {
     }
 }
 
+/// From five ranks in each matrix to four in all, by step 500 of 700.
+#[test]
+fn adalora_keeps_ranks_where_the_teacher_has_them() {
+    let keys = json!({
+        "init_r": 5, "target_r": 2, "lora_alpha": 10, "tinit": 100, "tfinal": 200, "deltaT": 10, "orth_reg_weight": 0.1,
+    });
+    let kept = all("adalora", &keys, &[700]);
+    let fixed = uniform(4.0, 700);
+    let excess = median(kept.iter().map(|outcome| outcome.excess[0]));
+    let right = count(&kept, |outcome| outcome.ranks[0] > outcome.ranks[1]);
+    let exact = count(&kept, |outcome| outcome.ranks[0] == 3);
+    println!(
+        "adalora: more ranks in the first matrix {right}/20, three {exact}/20; excess {excess:.1e}, uniform {fixed:.1e}"
+    );
+    assert!(right >= 18, "{right}");
+    assert!(excess * 5.0 <= fixed, "{excess} {fixed}");
+    for outcome in &kept {
+        assert_eq!(outcome.allocation["budget"], 4);
+        assert_eq!(outcome.ranks.iter().sum::<usize>(), 4);
+    }
+}
+
 /// Without rounds ALoRA is LoRA, and so is SaLoRA while its gates are open and its penalties off: the same bits after steps of AdamW.
 #[test]
 fn without_their_decisions_gated_families_are_lora() {

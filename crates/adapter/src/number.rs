@@ -9,6 +9,7 @@ pub struct Probability(f64);
 
 impl Probability {
     /// `None` if `value` is not at least 0 and less than 1.
+    /// `None` if `value` is less than 0, or not less than 1.
     #[must_use]
     pub fn new(value: f64) -> Option<Self> {
         (0.0..1.0).contains(&value).then_some(Self(value))
@@ -24,6 +25,8 @@ impl Probability {
 impl<'de> Deserialize<'de> for Probability {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::new(f64::deserialize(deserializer)?)
+        let value = f64::deserialize(deserializer)?;
+        Self::new(value)
             .ok_or_else(|| D::Error::custom("expected a probability of at least 0 and less than 1"))
     }
 }
