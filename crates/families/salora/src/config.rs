@@ -1,9 +1,10 @@
 //! The keys of a run file's `[adapter]` table.
 
 use crate::HardConcrete;
-use crate::range::{AboveOne, BelowOne, Negative, Positive, Share};
 use lowrank_adapter::target::Pattern;
-use lowrank_adapter::{Attach, Error, Finite, NonNegative, Probability, Result};
+use lowrank_adapter::{
+    AboveOne, Attach, Error, Finite, Fraction, Negative, NonNegative, Positive, Probability, Result,
+};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 
@@ -50,7 +51,7 @@ pub struct SaloraConfig {
     /// Other ranks for some modules; 0 leaves a module as it is. After extraction every module's path with its rank.
     pub rank_pattern: Pattern<usize>,
     /// b: the share that is to be kept.
-    pub density: Share,
+    pub density: Fraction,
     /// What it is a share of.
     pub budget: BudgetUnit,
     /// The temperature of the gates.
@@ -68,9 +69,9 @@ pub struct SaloraConfig {
     /// The learning rate of phi.
     pub gate_lr: Positive,
     /// The share of all steps before gates are learned.
-    pub t_start: BelowOne,
+    pub t_start: Probability,
     /// The share of all steps after which they are extracted.
-    pub t_end: Share,
+    pub t_end: Fraction,
     /// Which ranks are extracted.
     pub extract: Extract,
     /// True of a folder whose ranks were extracted: no gates any more, and `rank_pattern` has the size of every module.
@@ -85,7 +86,7 @@ impl Default for SaloraConfig {
             lora_alpha: Finite::new(8.0).expect(valid),
             lora_dropout: Probability::default(),
             rank_pattern: Pattern::default(),
-            density: Share::new(0.5).expect(valid),
+            density: Fraction::new(0.5).expect(valid),
             budget: BudgetUnit::Parameters,
             beta: Positive::new(2.0 / 3.0).expect(valid),
             gamma: Negative::new(-0.1).expect(valid),
@@ -94,8 +95,8 @@ impl Default for SaloraConfig {
             orth_reduction: Reduction::Mean,
             eta_lambda: NonNegative::new(1.0).expect(valid),
             gate_lr: Positive::new(0.05).expect(valid),
-            t_start: BelowOne::new(0.1).expect(valid),
-            t_end: Share::new(0.7).expect(valid),
+            t_start: Probability::new(0.1).expect(valid),
+            t_end: Fraction::new(0.7).expect(valid),
             extract: Extract::TopBudget,
             extracted: false,
         }

@@ -56,11 +56,9 @@ mod family;
 mod gate;
 mod layer;
 mod phase;
-mod range;
 
 pub use config::{BudgetUnit, Extract, Reduction, SaloraConfig};
 pub use density::{Ranks, density_gap, expected_density, orthogonality};
 pub use extraction::{positive, top_budget};
 pub use family::Salora;
 pub use gate::{HardConcrete, uniform};
-pub use range::{AboveOne, BelowOne, Negative, Positive, Share};
