@@ -8,6 +8,7 @@ Everything is random and small; nothing is downloaded. `golden/` holds
     versions.json         what made the files
     targets.json          which modules PEFT adapts, for specifications that are easy to get wrong
     models/<model>/       base models as save_pretrained writes them
+    adalora/              a whole schedule of AdaLoRA: see adalora.py
     cases/<case>/         one adapter configuration over one of them:
         adapter_init/     the adapter that everything below starts from, saved by PEFT
         batch.json        ten batches of three right-padded rows; labels[i] supervises the prediction of token i
@@ -44,12 +45,14 @@ sys.dont_write_bytecode = True
 import peft
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+import adalora
 import reference
 import targets
 
@@ -173,6 +176,62 @@ CASES = {
         "biased",
         dict(r=5, lora_alpha=4, target_modules=["k_proj", "up_proj"], use_rslora=True, init_lora_weights="olora"),
     ),
+    # Ranks that are small enough to be computed as a product of rank r^2, and some that are not (v_proj, one up_proj). PEFT
+    # rounds alpha / r to f32 whatever the weights are; here nothing is lost by that.
+    "loha": (
+        "plain",
+        dict(
+            method=LoHaConfig,
+            r=3,
+            alpha=6,
+            target_modules=["q_proj", "v_proj", "up_proj", "down_proj"],
+            rank_pattern={"q_proj": 2, "v_proj": 4, "layers.1.mlp.up_proj": 6},
+            alpha_pattern={"v_proj": 7},
+        ),
+    ),
+    # The first factor whole; the second a product but for v_proj and down_proj of layer 0.
+    "lokr": (
+        "biased",
+        dict(
+            method=LoKrConfig,
+            r=2,
+            alpha=5,
+            target_modules=["q_proj", "v_proj", "down_proj"],
+            rank_pattern={"v_proj": 6, "layers.0.mlp.down_proj": 5},
+            alpha_pattern={"v_proj": 7},
+            modules_to_save=["norm"],
+        ),
+    ),
+    # Sides divided by 8 where it divides them, so that the first factor is a product too.
+    "lokr_both": (
+        "plain",
+        dict(
+            method=LoKrConfig,
+            r=2,
+            alpha=3,
+            target_modules=["q_proj", "k_proj", "gate_proj"],
+            decompose_both=True,
+            decompose_factor=8,
+            init_weights="lycoris",
+        ),
+    ),
+    # Ranks are taken after step 2 and fixed from step 8 on. The penalty is in the golden files of adalora.py.
+    "adalora": (
+        "biased",
+        dict(
+            method=AdaLoraConfig,
+            init_r=5,
+            target_r=2,
+            lora_alpha=7,
+            tinit=1,
+            tfinal=2,
+            deltaT=2,
+            total_step=10,
+            orth_reg_weight=0.0,
+            target_modules=["q_proj", "v_proj", "down_proj"],
+            bias="lora_only",
+        ),
+    ),
 }
 
 # Starts that PEFT subtracts from the base.
@@ -198,8 +257,8 @@ def make_model(name, seed):
     model.save_pretrained(f"models/{name}", max_shard_size=shard)
 
 
-def make_batches(vocabulary, seed):
-    """Ten batches of three rows: prompts without labels, answers with labels, some holes in the answers."""
+def make_batches(vocabulary, seed, steps=reference.STEPS):
+    """A batch a step, of three rows: prompts without labels, answers with labels, some holes in the answers."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low, high):
@@ -213,7 +272,7 @@ def make_batches(vocabulary, seed):
             labels[prompt + draw(1, answer)] = -100
         return ids, labels
 
-    return [reference.pad([row() for _ in range(3)]) for _ in range(reference.STEPS)]
+    return [reference.pad([row() for _ in range(3)]) for _ in range(steps)]
 
 
 def subtract_exactly(model, base, init):
@@ -241,12 +300,14 @@ def save_converted(model, initial, folder):
 
 def make_case(name, seed):
     base, config = CASES[name]
+    config = dict(config)
+    method = config.pop("method", LoraConfig)
     folder = Path("cases") / name
     model = AutoModelForCausalLM.from_pretrained(f"models/{base}", attn_implementation="sdpa")
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **config))
+        model = get_peft_model(model, method(task_type="CAUSAL_LM", **config))
     init = config.get("init_lora_weights")
     with tempfile.TemporaryDirectory() as initial:
         initial = Path(initial) / "initial"
@@ -274,7 +335,7 @@ def make_case(name, seed):
             assert parameter.grad is not None, key
             expected[f"grad{kind}.{key}"] = parameter.grad.clone()
         run.zero_grad()
-    changed = [n for n, m in model.base_model.model.named_modules() if isinstance(m, (LoraLayer, ModulesToSaveWrapper))]
+    changed = [n for n, m in model.base_model.model.named_modules() if isinstance(m, (BaseTunerLayer, ModulesToSaveWrapper))]
     merged = copy.deepcopy(model).merge_and_unload()
     for path in changed:
         for part, value in merged.get_submodule(path).named_parameters():
@@ -326,6 +387,7 @@ def generate(golden):
     reference.write_json("targets.json", targets.table("models/plain"), indent=1)
     for seed, name in enumerate(CASES):
         make_case(name, 200 + seed)
+    adalora.write("models/plain", make_batches(MODELS["plain"][0]["vocab_size"], 300, adalora.STEPS))
     size = sum(path.stat().st_size for path in golden.rglob("*") if path.is_file())
     print(f"{size / 2**20:.2f} MiB")
     assert size < 5e6

@@ -101,6 +101,8 @@ def train(model, batches):
         norms.append(torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM).item())
         losses.append(loss.item())
         optimizer.step()
+        if hasattr(model.base_model, "update_and_allocate"):
+            model.base_model.update_and_allocate(step)
         optimizer.zero_grad()
     model.eval()
     return {"loss": losses, "grad_norm": norms}
@@ -125,19 +127,23 @@ def trained(model):
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             name = name.replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector")
-            names[name.replace(".modules_to_save.default.", ".").replace(".default.", ".")] = parameter
+            name = name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
+            names[name.removesuffix(".default")] = parameter
     return names
 
 
+FACTORS = ("lora_A", "lora_B", "lora_E", "hada_", "lokr_")
+
+
 def randomise(model, seed, spread=0.4, fresh=True):
-    """Gives every trainable parameter values that matter: factors at random (`spread` is about the size of the update
+    """Gives every trainable parameter values that matter: factors at random (`spread` is about the size of a LoRA's update
     beside a weight of unit gain) or, if not `fresh`, near where they started; copies, biases and magnitudes near the base's."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(trained(model).items()):
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            if fresh and ("lora_A" in name or "lora_B" in name):
-                value = noise * (1.0 if "lora_A" in name else spread) / math.sqrt(parameter.shape[1])
+            if fresh and any(factor in name for factor in FACTORS):
+                value = noise * (spread if "lora_B" in name else 1.0) / math.sqrt(parameter.shape[1])
             else:
                 value = parameter.double() + 0.1 * noise
             parameter.copy_(value)

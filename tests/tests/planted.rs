@@ -1,5 +1,6 @@
 //! Where ranks go when it is known where they belong: a teacher differs from the student in the first of two matrices alone, by
 //! a matrix of rank 3. Twenty seeds of students, teachers and points, each trained by the real trainer.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use lowrank::adapter::{AdapterConfig, Attached, Selection, Source, Start, attach};
 use lowrank::data::Example;
@@ -149,6 +150,28 @@ fn alora_moves_ranks_to_where_the_teacher_has_them() {
             outcome.ranks.iter().sum::<usize>(),
             outcome.allocation["budget"]
         );
+    }
+}
+
+/// From five ranks in each matrix to four in all, by step 500 of 700.
+#[test]
+fn adalora_keeps_ranks_where_the_teacher_has_them() {
+    let keys = json!({
+        "init_r": 5, "target_r": 2, "lora_alpha": 10, "tinit": 100, "tfinal": 200, "deltaT": 10, "orth_reg_weight": 0.1,
+    });
+    let kept = all("adalora", &keys, &[700]);
+    let fixed = uniform(4.0, 700);
+    let excess = median(kept.iter().map(|outcome| outcome.excess[0]));
+    let right = count(&kept, |outcome| outcome.ranks[0] > outcome.ranks[1]);
+    let exact = count(&kept, |outcome| outcome.ranks[0] == 3);
+    println!(
+        "adalora: more ranks in the first matrix {right}/20, three {exact}/20; excess {excess:.1e}, uniform {fixed:.1e}"
+    );
+    assert!(right >= 18, "{right}");
+    assert!(excess * 5.0 <= fixed, "{excess} {fixed}");
+    for outcome in &kept {
+        assert_eq!(outcome.allocation["budget"], 4);
+        assert_eq!(outcome.ranks.iter().sum::<usize>(), 4);
     }
 }
 

@@ -180,8 +180,9 @@ impl AdapterConfig {
         let (mut common, mut own) = (Map::new(), Map::new());
         let defaults = family.defaults();
         let fixed = family.fixed();
+        let is_common = |key: &str| COMMON_KEYS.contains(&key) && !family.lacks().contains(&key);
         for (key, value) in keys {
-            if COMMON_KEYS.contains(&key.as_str()) {
+            if is_common(key) {
                 common.insert(key.clone(), value.clone());
             } else if defaults.contains_key(key) {
                 own.insert(key.clone(), value.clone());
@@ -201,6 +202,7 @@ impl AdapterConfig {
             } else {
                 let known = COMMON_KEYS
                     .into_iter()
+                    .filter(|key| is_common(key))
                     .chain(defaults.keys().map(String::as_str));
                 let suggestion = nearest(key, known.chain(fixed.iter().map(|(name, _)| *name)));
                 return Err(Error::UnknownKey {
@@ -212,7 +214,7 @@ impl AdapterConfig {
         common.remove("peft_type");
         common.remove("peft_version");
         let common: Common = parse_each(&common)?;
-        let only = format!("{}_only", family.name());
+        let only = family.targeted_bias();
         if common.bias_mode()? == BiasMode::Targeted && common.bias != only {
             return Err(Error::config(format!(
                 "`bias = \"{}\"`, expected \"none\", \"all\" or \"{only}\"",
@@ -247,6 +249,12 @@ impl AdapterConfig {
         keys.extend(common.as_object().cloned().unwrap_or_default());
         if self.common.bias.is_empty() {
             keys.insert("bias".into(), "none".into());
+        }
+        let defaults = self.family.defaults();
+        for key in self.family.lacks() {
+            if COMMON_KEYS.contains(key) || keys.get(*key) == defaults.get(*key) {
+                keys.remove(*key);
+            }
         }
         keys.insert("peft_type".into(), self.family.peft_type().into());
         keys.insert("peft_version".into(), PEFT_VERSION.into());

@@ -26,6 +26,15 @@ pub struct Step {
 
 /// Hooks around one optimiser step; all optional but the last two, which make it resumable.
 pub trait Controller: fmt::Debug + Send {
+    /// Before the first step of a run, also of one that is resumed (what was saved is restored after it): how many steps it
+    /// will have. A trainer that is made only to look at a run calls it too.
+    ///
+    /// # Errors
+    /// If the method cannot be trained in so many.
+    fn begin(&mut self, _total: u64) -> Result<()> {
+        Ok(())
+    }
+
     /// A scalar added to the task loss, once per optimiser step. Losses that depend on activations go to
     /// [`Pass::add_loss`](crate::Pass::add_loss). `pass` hands out the parameters.
     ///

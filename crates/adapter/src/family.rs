@@ -33,6 +33,17 @@ pub trait Family: Send + Sync + 'static {
         &[]
     }
 
+    /// Keys that the reference's file of this method does not have: written only where they are not at their defaults. A
+    /// common one (`bias`) is unknown here too.
+    fn lacks() -> &'static [&'static str] {
+        &[]
+    }
+
+    /// The word of the key `bias` for the biases of the targeted modules.
+    fn targeted_bias() -> String {
+        format!("{}_only", Self::NAME)
+    }
+
     /// The configuration under which a folder's tensors mean what they meant to who saved them. `base` is what the user
     /// says about the base model, if anything; a family whose files do not depend on it leaves it alone.
     ///
@@ -121,6 +132,12 @@ pub trait AnyFamily: Send + Sync {
     /// [`Family::notes`].
     fn notes(&self) -> &'static [&'static str];
 
+    /// [`Family::lacks`].
+    fn lacks(&self) -> &'static [&'static str];
+
+    /// [`Family::targeted_bias`].
+    fn targeted_bias(&self) -> String;
+
     /// [`Family::read_as`].
     ///
     /// # Errors
@@ -168,6 +185,14 @@ impl<F: Family> AnyFamily for F {
 
     fn notes(&self) -> &'static [&'static str] {
         F::notes()
+    }
+
+    fn lacks(&self) -> &'static [&'static str] {
+        F::lacks()
+    }
+
+    fn targeted_bias(&self) -> String {
+        F::targeted_bias()
     }
 
     fn read_as(

@@ -10,6 +10,7 @@
 //! ```
 
 pub mod families;
+pub mod layers;
 pub mod planted;
 pub mod toy;
 

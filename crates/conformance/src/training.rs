@@ -34,7 +34,10 @@ pub(crate) struct Taken {
 
 impl Run {
     pub fn new(case: &Case, memory: Memory) -> Verdict<Self> {
-        let (toy, attached) = case.fresh(DType::F32)?;
+        let (toy, mut attached) = case.fresh(DType::F32)?;
+        if let Some(controller) = &mut attached.controller {
+            controller.begin(STEPS)?;
+        }
         Ok(Self {
             toy,
             attached,

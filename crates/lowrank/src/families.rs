@@ -128,7 +128,11 @@ fn prepare(
             let mut config = AdapterConfig::parse(family, &Map::new(), Source::RunFile)?;
             config.common.target_modules = Some(Targets::Pattern("all-linear".into()));
             let attached = attach(model.as_mut(), NAME, &config, Start::Seed(SEED))?;
-            (attached.params.clone(), !attached.gates.is_empty())
+            // A method may also set components to 0 in place, without a gate in the forward pass.
+            let controller = attached.controller.as_ref();
+            let budget = controller.and_then(|controller| controller.budget());
+            let gated = !attached.gates.is_empty() || budget.is_some();
+            (attached.params.clone(), gated)
         }
         Method::Full => (train_all(model.as_mut(), NAME)?, false),
     };

@@ -7,7 +7,7 @@
 use crate::dropout::mask as dropout_mask;
 use crate::float::with_float;
 use crate::rng::Key;
-use crate::{AttentionMask, Result, RotaryTable};
+use crate::{AttentionMask, Deviation, Error, Frame, Result, RotaryTable, Second};
 use candle_core::{D, DType, Tensor};
 use std::sync::OnceLock;
 
@@ -64,6 +64,84 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 /// If candle refuses the arguments.
 pub fn low_rank(x: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<Tensor> {
     Ok((linear(&linear(x, a, None)?, b, None)? * scale)?)
+}
+
+/// As [`crate::khatri_rao()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn khatri_rao(u: &Tensor, v: &Tensor) -> Result<Tensor> {
+    let ((r, n), (s, _)) = (u.dims2()?, v.dims2()?);
+    let product = u.unsqueeze(1)?.broadcast_mul(&v.unsqueeze(0)?)?;
+    Ok(product.reshape((r * s, n))?)
+}
+
+/// As [`crate::outer_rows()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn outer_rows(u: &Tensor, v: &Tensor) -> Result<Tensor> {
+    let ((n, r), (_, s)) = (u.dims2()?, v.dims2()?);
+    let product = u.unsqueeze(2)?.broadcast_mul(&v.unsqueeze(1)?)?;
+    Ok(product.reshape((n, r * s))?)
+}
+
+/// As [`crate::hadamard()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn hadamard(
+    (a1, b1): (&Tensor, &Tensor),
+    (a2, b2): (&Tensor, &Tensor),
+    scale: f64,
+) -> Result<Tensor> {
+    let product = |a: &Tensor, b: &Tensor| a.contiguous()?.matmul(&b.contiguous()?);
+    Ok(((product(a1, b1)? * product(a2, b2)?)? * scale)?)
+}
+
+/// As [`crate::kronecker()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn kronecker(x: &Tensor, first: &Tensor, second: Second<'_>, scale: f64) -> Result<Tensor> {
+    let second = match second {
+        Second::Whole(whole) => whole.clone(),
+        Second::Product { a, b } => a.contiguous()?.matmul(&b.contiguous()?)?,
+    };
+    let ((l, m), (k, n)) = (first.dims2()?, second.dims2()?);
+    let first = first.reshape((l, 1, m, 1))?;
+    let weight = first.broadcast_mul(&second.reshape((1, k, 1, n))?)?;
+    Ok((linear(x, &weight.reshape((l * k, m * n))?, None)? * scale)?)
+}
+
+/// As [`crate::orthogonality()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn orthogonality(frames: &[Frame<'_>], deviation: Deviation) -> Result<Tensor> {
+    let mut sum: Option<Tensor> = None;
+    for frame in frames {
+        let (first, second) = match frame {
+            Frame::Rows(rows) => (rows.contiguous()?, rows.t()?.contiguous()?),
+            Frame::Columns(columns) => (columns.t()?.contiguous()?, columns.contiguous()?),
+        };
+        let gram = first.matmul(&second)?;
+        let identity = Tensor::eye(gram.dim(0)?, gram.dtype(), gram.device())?;
+        let square = (gram - identity)?.sqr()?.sum_all()?;
+        let one = match deviation {
+            Deviation::Square => square,
+            // The slope of a root at 0 is infinite; so near to it, it is finite and multiplied by 0.
+            Deviation::Norm => (square + 1e-30)?.sqrt()?,
+        };
+        sum = Some(match sum {
+            Some(sum) => (sum + one)?,
+            None => one,
+        });
+    }
+    sum.ok_or_else(|| Error::Argument {
+        op: "orthogonality",
+        what: "there are no matrices".into(),
+    })
 }
 
 /// As [`crate::add()`].
@@ -257,6 +335,15 @@ pub fn embedding(table: &Tensor, ids: &[u32], (batch, tokens): (usize, usize)) -
 pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     Ok(x.contiguous()?
         .index_select(&Tensor::new(rows, x.device())?, 0)?)
+}
+
+/// As [`crate::gather_columns()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn gather_columns(x: &Tensor, columns: &[u32]) -> Result<Tensor> {
+    Ok(x.contiguous()?
+        .index_select(&Tensor::new(columns, x.device())?, D::Minus1)?)
 }
 
 /// As [`crate::dropout()`].

@@ -29,6 +29,16 @@ pub struct Inputs<'a, T> {
 }
 
 impl<'a, T: Float> Inputs<'a, T> {
+    /// How many inputs there are.
+    #[must_use]
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "an operation without inputs is recorded nowhere"
+    )]
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
     /// The input numbered `i`, contiguous.
     #[must_use]
     pub fn tensor(&self, i: usize) -> &Tensor {

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use lowrank_ops as ops;
 use ops::composed;
 use ops::rng::{Key, Purpose};
-use ops::{RotaryScaling, RotaryTable};
+use ops::{RotaryScaling, RotaryTable, Second};
 use support::{assert_close, check, normal, numbers, stream};
 
 #[test]
@@ -64,6 +64,104 @@ fn low_rank_of_rank_zero_is_zero() {
 }
 
 #[test]
+fn products_of_all_pairs() {
+    for (r, s, n) in [(2, 3, 5), (4, 2, 67), (3, 3, 9)] {
+        let shapes: [&[usize]; 2] = [&[r, n], &[s, n]];
+        let fused = |x: &[Tensor]| ops::khatri_rao(&x[0], &x[1]);
+        check("khatri_rao", &shapes, &fused, &|x| {
+            composed::khatri_rao(&x[0], &x[1])
+        });
+        let shapes: [&[usize]; 2] = [&[n, r], &[n, s]];
+        let fused = |x: &[Tensor]| ops::outer_rows(&x[0], &x[1]);
+        check("outer_rows", &shapes, &fused, &|x| {
+            composed::outer_rows(&x[0], &x[1])
+        });
+    }
+}
+
+#[test]
+fn hadamard() {
+    for (n_out, r, s, n_in) in [(5, 2, 3, 7), (33, 4, 4, 19)] {
+        let shapes: [&[usize]; 4] = [&[n_out, r], &[r, n_in], &[n_out, s], &[s, n_in]];
+        let fused = |x: &[Tensor]| ops::hadamard((&x[0], &x[1]), (&x[2], &x[3]), -1.75);
+        check("hadamard", &shapes, &fused, &|x| {
+            composed::hadamard((&x[0], &x[1]), (&x[2], &x[3]), -1.75)
+        });
+    }
+}
+
+#[test]
+fn orthogonality() {
+    fn frames(x: &[Tensor]) -> [ops::Frame<'_>; 3] {
+        [
+            ops::Frame::Rows(&x[0]),
+            ops::Frame::Columns(&x[1]),
+            ops::Frame::Rows(&x[2]),
+        ]
+    }
+    for deviation in [ops::Deviation::Norm, ops::Deviation::Square] {
+        let shapes: [&[usize]; 3] = [&[3, 7], &[35, 4], &[2, 5]];
+        let fused = |x: &[Tensor]| ops::orthogonality(&frames(x), deviation);
+        check("orthogonality", &shapes, &fused, &|x| {
+            composed::orthogonality(&frames(x), deviation)
+        });
+    }
+}
+
+/// A A^T - I is [[1, 2], [2, 3]], whose norm is the root of 18. Where rows are orthonormal, or there are none, nothing
+/// pulls.
+#[test]
+fn orthogonality_by_hand() {
+    use ops::{Deviation, Frame};
+    let a = Tensor::new(&[[1f64, 1.], [0., 2.]], &Device::Cpu).unwrap();
+    let of = |frames: &[Frame<'_>], deviation| {
+        let sum = ops::orthogonality(frames, deviation).unwrap();
+        sum.to_scalar::<f64>().unwrap()
+    };
+    let norm = of(&[Frame::Rows(&a)], Deviation::Norm);
+    assert!((norm - 4.242_641).abs() < 1e-6, "{norm}");
+    let square = of(&[Frame::Rows(&a), Frame::Rows(&a)], Deviation::Square);
+    assert!((square - 36.0).abs() < 1e-12, "{square}");
+    for dims in [[2, 2], [0, 4]] {
+        let rows = match dims {
+            [0, n] => Tensor::zeros((0, n), DType::F64, &Device::Cpu),
+            _ => Tensor::eye(2, DType::F64, &Device::Cpu),
+        };
+        let rows = ops::leaf(&rows.unwrap()).unwrap();
+        let sum = ops::orthogonality(&[Frame::Rows(&rows)], Deviation::Norm).unwrap();
+        assert!(sum.to_scalar::<f64>().unwrap() < 1e-14);
+        let (_, grads) = ops::backward(&sum, &[], &[&rows]).unwrap();
+        let grad = grads[0].as_ref().unwrap();
+        assert_eq!(numbers(grad), vec![0.0; rows.elem_count()]);
+    }
+}
+
+#[test]
+fn kronecker() {
+    fn product(x: &[Tensor]) -> Second<'_> {
+        let (a, b) = (&x[2], &x[3]);
+        Second::Product { a, b }
+    }
+    // The last one has more rows than are multiplied at once.
+    for (rows, [l, m], [k, n], r) in [
+        (3, [2, 4], [5, 3], 2),
+        (1, [3, 2], [4, 7], 3),
+        (35, [6, 5], [3, 4], 2),
+    ] {
+        let shapes: [&[usize]; 3] = [&[2, rows, m * n], &[l, m], &[k, n]];
+        let fused = |x: &[Tensor]| ops::kronecker(&x[0], &x[1], Second::Whole(&x[2]), -1.75);
+        check("kronecker", &shapes, &fused, &|x| {
+            composed::kronecker(&x[0], &x[1], Second::Whole(&x[2]), -1.75)
+        });
+        let shapes: [&[usize]; 4] = [&[2, rows, m * n], &[l, m], &[k, r], &[r, n]];
+        let fused = |x: &[Tensor]| ops::kronecker(&x[0], &x[1], product(x), -1.75);
+        check("kronecker", &shapes, &fused, &|x| {
+            composed::kronecker(&x[0], &x[1], product(x), -1.75)
+        });
+    }
+}
+
+#[test]
 fn add_bias() {
     for shape in [&[3, 4, 5][..], &[7, 130], &[6]] {
         let shapes: [&[usize]; 2] = [shape, &shape[shape.len() - 1..]];
@@ -84,6 +182,24 @@ fn scale_columns() {
             composed::scale_columns(&x[0], &x[1])
         });
     }
+}
+
+#[test]
+fn gather_columns() {
+    for (shape, columns) in [
+        (&[2, 3, 7][..], &[5, 0, 6, 2][..]),
+        (&[9, 130], &[129, 3]),
+        (&[1, 2, 3, 5], &[1, 4, 1]),
+        (&[6], &[2]),
+    ] {
+        let fused = |x: &[Tensor]| ops::gather_columns(&x[0], columns);
+        check("gather_columns", &[shape], &fused, &|x| {
+            composed::gather_columns(&x[0], columns)
+        });
+    }
+    let x = Tensor::new(&[[1f32, 2., 3.], [4., 5., 6.]], &Device::Cpu).unwrap();
+    let picked = ops::gather_columns(&x, &[2, 0]).unwrap();
+    assert_eq!(numbers(&picked), [3.0, 1.0, 6.0, 4.0]);
 }
 
 #[test]

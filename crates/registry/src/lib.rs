@@ -12,13 +12,19 @@ use lowrank_adapter::{AnyFamily, Error, Result, nearest};
 
 /// Every family, sorted by name.
 pub static FAMILIES: &[&dyn AnyFamily] = &[
+    &lowrank_adalora::Adalora,
     &lowrank_alora::Alora,
+    &lowrank_loha::Loha,
+    &lowrank_lokr::Lokr,
     &lowrank_lora::Lora,
+    &lowrank_mor::Mor,
     &lowrank_reslora::Reslora,
+    &lowrank_salora::Salora,
+    &lowrank_sbora::Sbora,
 ];
 
 /// Families that are planned: their names are refused as such.
-const PLANNED: &[&str] = &["adalora", "dora", "loha", "lokr", "mor", "salora", "sbora"];
+const PLANNED: &[&str] = &["dora"];
 
 /// The family of that name (`lora`).
 ///

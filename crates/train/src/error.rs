@@ -134,6 +134,7 @@ impl Error {
                 | Self::Foreign { .. }
                 | Self::Changed { .. }
                 | Self::UnknownGroup { .. }
+                | Self::Adapter(lowrank_adapter::Error::Config { .. })
                 | Self::Data(lowrank_data::Error::PackedEpochs { .. })
         )
     }

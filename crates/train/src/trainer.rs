@@ -154,6 +154,9 @@ impl<'a, 'b> Trainer<'a, 'b> {
         if wanted.is_some() && held_out.is_empty() {
             return Err(Error::NoHeldOut);
         }
+        if let Some(controller) = &mut trainable.controller {
+            controller.begin(total)?;
+        }
         Ok(Self {
             trained: optimizer.params().cloned().collect(),
             optimizer,

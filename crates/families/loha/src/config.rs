@@ -1,0 +1,65 @@
+//! PEFT's keys for LoHa.
+
+use lowrank_adapter::target::Pattern;
+use lowrank_adapter::{Attach, Finite, Probability, Result};
+use serde::{Deserialize, Serialize};
+use std::num::NonZeroUsize;
+
+/// The family's own keys, with PEFT's names and defaults.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LohaConfig {
+    /// The rank of each of the two low-rank matrices.
+    pub r: NonZeroUsize,
+    /// The numerator of the scale.
+    pub alpha: Finite,
+    /// The probability of a row of the update to be switched off in training.
+    pub rank_dropout: Probability,
+    /// The probability of a module to be left out of a training pass.
+    pub module_dropout: Probability,
+    /// False starts all four factors at random, away from the base.
+    pub init_weights: bool,
+    /// Accepted for PEFT's sake: it is about convolutions.
+    pub use_effective_conv2d: bool,
+    /// Other ranks for some modules.
+    pub rank_pattern: Pattern<NonZeroUsize>,
+    /// Other numerators for some modules.
+    pub alpha_pattern: Pattern<Finite>,
+}
+
+impl Default for LohaConfig {
+    fn default() -> Self {
+        Self {
+            r: NonZeroUsize::new(8).expect("8 is not 0"),
+            alpha: Finite::new(8.0).expect("8 is finite"),
+            rank_dropout: Probability::default(),
+            module_dropout: Probability::default(),
+            init_weights: true,
+            use_effective_conv2d: false,
+            rank_pattern: Pattern::default(),
+            alpha_pattern: Pattern::default(),
+        }
+    }
+}
+
+impl LohaConfig {
+    /// Rank and scale of the module at `path`. Patterns are looked up separately, so a rank that changes alone changes the
+    /// scale, as in PEFT.
+    ///
+    /// # Errors
+    /// If a pattern is not a regular expression.
+    pub fn rank_and_scale(&self, path: &str) -> Result<(usize, f64)> {
+        let rank = self.rank_pattern.get(path, self.r)?.get();
+        let alpha = self.alpha_pattern.get(path, self.alpha)?.get();
+        Ok((rank, alpha / rank as f64))
+    }
+
+    /// Warns of patterns for modules that are not targeted.
+    pub(crate) fn warn_of_unused(&self, cx: &Attach<'_>) -> Result<()> {
+        let paths: Vec<&str> = cx.site_ids().map(|id| cx.site(id).path.as_str()).collect();
+        let paths = paths.iter().copied();
+        self.rank_pattern
+            .warn_of_unused("rank_pattern", paths.clone())?;
+        self.alpha_pattern.warn_of_unused("alpha_pattern", paths)
+    }
+}
