@@ -56,6 +56,10 @@ ranged!(
     AboveOne, "a number above 1", |value| value > 1.0
 );
 ranged!(
+    /// A number of at least 0, and below 1.
+    BelowOne, "a number of at least 0 and less than 1", |value| (0.0..1.0).contains(&value)
+);
+ranged!(
     /// A part of a whole that is not nothing: above 0, and 1 at most.
     Fraction, "a number above 0 and at most 1", |value| value > 0.0 && value <= 1.0
 );

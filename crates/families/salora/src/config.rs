@@ -3,7 +3,8 @@
 use crate::HardConcrete;
 use lowrank_adapter::target::Pattern;
 use lowrank_adapter::{
-    AboveOne, Attach, Error, Finite, Fraction, Negative, NonNegative, Positive, Probability, Result,
+    AboveOne, Attach, BelowOne, Error, Finite, Fraction, Negative, NonNegative, Positive,
+    Probability, Result,
 };
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
@@ -69,7 +70,7 @@ pub struct SaloraConfig {
     /// The learning rate of phi.
     pub gate_lr: Positive,
     /// The share of all steps before gates are learned.
-    pub t_start: Probability,
+    pub t_start: BelowOne,
     /// The share of all steps after which they are extracted.
     pub t_end: Fraction,
     /// Which ranks are extracted.
@@ -95,7 +96,7 @@ impl Default for SaloraConfig {
             orth_reduction: Reduction::Mean,
             eta_lambda: NonNegative::new(1.0).expect(valid),
             gate_lr: Positive::new(0.05).expect(valid),
-            t_start: Probability::new(0.1).expect(valid),
+            t_start: BelowOne::new(0.1).expect(valid),
             t_end: Fraction::new(0.7).expect(valid),
             extract: Extract::TopBudget,
             extracted: false,
