@@ -77,7 +77,10 @@ pub enum Merge {
     /// Near to the adapted layer.
     Approximate(Merged),
     /// The update depends on the input: no weight is equal to it.
-    InputDependent,
+    InputDependent {
+        /// What of the method makes it so, and what to do, in words that follow a colon.
+        why: &'static str,
+    },
 }
 
 /// A plain low-rank update, `scale * b a`.

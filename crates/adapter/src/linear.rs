@@ -341,7 +341,7 @@ impl Linear {
             return Ok(match adapter.merge(&weight, bias.as_ref(), pass)? {
                 Merge::Exact(merged) => Merge::Exact(merged.or_bias(bias)),
                 Merge::Approximate(merged) => Merge::Approximate(merged.or_bias(bias)),
-                Merge::InputDependent => Merge::InputDependent,
+                Merge::InputDependent { why } => Merge::InputDependent { why },
             });
         }
         let mut sum = Merged {
@@ -356,7 +356,7 @@ impl Linear {
                     exact = false;
                     one
                 }
-                Merge::InputDependent => return Ok(Merge::InputDependent),
+                Merge::InputDependent { why } => return Ok(Merge::InputDependent { why }),
             };
             sum.weight = ops::add_scaled(&sum.weight, &(one.weight - &weight)?, factor)?;
             sum.bias = match (sum.bias, one.bias.or_else(|| bias.clone()), &bias) {

@@ -222,7 +222,7 @@ impl Adapter for Layer {
     fn merge(&self, weight: &Tensor, _bias: Option<&Tensor>, pass: &mut Pass) -> Result<Merge> {
         let update = self.b.get(pass).matmul(&self.a.get(pass))?;
         let scale = match self.fault {
-            Fault::MergeGivesUp => return Ok(Merge::InputDependent),
+            Fault::MergeGivesUp => return Ok(Merge::InputDependent { why: "a fault" }),
             Fault::MergeForgetsScale => 1.0,
             _ => self.scale(),
         };

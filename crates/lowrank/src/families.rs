@@ -233,7 +233,7 @@ fn kind(merge: &Merge) -> Merges {
     match merge {
         Merge::Exact(_) => Merges::Exact,
         Merge::Approximate(_) => Merges::Approximate,
-        Merge::InputDependent => Merges::No,
+        Merge::InputDependent { .. } => Merges::No,
     }
 }
 

@@ -18,11 +18,13 @@ pub enum Error {
     Adapter(#[from] lowrank_adapter::Error),
     /// No weight is equal to the adapted layer.
     #[error(
-        "{site}: the adapter's update depends on the input, so no merged weight equals it; keep the adapter apart"
+        "{site}: the adapter's update depends on the input, so no merged weight equals it: {why}"
     )]
     InputDependent {
         /// The module.
         site: String,
+        /// What of the method makes it so, and what to do.
+        why: &'static str,
     },
     /// An update that is no product of two small matrices.
     #[error(

@@ -72,7 +72,9 @@ impl Folding<'_> {
                         self.folded.exact = false;
                         merged
                     }
-                    Merge::InputDependent => return Err(Error::InputDependent { site: path }),
+                    Merge::InputDependent { why } => {
+                        return Err(Error::InputDependent { site: path, why });
+                    }
                 };
                 self.push(format!("{path}.weight"), merged.weight)?;
                 if let Some(bias) = merged.bias {

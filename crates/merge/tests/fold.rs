@@ -143,7 +143,7 @@ fn an_update_that_depends_on_the_input_is_refused() {
         .to_string();
     assert!(
         error.ends_with(
-            "the adapter's update depends on the input, so no merged weight equals it; keep the adapter apart"
+            "the adapter's update depends on the input, so no merged weight equals it: a router weighs experts; keep the adapter apart"
         ),
         "{error}"
     );

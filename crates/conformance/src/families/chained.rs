@@ -148,7 +148,11 @@ impl Adapter for Layer {
         let a = match (self.config.carried, &self.gain) {
             (Carried::Weights, _) => self.chained(self.a.get(pass), pass)?,
             (Carried::Activations, None) => self.a.get(pass),
-            (Carried::Activations, Some(_)) => return Ok(Merge::InputDependent),
+            (Carried::Activations, Some(_)) => {
+                return Ok(Merge::InputDependent {
+                    why: "another layer's activations enter",
+                });
+            }
         };
         let update = self.b.get(pass).matmul(&a)?;
         Ok(Merge::Exact(

@@ -111,6 +111,8 @@ impl Adapter for Layer {
     }
 
     fn merge(&self, _: &Tensor, _: Option<&Tensor>, _: &mut Pass) -> Result<Merge> {
-        Ok(Merge::InputDependent)
+        Ok(Merge::InputDependent {
+            why: "a router weighs experts; keep the adapter apart",
+        })
     }
 }

@@ -87,7 +87,7 @@ pub(crate) fn merge_all(toy: &mut Toy, selection: &Selection) -> Verdict<Found> 
                     )
                 })
             }
-            Merge::InputDependent => {
+            Merge::InputDependent { .. } => {
                 found.refused += 1;
                 Ok(())
             }

@@ -207,7 +207,10 @@ impl Adapter for Layer {
 
     fn merge(&self, weight: &Tensor, _: Option<&Tensor>, pass: &mut Pass) -> Result<Merge> {
         if self.router.is_some() {
-            return Ok(Merge::InputDependent);
+            return Ok(Merge::InputDependent {
+                why: "the router weighs the experts anew for every token (`router = \"mean\"` and one expert do not); keep \
+                      the adapter apart",
+            });
         }
         let (a, b) = self.without_router(pass)?;
         let merged = ops::add_scaled(weight, &b.matmul(&a)?, self.scale)?;

@@ -143,7 +143,10 @@ impl Adapter for Layer {
             (ResType::Middle, _) => middle::folded(self)?,
         };
         let Some(Folded { a, b, exact }) = folded else {
-            return Ok(Merge::InputDependent);
+            return Ok(Merge::InputDependent {
+                why: "a shortcut brings another layer's input; `merge = \"bi\"` or \"bw\" folds an estimate of it, else keep \
+                      the adapter apart",
+            });
         };
         let merged = ops::add_scaled(weight, &b.matmul(&a)?, self.scale)?.into();
         Ok(match exact {

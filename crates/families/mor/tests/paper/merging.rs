@@ -60,7 +60,7 @@ fn gates_that_do_not_depend_on_the_input_merge_and_export() {
 #[test]
 fn a_router_has_no_merge_and_no_export() {
     let adapted = Worked::new().adapted();
-    assert!(matches!(merge(&adapted), Merge::InputDependent));
+    assert!(matches!(merge(&adapted), Merge::InputDependent { .. }));
     let adapter = adapted.layer().adapter("default").unwrap();
     assert!(adapter.low_rank().unwrap().is_none());
 }

@@ -119,7 +119,7 @@ impl Layers {
     fn merged(&self) -> Vec<Tensor> {
         let weight = |merge| match merge {
             Merge::Exact(merged) | Merge::Approximate(merged) => merged.weight,
-            Merge::InputDependent => panic!("a layer does not merge"),
+            Merge::InputDependent { .. } => panic!("a layer does not merge"),
         };
         self.merges().into_iter().map(weight).collect()
     }

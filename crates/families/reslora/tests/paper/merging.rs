@@ -33,7 +33,7 @@ fn assert_low_rank_is_merge(layers: &Layers, exact: &[bool]) {
         let (merged, is_exact) = match merge {
             Merge::Exact(merged) => (merged, true),
             Merge::Approximate(merged) => (merged, false),
-            Merge::InputDependent => panic!("{} does not merge", layer.path()),
+            Merge::InputDependent { .. } => panic!("{} does not merge", layer.path()),
         };
         assert_eq!((is_exact, low_rank.exact), (*exact, *exact));
         assert_close(&merged.weight, &expected, 1e-12);
@@ -106,8 +106,8 @@ fn without_a_mode_only_heads_merge() {
         let merges = layers.merges();
         let [
             Merge::Exact(head),
-            Merge::InputDependent,
-            Merge::InputDependent,
+            Merge::InputDependent { .. },
+            Merge::InputDependent { .. },
         ] = &merges[..]
         else {
             panic!("{merges:?}")
