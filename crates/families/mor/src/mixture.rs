@@ -113,7 +113,7 @@ fn softmax<T: Float>(logits: &[T], gates: &mut [T]) {
         sum += *gate;
     }
     for gate in gates {
-        *gate = *gate / sum;
+        *gate /= sum;
     }
 }
 
