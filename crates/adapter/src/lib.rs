@@ -54,7 +54,7 @@ pub use linear::{Embedding, Linear, Norm, Weight};
 pub use lowrank_frozen::Compute;
 pub use lowrank_ops::{AttentionMask, Kind, Param, ParamInfo, Tracking};
 pub use model::{Ask, Batch, Model, Part, Tokens, UNSUPERVISED, causal_mask, run};
-pub use number::{Finite, NonNegative, Probability};
+pub use number::{AboveOne, Finite, Fraction, Negative, NonNegative, Positive, Probability};
 pub use pass::{Chain, Masks, Pass, Records, Selection};
 pub use place::place;
 pub use probe::masked_losses;

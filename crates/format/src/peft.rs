@@ -98,7 +98,9 @@ impl PeftFolder {
             check_finite(dir, name, tensor)?;
             named.push((format!("{PREFIX}{name}"), tensor));
         }
-        let parameters = named.iter().map(|(_, tensor)| tensor.elem_count()).sum();
+        // Integers are indices, which nothing trains.
+        let trained = named.iter().filter(|(_, tensor)| tensor.dtype().is_float());
+        let parameters = trained.map(|(_, tensor)| tensor.elem_count()).sum();
         let card = card(config, &lowrank.family, named.len(), parameters);
         let tensors = named.iter().map(|(name, tensor)| (name.as_str(), *tensor));
         write_safetensors(&dir.join(TENSORS_FILE), tensors, PYTORCH)?;

@@ -5,7 +5,7 @@
 
 use crate::Result;
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, D, Layout, Shape, Storage, Tensor, bail};
 use lowrank_ops::{Dropout, composed};
 
 /// x W^T: `x` (.., n_in), `weight` `[n_out, n_in]` -> (.., n_out).
@@ -42,6 +42,24 @@ pub(crate) fn product_low_rank(
         None => composed::low_rank(x, a, b, scale)?,
     };
     Ok((y + update)?)
+}
+
+/// x W^T with scale * drop(x) A^T added at some outputs, one a row of A.
+pub(crate) fn product_at(
+    weight: &Tensor,
+    x: &Tensor,
+    a: &Tensor,
+    outputs: &[u32],
+    scale: f64,
+    dropout: Option<Dropout>,
+) -> Result<Tensor> {
+    let y = product(weight, x)?;
+    let h = match dropout {
+        Some(dropout) => composed::linear(&dropout.composed(x)?, a, None)?,
+        None => composed::linear(x, a, None)?,
+    };
+    let outputs = Tensor::new(outputs, x.device())?;
+    Ok(y.index_add(&outputs, &(h * scale)?, D::Minus1)?)
 }
 
 struct Product {

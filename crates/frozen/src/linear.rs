@@ -249,6 +249,48 @@ impl FrozenLinear {
         self.low_rank(x, (a, b), scale, Some(dropout))
     }
 
+    /// y = x W^T + bias with scale * drop(x) A^T added at the given outputs, one for each row of `a` `[r, n_in]`: a low-rank
+    /// update whose B picks outputs.
+    ///
+    /// # Errors
+    /// If the last dimension or the dtype of `x` is not the weight's, A does not fit, or an output is out of range.
+    pub fn forward_low_rank_at(
+        &self,
+        x: &Tensor,
+        a: &Tensor,
+        outputs: &[u32],
+        scale: f64,
+        dropout: Option<Dropout>,
+    ) -> Result<Tensor> {
+        let x = self.input(x)?;
+        let (n_out, n_in) = self.dims();
+        if a.dims() != [outputs.len(), n_in] {
+            return Err(refuse("A", a, format!("{:?}", [outputs.len(), n_in])));
+        }
+        if a.dtype() != self.dtype() {
+            return Err(self.wrong_dtype("A", a));
+        }
+        if let Some(output) = outputs.iter().find(|output| **output as usize >= n_out) {
+            return Err(Error::Ops(ops::Error::Index {
+                op: "FrozenLinear::forward_low_rank_at",
+                index: *output as usize,
+                len: n_out,
+            }));
+        }
+        if composed::used_for(&x) {
+            let weight = self.weight()?;
+            return self.shifted(device::product_at(&weight, &x, a, outputs, scale, dropout)?);
+        }
+        let a = a.contiguous()?;
+        let y = match &self.form()?.0 {
+            Form::Dense(weight) if weight.dtype() == DType::F64 => {
+                recorded::product_at(Double::new(weight), &x, &a, outputs, scale, dropout)?
+            }
+            _ => recorded::product_at(self.single()?, &x, &a, outputs, scale, dropout)?,
+        };
+        self.shifted(y)
+    }
+
     fn low_rank(
         &self,
         x: &Tensor,

@@ -93,6 +93,37 @@ pub(crate) fn product_low_rank<W: Factor + 'static>(
     Ok(y)
 }
 
+/// x W^T with scale * drop(x) A^T added at some outputs, one a row of A, with the gradients of x and A.
+pub(crate) fn product_at<W: Factor + 'static>(
+    weight: W,
+    x: &Tensor,
+    a: &Tensor,
+    outputs: &[u32],
+    scale: f64,
+    dropout: Option<Dropout>,
+) -> Result<Tensor> {
+    let ((rank, n_in), (n_out, _)) = (a.dims2()?, weight.dims());
+    let (numbers, a_data) = (data::<W::Number>(x)?, data::<W::Number>(a)?);
+    let mut y = forward(&weight, x, &numbers, None)?;
+    let factor = W::Number::from_f64(scale);
+    let h = skinny::dots(&dropped(dropout, &numbers), &a_data, n_in, rank, factor);
+    for (y, h) in y.chunks_exact_mut(n_out).zip(h.chunks_exact(rank.max(1))) {
+        for (h, output) in h.iter().zip(outputs) {
+            y[*output as usize] += *h;
+        }
+    }
+    drop((numbers, a_data));
+    let y = [(y, output_shape(&weight, x))];
+    let op = ProductAt {
+        weight,
+        outputs: outputs.to_vec(),
+        scale,
+        dropout,
+    };
+    let [y] = tape::record("frozen_linear_at", &[x, a], y, op)?;
+    Ok(y)
+}
+
 /// y = x W^T + scale (x A^T) B^T and h = scale x A^T, if the rows are few and in f32; `base` writes x W^T.
 fn few_low_rank<T: Float>(
     rows: usize,
@@ -204,23 +235,53 @@ impl<W: Factor> Backward<W::Number> for ProductLowRank<W> {
             b: b_grad,
         } = update_grads(&update, grad, wanted);
         if wanted[0] {
-            let count = x.len().checked_div(n_in).unwrap_or(0);
-            let (h, a) = (Matrix::new(&h, count, rank)?, Matrix::new(&a, rank, n_in)?);
-            match self.dropout {
-                None => input_gradient(&self.weight, grad, Some(Update { h, v: a }), inputs)?,
-                Some(dropout) => {
-                    let mut through = unwritten(x.len());
-                    matmul(h, a, &mut through)?;
-                    dropout.apply(&mut through);
-                    inputs.add(0, Arc::new(through));
-                    input_gradient(&self.weight, grad, None, inputs)?;
-                }
-            }
+            let a = Matrix::new(&a, rank, n_in)?;
+            let h = Matrix::new(&h, rows(inputs.tensor(0)), rank)?;
+            gradient_through(&self.weight, grad, Update { h, v: a }, self.dropout, inputs)?;
         }
         for (i, grad) in [(1, a_grad), (2, b_grad)] {
             if let Some(grad) = grad {
                 inputs.add(i, Arc::new(grad));
             }
+        }
+        Ok(())
+    }
+}
+
+struct ProductAt<W> {
+    weight: W,
+    /// One for each row of A.
+    outputs: Vec<u32>,
+    scale: f64,
+    dropout: Option<Dropout>,
+}
+
+impl<W: Factor> Backward<W::Number> for ProductAt<W> {
+    fn backward(
+        &self,
+        grads: &Incoming<W::Number>,
+        inputs: &mut Inputs<'_, W::Number>,
+    ) -> ops::Result<()> {
+        let Some(grad) = &grads[0] else { return Ok(()) };
+        let (n_out, n_in) = self.weight.dims();
+        let rank = self.outputs.len();
+        let scale = W::Number::from_f64(self.scale);
+        // scale * what arrives at the outputs, [rows, rank].
+        let of_row = |grad: &[W::Number]| {
+            let picked = self.outputs.iter().map(|output| grad[*output as usize]);
+            picked.map(|grad| grad * scale).collect::<Vec<_>>()
+        };
+        let h: Vec<W::Number> = grad.chunks_exact(n_out).flat_map(of_row).collect();
+        let (x, a) = (inputs.data(0)?, inputs.data(1)?);
+        if inputs.wanted(1) {
+            // What was dropped is drawn again rather than kept.
+            let seen = dropped(self.dropout, &x);
+            inputs.add(1, Arc::new(skinny::outer(&h, &seen, n_in, rank)));
+        }
+        if inputs.wanted(0) {
+            let h = Matrix::new(&h, rows(inputs.tensor(0)), rank)?;
+            let v = Matrix::new(&a, rank, n_in)?;
+            gradient_through(&self.weight, grad, Update { h, v }, self.dropout, inputs)?;
         }
         Ok(())
     }
@@ -275,6 +336,24 @@ fn input_gradient<W: Factor>(
             .product(Direction::Backward, grad, rows, update, before, into)
             .map_err(flat)
     })
+}
+
+/// Adds G W and drop(h v) to the gradient of the first input.
+fn gradient_through<W: Factor>(
+    weight: &W,
+    grad: &[W::Number],
+    update: Update<'_, W::Number>,
+    dropout: Option<Dropout>,
+    inputs: &mut Inputs<'_, W::Number>,
+) -> ops::Result<()> {
+    let Some(dropout) = dropout else {
+        return input_gradient(weight, grad, Some(update), inputs);
+    };
+    let mut through = unwritten(inputs.tensor(0).elem_count());
+    matmul(update.h, update.v, &mut through)?;
+    dropout.apply(&mut through);
+    inputs.add(0, Arc::new(through));
+    input_gradient(weight, grad, None, inputs)
 }
 
 /// An error as the tape passes it on.

@@ -159,6 +159,63 @@ fn the_low_rank_path_equals_its_parts() {
     }
 }
 
+/// Values, and the gradients of x, A and the bias, beside those of an update whose B picks the outputs.
+#[test]
+fn the_path_to_some_outputs_equals_the_low_rank_path() {
+    for (held, dtype, tolerance) in [
+        (DType::F32, DType::F32, 1e-4),
+        (DType::F64, DType::F64, 1e-12),
+        (DType::BF16, DType::F32, 1e-4),
+    ] {
+        for (lead, n_in, outputs) in [
+            (vec![7], 13, &[4u32, 0, 2][..]),
+            (vec![2, 9], 24, &[1, 3]),
+            (vec![3, 1, 4], 6, &[2, 2, 0, 4]),
+        ] {
+            let (n_out, rank) = (5, outputs.len());
+            let shape = |last| [lead.clone(), vec![last]].concat();
+            let var =
+                |name, shape: &[usize]| Var::from_tensor(&random(name, shape, dtype)).unwrap();
+            let (x, a) = (var("x", &shape(n_in)), var("a", &[n_in, rank]));
+            let bias = var("bias", &[n_out]);
+            let w = random("w", &[n_out, n_in], DType::F64)
+                .to_dtype(held)
+                .unwrap();
+            let g = random("g", &shape(n_out), dtype);
+            let mut b = vec![0f64; n_out * rank];
+            for (slot, output) in outputs.iter().enumerate() {
+                b[*output as usize * rank + slot] = 1.0;
+            }
+            let b = Tensor::from_vec(b, (n_out, rank), &Device::Cpu).unwrap();
+            let b = b.to_dtype(dtype).unwrap();
+            let layer = FrozenLinear::new(w, None)
+                .unwrap()
+                .with_bias(Some(bias.as_tensor().clone()));
+            let back = |y: &Tensor| {
+                let root = ops::Seed::apply(y, &g).unwrap();
+                let grads = ops::backward(&root, &[], &[&x, &a, &bias]).unwrap().1;
+                grads.into_iter().map(Option::unwrap).collect::<Vec<_>>()
+            };
+            for p in [0.0, 0.4] {
+                let view = a.as_tensor().t().unwrap();
+                let key = Key::new(5, Purpose::Test).site("dropped");
+                let dropout = (p > 0.0).then(|| ops::Dropout::new(p, key).unwrap());
+                let ours = layer.forward_low_rank_at(&x, &view, outputs, 1.75, dropout);
+                let ours = ours.unwrap();
+                let oracle = match dropout {
+                    None => layer.forward_low_rank(&x, &view, &b, 1.75),
+                    Some(dropout) => layer.forward_low_rank_dropped(&x, &view, &b, 1.75, dropout),
+                };
+                let oracle = oracle.unwrap();
+                assert_close(&ours, &oracle, tolerance);
+                for (ours, oracle) in back(&ours).iter().zip(&back(&oracle)) {
+                    assert_close(ours, oracle, tolerance);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn the_low_rank_path_is_its_formula() {
     let (x, a, b) = (
@@ -236,6 +293,14 @@ fn what_does_not_fit_is_refused() {
     assert_eq!(
         message(layer.forward(&random("x", &[3, 12], DType::F64))),
         "FrozenLinear: x has dtype f64, the weight has f32"
+    );
+    assert_eq!(
+        message(layer.forward_low_rank_at(&t(&[3, 12]), &t(&[3, 12]), &[1, 2], 2.0, None)),
+        "FrozenLinear: A has shape [3, 12], expected [2, 12]"
+    );
+    assert_eq!(
+        message(layer.forward_low_rank_at(&t(&[3, 12]), &t(&[2, 12]), &[1, 7], 2.0, None)),
+        "FrozenLinear::forward_low_rank_at: index 7 is out of range, the table has 7 rows"
     );
     assert_eq!(
         message(FrozenLinear::absent(7, 12).forward(&t(&[3, 12]))),

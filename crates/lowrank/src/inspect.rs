@@ -134,12 +134,15 @@ fn inspect_adapter(path: &Path) -> Result<Inspection> {
             shape: tensor.dims().to_vec(),
         })
         .collect();
+    // Integers are indices, which nothing trains.
+    let trained = files.tensors.values().filter(|t| t.dtype().is_float());
+    let trained = trained.map(Tensor::elem_count).sum();
     let sites = summarise_sites(&config, files.tensors).map_err(Error::within(path))?;
     Ok(Inspection {
         kind: "adapter",
         family: family.name().to_owned(),
         peft_type: Some(files.peft_type),
-        trainable_parameters: Some(count(&tensors)),
+        trainable_parameters: Some(trained),
         file_parameters: count(&tensors),
         base: config.common.base_model_name_or_path.clone(),
         config: files.config,

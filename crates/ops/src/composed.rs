@@ -337,6 +337,15 @@ pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
         .index_select(&Tensor::new(rows, x.device())?, 0)?)
 }
 
+/// As [`crate::gather_columns()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn gather_columns(x: &Tensor, columns: &[u32]) -> Result<Tensor> {
+    Ok(x.contiguous()?
+        .index_select(&Tensor::new(columns, x.device())?, D::Minus1)?)
+}
+
 /// As [`crate::dropout()`].
 ///
 /// # Errors

@@ -25,6 +25,11 @@ impl Grads {
         self.0.insert(param.clone(), grad);
     }
 
+    /// Takes out the gradient of `param`, which is then neither updated nor aged by an optimiser.
+    pub fn remove(&mut self, param: &Param) -> Option<Tensor> {
+        self.0.remove(param)
+    }
+
     /// Adds to the gradient of `param`.
     ///
     /// # Errors

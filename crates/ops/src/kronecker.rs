@@ -67,7 +67,7 @@ pub fn kronecker(x: &Tensor, first: &Tensor, second: Second<'_>, scale: f64) -> 
     };
     with_float!(OP, x.dtype(), T => {
         let shape = with_last(x.dims(), l * k);
-        let numbers = inputs.iter().map(|input| data::<T>(input)).collect::<Result<Vec<_>>>()?;
+        let numbers = inputs.iter().map(data::<T>).collect::<Result<Vec<_>>>()?;
         let mut y = unwritten(shape.elem_count());
         let factors = Factors {
             first: &numbers[1],

@@ -80,5 +80,5 @@ pub use param::{Kind, Param, ParamInfo, Tracking};
 pub use reduce::{all_finite, norm_squared, row_norms_squared, sum_all};
 pub use rotary::{RotaryScaling, RotaryTable, rotary};
 pub use scale::scale_columns;
-pub use select::{embedding, gather_rows};
+pub use select::{embedding, gather_columns, gather_rows};
 pub use swiglu::swiglu;

@@ -59,7 +59,7 @@ pub fn orthogonality(frames: &[Frame<'_>], deviation: Deviation) -> Result<Tenso
     let tensors = tensors.iter().map(Tensor::contiguous);
     let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
     with_float!(OP, first.dtype(), T => {
-        let numbers = tensors.iter().map(|tensor| data::<T>(tensor)).collect::<Result<Vec<_>>>()?;
+        let numbers = tensors.iter().map(data::<T>).collect::<Result<Vec<_>>>()?;
         let measured = frames.par_iter().zip(&numbers).map(|(frame, numbers)| {
             Measured::of(Side::of(frame)?, numbers, deviation)
         });
@@ -119,7 +119,7 @@ impl<T: Float> Measured<T> {
             matmul_here(Before::Ignored, T::ONE, first, second, &mut excess)?;
         }
         for diagonal in excess.iter_mut().step_by(r + 1) {
-            *diagonal = *diagonal - T::ONE;
+            *diagonal -= T::ONE;
         }
         let square: f64 = excess.iter().map(|excess| excess.to_f64().powi(2)).sum();
         let (deviation, slope) = match deviation {

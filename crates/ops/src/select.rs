@@ -1,9 +1,10 @@
-//! Rows picked by index: embeddings, and the positions whose logits are wanted.
+//! Rows picked by index: embeddings, and the positions whose logits are wanted; and columns.
 
 use crate::float::with_float;
-use crate::rows::for_rows;
+use crate::linear::with_last;
+use crate::rows::{for_rows, rows};
 use crate::tape::{self, Backward, Inputs};
-use crate::{Error, Float, Result, composed, data};
+use crate::{Error, Float, Result, composed, data, unwritten};
 use candle_core::{Shape, Tensor};
 use std::sync::Arc;
 
@@ -37,6 +38,39 @@ pub fn embedding(table: &Tensor, ids: &[u32], shape: (usize, usize)) -> Result<T
 pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     let columns = check("gather_rows", "x", x, rows)?;
     select("gather_rows", x, rows, Shape::from((rows.len(), columns)))
+}
+
+/// The given columns of `x` `(.., n)`, in the given order -> `(.., how many)`. A column may be picked more than once.
+///
+/// # Errors
+/// If an index is out of range, rows are empty, or the dtype is neither f32 nor f64.
+pub fn gather_columns(x: &Tensor, columns: &[u32]) -> Result<Tensor> {
+    let (count, n) = rows("gather_columns", "x", x)?;
+    if let Some(column) = columns.iter().find(|column| **column as usize >= n) {
+        return Err(Error::Argument {
+            op: "gather_columns",
+            what: format!("column {column} is out of range, x has {n}"),
+        });
+    }
+    if composed::replaces("gather_columns", x)? {
+        return composed::gather_columns(x, columns);
+    }
+    let (x, columns) = (x.contiguous()?, columns.to_vec());
+    with_float!("gather_columns", x.dtype(), T => {
+        let numbers = data::<T>(&x)?;
+        let from: &[T] = &numbers;
+        let mut out = unwritten(count * columns.len());
+        for_rows(&mut out, columns.len().max(1), |row, out| {
+            let x = &from[row * n..][..n];
+            for (out, column) in out.iter_mut().zip(&columns) {
+                *out = x[*column as usize];
+            }
+        });
+        drop(numbers);
+        let out = [(out, with_last(x.dims(), columns.len()))];
+        let [out] = tape::record("gather_columns", &[&x], out, GatherColumns { columns, n })?;
+        Ok(out)
+    })
 }
 
 /// The number of columns of `table`.
@@ -106,6 +140,30 @@ impl<T: Float> Backward<T> for Select {
                     for (into, grad) in into.iter_mut().zip(&grad[place * n..][..n]) {
                         *into += *grad;
                     }
+                }
+            });
+            Ok(())
+        })
+    }
+}
+
+struct GatherColumns {
+    columns: Vec<u32>,
+    n: usize,
+}
+
+impl<T: Float> Backward<T> for GatherColumns {
+    fn backward(&self, grads: &[Option<Arc<Vec<T>>>], inputs: &mut Inputs<'_, T>) -> Result<()> {
+        let Some(grad) = &grads[0] else { return Ok(()) };
+        let Self { columns, n } = self;
+        inputs.accumulate(0, |into, begun| {
+            for_rows(into, *n, |row, into| {
+                if !begun {
+                    into.fill(T::ZERO);
+                }
+                let grad = &grad[row * columns.len()..][..columns.len()];
+                for (grad, column) in grad.iter().zip(columns) {
+                    into[*column as usize] += *grad;
                 }
             });
             Ok(())

@@ -57,6 +57,10 @@ fn rows() {
         "add_bias: the bias has shape [2], expected [3]",
     );
     refuses(
+        ops::gather_columns(&x, &[1, 3]),
+        "gather_columns: column 3 is out of range, x has 3",
+    );
+    refuses(
         ops::scale_columns(&x, &random(&[2])),
         "scale_columns: the vector of factors has shape [2], expected [3]",
     );

@@ -185,6 +185,24 @@ fn scale_columns() {
 }
 
 #[test]
+fn gather_columns() {
+    for (shape, columns) in [
+        (&[2, 3, 7][..], &[5, 0, 6, 2][..]),
+        (&[9, 130], &[129, 3]),
+        (&[1, 2, 3, 5], &[1, 4, 1]),
+        (&[6], &[2]),
+    ] {
+        let fused = |x: &[Tensor]| ops::gather_columns(&x[0], columns);
+        check("gather_columns", &[shape], &fused, &|x| {
+            composed::gather_columns(&x[0], columns)
+        });
+    }
+    let x = Tensor::new(&[[1f32, 2., 3.], [4., 5., 6.]], &Device::Cpu).unwrap();
+    let picked = ops::gather_columns(&x, &[2, 0]).unwrap();
+    assert_eq!(numbers(&picked), [3.0, 1.0, 6.0, 4.0]);
+}
+
+#[test]
 fn row_norms_squared() {
     let x = Tensor::new(&[[3f32, -4., 0.], [1., 2., -2.]], &Device::Cpu).unwrap();
     assert_eq!(ops::row_norms_squared(&x).unwrap(), [25.0, 9.0]);

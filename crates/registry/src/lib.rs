@@ -17,10 +17,14 @@ pub static FAMILIES: &[&dyn AnyFamily] = &[
     &lowrank_loha::Loha,
     &lowrank_lokr::Lokr,
     &lowrank_lora::Lora,
+    &lowrank_mor::Mor,
+    &lowrank_reslora::Reslora,
+    &lowrank_salora::Salora,
+    &lowrank_sbora::Sbora,
 ];
 
 /// Families that are planned: their names are refused as such.
-const PLANNED: &[&str] = &["dora", "mor", "reslora", "salora", "sbora"];
+const PLANNED: &[&str] = &["dora"];
 
 /// The family of that name (`lora`).
 ///

@@ -3,21 +3,12 @@
 use crate::{Error, Result};
 
 /// Limits of every decision, and the decisions. Scores are by site and slot; a higher one is worth more.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Allocator {
     /// No site gets fewer ranks than this, if it has as many.
     pub floor: usize,
     /// No site gets more than this many ranks; none: as many as it has slots.
     pub ceilings: Option<Vec<usize>>,
-}
-
-impl Default for Allocator {
-    fn default() -> Self {
-        Self {
-            floor: 0,
-            ceilings: None,
-        }
-    }
 }
 
 /// What [`Allocator::reallocate`] decides.

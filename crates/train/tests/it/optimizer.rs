@@ -187,6 +187,70 @@ fn large_tensors_are_updated_whole_and_ages_count_per_rank() {
     }
 }
 
+/// The numbers of ALoRA's note: with an age of its own a new rank's first step is the learning rate; with the others' it would be
+/// (1 - 0.9) / sqrt(1 - 0.999) of it.
+#[test]
+fn a_new_rank_steps_as_far_as_a_first_step() {
+    let start = tensor(
+        &[vec![0.5, -1.5], vec![2.5, 0.25], vec![-0.75, 1.0]],
+        DType::F64,
+    );
+    let param = param(0, "default", Some(0), &start);
+    let params = std::slice::from_ref(&param);
+    let constants = AdamW {
+        eps: 1e-30,
+        ..AdamW::default()
+    };
+    let mut optimizer = Optimizer::new(params, constants, &BTreeMap::new()).unwrap();
+    let ones = tensor(&vec![vec![1.0; 2]; 3], DType::F64);
+    let rate = 1e-3;
+    for _ in 0..10_000 {
+        optimizer
+            .update(&one(&param, ones.clone()), 1.0, rate)
+            .unwrap();
+    }
+    let (before, _) = optimizer.state().unwrap();
+    let revival = Revival {
+        param: param.clone(),
+        axis: 0,
+        slots: vec![1],
+    };
+    optimizer.restart(&revival).unwrap();
+    let (after, ages) = optimizer.state().unwrap();
+    assert_eq!(ages["layer.0.weight"], [10_000, 0, 10_000]);
+    for (name, moment) in &before {
+        let (was, is) = (values(moment), values(&after[name]));
+        assert_eq!(
+            (&is[..2], &is[2..4], &is[4..]),
+            (&was[..2], &[0.0; 2][..], &was[4..])
+        );
+    }
+    // k steps after its birth, a rank that shared the others' age would have gone so much farther in that step.
+    let shared = |k: i32| (1.0 - 0.9_f64.powi(k)) / (1.0 - 0.999_f64.powi(k)).sqrt();
+    for (k, expected) in [
+        (1, 3.1623),
+        (2, 4.2496),
+        (5, 5.7971),
+        (10, 6.5279),
+        (12, 6.5685),
+        (20, 6.2409),
+        (100, 3.2408),
+    ] {
+        assert!((shared(k) - expected).abs() < 5e-5, "{k}");
+    }
+    let mut last = values(&param.value());
+    for _ in 0..3 {
+        optimizer
+            .update(&one(&param, ones.clone()), 1.0, rate)
+            .unwrap();
+        let now = values(&param.value());
+        for (was, is) in last.iter().zip(&now) {
+            assert!((was - is - 1e-3).abs() < 1e-9, "{was} {is}");
+        }
+        last = now;
+    }
+}
+
 #[test]
 fn groups_change_rate_and_decay_and_exempt_tensors_never_decay() {
     let start = tensor(&[vec![1.0, -2.0, 3.0]], DType::F64);
