@@ -23,7 +23,7 @@ pub trait Backward<T: Float>: Send + Sync {
 
 /// The inputs of an operation and the sums of their gradients.
 pub struct Inputs<'a, T> {
-    tensors: &'a [Tensor],
+    kept: &'a [Kept],
     sums: &'a mut Sums,
     dtype: PhantomData<T>,
 }
@@ -36,13 +36,19 @@ impl<'a, T: Float> Inputs<'a, T> {
         reason = "an operation without inputs is recorded nowhere"
     )]
     pub fn len(&self) -> usize {
-        self.tensors.len()
+        self.kept.len()
     }
 
     /// The input numbered `i`, contiguous.
+    ///
+    /// # Panics
+    /// If the operation said that it does not read its inputs.
     #[must_use]
-    pub fn tensor(&self, i: usize) -> &Tensor {
-        &self.tensors[i]
+    pub fn tensor(&self, i: usize) -> &'a Tensor {
+        match &self.kept[i] {
+            Kept::Whole(tensor) => tensor,
+            Kept::Place(_) => unreachable!("an input of `record_unread` is not read"),
+        }
     }
 
     /// The numbers of the input numbered `i`.
@@ -50,13 +56,16 @@ impl<'a, T: Float> Inputs<'a, T> {
     /// # Errors
     /// If it is not contiguous, or of another dtype.
     pub fn data(&self, i: usize) -> Result<Data<'a, T>> {
-        data(&self.tensors[i])
+        data(self.tensor(i))
     }
 
     /// True if the gradient of this input is wanted.
     #[must_use]
     pub fn wanted(&self, i: usize) -> bool {
-        self.tensors[i].track_op()
+        match &self.kept[i] {
+            Kept::Whole(tensor) => tensor.track_op(),
+            Kept::Place(_) => true,
+        }
     }
 
     /// Lets `add` change the sum of an input's gradients in place. The second argument is false if nothing has been added
@@ -69,7 +78,7 @@ impl<'a, T: Float> Inputs<'a, T> {
         i: usize,
         add: impl FnOnce(&mut [T], bool) -> Result<()>,
     ) -> Result<()> {
-        let tensor = &self.tensors[i];
+        let tensor = self.tensor(i);
         let sum = self.sums.take::<T>(tensor.id());
         let begun = sum.is_some();
         let mut sum = sum.unwrap_or_else(|| Arc::new(unwritten(tensor.elem_count())));
@@ -80,7 +89,13 @@ impl<'a, T: Float> Inputs<'a, T> {
 
     /// Adds a gradient of the input's size; the first one is kept without a copy.
     pub fn add(&mut self, i: usize, grad: Arc<Vec<T>>) {
-        self.sums.add(self.tensors[i].id(), grad);
+        let id = match &self.kept[i] {
+            Kept::Whole(tensor) => Some(tensor.id()),
+            Kept::Place(output) => output.id.get().copied(),
+        };
+        if let Some(id) = id {
+            self.sums.add(id, grad);
+        }
     }
 }
 
@@ -95,6 +110,35 @@ pub fn record<T: Float, const N: usize>(
     outputs: [(Vec<T>, Shape); N],
     backward: impl Backward<T> + 'static,
 ) -> Result<[Tensor; N]> {
+    let keep = |tensor: &Tensor| Kept::Whole(tensor.clone());
+    record_kept(name, inputs, outputs, backward, keep)
+}
+
+/// As [`record`], for an operation whose backward reads nothing of its inputs and hands gradients on by [`Inputs::add`] alone:
+/// what recorded operations made is not kept alive for it.
+///
+/// # Errors
+/// As [`record`].
+pub fn record_unread<T: Float, const N: usize>(
+    name: &'static str,
+    inputs: &[&Tensor],
+    outputs: [(Vec<T>, Shape); N],
+    backward: impl Backward<T> + 'static,
+) -> Result<[Tensor; N]> {
+    let keep = |tensor: &Tensor| match find(tensor) {
+        Some(output) => Kept::Place(output),
+        None => Kept::Whole(tensor.clone()),
+    };
+    record_kept(name, inputs, outputs, backward, keep)
+}
+
+fn record_kept<T: Float, const N: usize>(
+    name: &'static str,
+    inputs: &[&Tensor],
+    outputs: [(Vec<T>, Shape); N],
+    backward: impl Backward<T> + 'static,
+    keep: impl Fn(&Tensor) -> Kept,
+) -> Result<[Tensor; N]> {
     for (numbers, shape) in &outputs {
         if numbers.len() != shape.elem_count() {
             return Err(Error::Shape {
@@ -108,7 +152,7 @@ pub fn record<T: Float, const N: usize>(
     let mut tensors = Vec::with_capacity(N);
     if inputs.iter().any(|input| input.track_op()) {
         let node = Arc::new(Node {
-            inputs: inputs.iter().map(|&input| input.clone()).collect(),
+            inputs: inputs.iter().map(|&input| keep(input)).collect(),
             backward: Box::new(Typed(backward, PhantomData)),
             outputs: OnceLock::new(),
         });
@@ -127,8 +171,16 @@ pub fn record<T: Float, const N: usize>(
         .expect("one tensor for each of N outputs"))
 }
 
+/// What a node keeps of an input.
+enum Kept {
+    /// All of it.
+    Whole(Tensor),
+    /// Where its gradient goes.
+    Place(Arc<Output>),
+}
+
 struct Node {
-    inputs: Vec<Tensor>,
+    inputs: Vec<Kept>,
     backward: Box<dyn Erased>,
     outputs: OnceLock<Vec<TensorId>>,
 }
@@ -148,7 +200,7 @@ impl<T: Float, B: Backward<T>> Erased for Typed<B, T> {
             return Ok(());
         }
         let mut inputs = Inputs {
-            tensors: &node.inputs,
+            kept: &node.inputs,
             sums,
             dtype: PhantomData,
         };
@@ -311,12 +363,7 @@ impl Order {
             return;
         }
         if let Some(output) = find(tensor) {
-            if self.nodes.insert(Arc::as_ptr(&output.node)) {
-                for input in &output.node.inputs {
-                    self.visit(input);
-                }
-                self.steps.push(Step::Recorded(Arc::clone(&output.node)));
-            }
+            self.visit_node(&output.node);
         } else if self.regions.insert(tensor.id()) {
             for node in tensor.sorted_nodes() {
                 if find(node).is_some() {
@@ -324,6 +371,18 @@ impl Order {
                 }
             }
             self.steps.push(Step::Region(tensor.clone()));
+        }
+    }
+
+    fn visit_node(&mut self, node: &Arc<Node>) {
+        if self.nodes.insert(Arc::as_ptr(node)) {
+            for input in &node.inputs {
+                match input {
+                    Kept::Whole(tensor) => self.visit(tensor),
+                    Kept::Place(output) => self.visit_node(&output.node),
+                }
+            }
+            self.steps.push(Step::Recorded(Arc::clone(node)));
         }
     }
 }
@@ -424,10 +483,20 @@ pub(crate) fn for_each<'a>(
             }
             if let Some(output) = find(node) {
                 visit(node);
-                open.extend(output.node.inputs.iter().cloned());
+                kept_by(&output.node, &mut open);
             } else if !is_source(node) {
                 visit(node);
             }
+        }
+    }
+}
+
+/// The tensors that a node keeps, and those that the makers of its other inputs keep.
+fn kept_by(node: &Arc<Node>, tensors: &mut Vec<Tensor>) {
+    for input in &node.inputs {
+        match input {
+            Kept::Whole(tensor) => tensors.push(tensor.clone()),
+            Kept::Place(output) => kept_by(&output.node, tensors),
         }
     }
 }

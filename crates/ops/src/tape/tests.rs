@@ -46,3 +46,34 @@ fn plain_results_are_not_remembered() -> crate::Result<()> {
     assert!(known(before.id()));
     Ok(())
 }
+
+#[test]
+fn what_is_not_read_is_not_kept() -> crate::Result<()> {
+    let numbers = Tensor::new(&[[1f64, -2.], [0.5, 3.]], &Device::Cpu)?;
+    let (x, w) = (crate::leaf(&numbers)?, crate::leaf(&numbers)?);
+    let product = crate::linear(&x, &w, None)?;
+    let sum = crate::add(&product, &crate::swiglu(&product, &x)?)?;
+    // Both products are needed by what is multiplied with them, the sum by nothing.
+    let whole = crate::add(&sum, &product)?;
+    let (sum_id, product_id) = (sum.id(), product.id());
+    drop((sum, product));
+    // It is known where the gradient of the sum goes, and its numbers are gone: x, w, the product and the result are left.
+    assert!(known(sum_id) && known(product_id));
+    assert_eq!(crate::graph_bytes([&whole]), 4 * 4 * 8);
+    let loss = crate::sum_all(&whole)?;
+    let (_, grads) = crate::backward(&loss, &[], &[&x, &w])?;
+    let composed = {
+        let product = crate::composed::linear(&x, &w, None)?;
+        let sum = (&product + crate::composed::swiglu(&product, &x)?)?;
+        crate::composed::sum_all(&(sum + product)?)?
+    };
+    for (grad, leaf) in grads.iter().zip([&x, &w]) {
+        let grad = grad.as_ref().expect("both are reached");
+        let expected = crate::backward(&composed, &[], &[leaf])?.1.remove(0);
+        let gap = (grad - expected.expect("both are reached"))?
+            .abs()?
+            .max_all()?;
+        assert!(gap.to_scalar::<f64>()? < 1e-12);
+    }
+    Ok(())
+}
