@@ -284,7 +284,6 @@ fn every_family_goes_the_whole_way_on_tiny() {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "a test that did not run says so")]
 fn every_family_goes_the_whole_way_on_smollm2() {
     let model = "models/SmolLM2-135M-Instruct";
     if !root().join(model).join("config.json").exists() {
