@@ -68,6 +68,8 @@ fn run_file(root: &Path, request: &Map<String, Value>, folder: &Path) -> Result<
         "reslora-ms" => ("reslora", "res_type = \"ms\"\n"),
         // Rounds are measured apart.
         "alora" => ("alora", "k1_steps = 1_000_000\n"),
+        // All along in the phase that costs most.
+        "salora" => ("salora", "t_start = 0\nt_end = 1\n"),
         "sbora-fb" => ("sbora", "variant = \"fb\"\n"),
         other => (other, ""),
     };
