@@ -27,7 +27,7 @@ fn hurried(family: &str, model: &str) -> Vec<&'static str> {
     };
     if family == "alora" && model != "tiny" {
         // Two losses a rank: fewer ranks.
-        sets.extend(["adapter.target_modules=[\"v_proj\"]", "adapter.r=2"]);
+        sets.push("adapter.layers_to_transform=[27,28,29]");
     }
     sets
 }
