@@ -82,6 +82,20 @@ impl RankGate {
         live(&self.mask.value())
     }
 
+    /// What it asks of a pass.
+    ///
+    /// # Errors
+    /// If the mask cannot be read.
+    pub fn mask(&self) -> Result<Mask> {
+        let live = self.live()?;
+        if live.iter().all(|&live| live) {
+            return Ok(Mask::All);
+        }
+        let slots = (0u32..).zip(live);
+        let slots = slots.filter_map(|(slot, live)| live.then_some(slot));
+        Ok(Mask::Live(slots.collect()))
+    }
+
     /// Sets which slots are live. A masked component keeps its values and stays the optimiser's.
     ///
     /// # Errors

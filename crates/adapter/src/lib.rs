@@ -40,6 +40,7 @@ mod site;
 mod spec;
 mod sweep;
 pub mod target;
+mod update;
 
 pub use adapter::{Adapter, LowRank, Merge, Merged};
 pub use attach::{Attach, Start, attach, detach, train_all};
@@ -63,3 +64,4 @@ pub use probe::masked_losses;
 pub use site::{Site, SiteId};
 pub use spec::{Init, Spec};
 pub use sweep::{Footprint, Memory, Share, Swept, footprint, sweep};
+pub use update::Update;

@@ -6,7 +6,7 @@ use crate::site::SiteId;
 use crate::{Error, Result};
 use candle_core::Tensor;
 use lowrank_ops::rng::{Key, Purpose};
-use lowrank_ops::{Param, Tracking};
+use lowrank_ops::{Dropout, Param, Tracking};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -157,6 +157,19 @@ impl Pass {
         self.key
     }
 
+    /// The dropout with probability `p` that applies in this pass, if any does; `path` (a site's, or what is drawn for there)
+    /// keys it.
+    ///
+    /// # Errors
+    /// If `p` is not a probability.
+    pub fn dropout(&self, p: f64, path: &str) -> Result<Option<Dropout>> {
+        if p == 0.0 || !self.training() {
+            return Ok(None);
+        }
+        let key = self.key.purpose(Purpose::Dropout).site(path);
+        Ok(Some(Dropout::new(p, key)?))
+    }
+
     /// What earlier layers left on this chain.
     pub fn carry(&mut self, chain: &Chain) -> &mut Vec<Tensor> {
         self.carries.entry(chain.clone()).or_default()
@@ -194,14 +207,7 @@ impl Pass {
         if let Some(mask) = self.masks.get(&gate.id) {
             return Ok(Mask::Given(mask.clone()));
         }
-        let live = gate.live()?;
-        if live.iter().all(|&live| live) {
-            return Ok(Mask::All);
-        }
-        let slots = (0u32..)
-            .zip(live)
-            .filter_map(|(slot, live)| live.then_some(slot));
-        Ok(Mask::Live(slots.collect()))
+        gate.mask()
     }
 
     /// Padding, segments and positions of the batch, if the pass runs a whole model.

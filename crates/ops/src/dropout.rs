@@ -53,6 +53,14 @@ impl Dropout {
         })
     }
 
+    /// [`dropout`] of a tensor.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of(self, x: &Tensor) -> Result<Tensor> {
+        dropout(x, self.p, self.key)
+    }
+
     /// What is left of a tensor, composed.
     ///
     /// # Errors

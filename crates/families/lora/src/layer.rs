@@ -2,10 +2,9 @@
 
 use crate::dora::{Magnitude, dense_norms};
 use candle_core::Tensor;
-use lowrank_adapter::{Adapter, LowRank, Merge, Param, Pass, Result};
+use lowrank_adapter::{Adapter, LowRank, Merge, Param, Pass, Result, Update};
 use lowrank_frozen::FrozenLinear;
-use lowrank_ops::rng::{Key, Purpose};
-use lowrank_ops::{self as ops, Dropout};
+use lowrank_ops as ops;
 
 /// W + s (B A - B₀ A₀), its rows at the lengths m if there are any.
 #[derive(Debug)]
@@ -39,18 +38,10 @@ impl Layer {
         }
     }
 
-    /// What keys the dropout on the adapter's input, if there is any.
-    fn dropout_key(&self, pass: &Pass) -> Option<Key> {
-        let drops = self.dropout > 0.0 && pass.training();
-        drops.then(|| pass.rng().purpose(Purpose::Dropout).site(&self.path))
-    }
-
-    /// The layer's input as the adapter sees it, if dropout applies.
-    fn dropped(&self, x: &Tensor, pass: &Pass) -> Result<Option<Tensor>> {
-        let key = self.dropout_key(pass);
-        Ok(key
-            .map(|key| ops::dropout(x, self.dropout, key))
-            .transpose()?)
+    /// The update, if its rows keep the lengths that they come to.
+    fn update(&self, pass: &Pass) -> Result<Update> {
+        let (a, b) = self.factors(pass)?;
+        Ok(Update::new(a, b, self.scale).dropped(pass.dropout(self.dropout, &self.path)?))
     }
 
     /// y = (m / n) (x Wᵀ + s x Aᵀ Bᵀ) + bias. With dropout the base's own product sees the whole input:
@@ -65,7 +56,8 @@ impl Layer {
         let (a, b) = self.factors(pass)?;
         let norms = magnitude.norms.of(base, &a, &b, self.scale)?;
         let factors = magnitude.factors(pass, norms)?;
-        let dropped = self.dropped(x, pass)?;
+        let dropout = pass.dropout(self.dropout, &self.path)?;
+        let dropped = dropout.map(|dropout| dropout.of(x)).transpose()?;
         let d = dropped.as_ref().unwrap_or(x);
         let y = base
             .with_bias(None)
@@ -91,14 +83,7 @@ impl Adapter for Layer {
         if let Some(magnitude) = &self.magnitude {
             return self.forward_dora(magnitude, base, x, pass);
         }
-        let (a, b) = self.factors(pass)?;
-        Ok(match self.dropout_key(pass) {
-            None => base.forward_low_rank(x, &a, &b, self.scale)?,
-            Some(key) => {
-                let dropout = Dropout::new(self.dropout, key)?;
-                base.forward_low_rank_dropped(x, &a, &b, self.scale, dropout)?
-            }
-        })
+        self.update(pass)?.onto(base, x)
     }
 
     fn delta(
@@ -111,10 +96,7 @@ impl Adapter for Layer {
         if self.magnitude.is_some() {
             return Ok((self.forward(base, x, pass)? - y_base)?);
         }
-        let dropped = self.dropped(x, pass)?;
-        let (a, b) = self.factors(pass)?;
-        let x = dropped.as_ref().unwrap_or(x);
-        Ok(ops::low_rank(x, &a, &b, self.scale)?)
+        self.update(pass)?.alone(x, y_base)
     }
 
     fn merge(&self, weight: &Tensor, _: Option<&Tensor>, pass: &mut Pass) -> Result<Merge> {
@@ -132,11 +114,6 @@ impl Adapter for Layer {
             return Ok(None);
         }
         let (a, b) = self.values()?;
-        Ok(Some(LowRank {
-            a,
-            b,
-            scale: self.scale,
-            exact: true,
-        }))
+        Ok(Some(Update::new(a, b, self.scale).into()))
     }
 }

@@ -6,11 +6,10 @@ use crate::usage::Usage;
 use candle_core::{D, Device, Tensor};
 use lowrank_adapter::{
     Adapter, Attach, Attachment, Error, Family, Init, LowRank, Merge, Param, Pass, Result, SiteId,
-    Spec,
+    Spec, Update,
 };
 use lowrank_frozen::FrozenLinear;
-use lowrank_ops::rng::{Key, Purpose};
-use lowrank_ops::{self as ops, Dropout};
+use lowrank_ops as ops;
 
 /// A mixture of ranks.
 #[derive(Debug)]
@@ -111,22 +110,12 @@ fn scaled(b: &Tensor, (scale_a, scale_b): (&Tensor, &Tensor), gates: &[f64]) -> 
 }
 
 impl Layer {
-    /// What keys the dropout on A's input, if there is any.
-    fn dropout(&self, pass: &Pass) -> Result<Option<Dropout>> {
-        let drops = self.dropout > 0.0 && pass.training();
-        let key = drops.then(|| self.dropout_key(pass));
-        Ok(key.map(|key| Dropout::new(self.dropout, key)).transpose()?)
-    }
-
-    fn dropout_key(&self, pass: &Pass) -> Key {
-        pass.rng().purpose(Purpose::Dropout).site(&self.path)
-    }
-
-    /// A, and the B of plain LoRA, where gates are the same for every input.
-    fn without_router(&self, pass: &Pass) -> Result<(Tensor, Tensor)> {
+    /// Plain LoRA, where gates are the same for every input.
+    fn without_router(&self, pass: &Pass) -> Result<Update> {
         let scales = (&self.scale_a.get(pass), &self.scale_b.get(pass));
         let b = scaled(&self.b.get(pass), scales, &self.equal_gates())?;
-        Ok((self.a.get(pass), b))
+        let update = Update::new(self.a.get(pass), b, self.scale);
+        Ok(update.dropped(pass.dropout(self.dropout, &self.path)?))
     }
 
     fn equal_gates(&self) -> Vec<f64> {
@@ -137,12 +126,12 @@ impl Layer {
     /// c (.., N r) and Bcat `[n_out, N r]`.
     fn mixed(&self, router: &Param, x: &Tensor, pass: &mut Pass) -> Result<(Tensor, Tensor)> {
         let (a, router) = (self.a.get(pass), router.get(pass));
-        let p = if self.dropout(pass)?.is_some() {
-            let dropped = ops::dropout(x, self.dropout, self.dropout_key(pass))?;
-            let h = ops::linear(&dropped, &a, None)?;
-            Tensor::cat(&[h, ops::linear(x, &router, None)?], D::Minus1)?
-        } else {
-            ops::linear(x, &Tensor::cat(&[a, router], 0)?, None)?
+        let p = match pass.dropout(self.dropout, &self.path)? {
+            Some(dropout) => {
+                let h = ops::linear(&dropout.of(x)?, &a, None)?;
+                Tensor::cat(&[h, ops::linear(x, &router, None)?], D::Minus1)?
+            }
+            None => ops::linear(x, &Tensor::cat(&[a, router], 0)?, None)?,
         };
         let (c, gates) = route(&p, &self.scale_a.get(pass), self.scale)?;
         if self.balance_weight > 0.0 && pass.training() {
@@ -184,25 +173,21 @@ impl Adapter for Layer {
             let (c, wide) = self.mixed(router, x, pass)?;
             return Ok(base.forward_plus(x, &c, &wide)?);
         }
-        let (a, b) = self.without_router(pass)?;
-        Ok(match self.dropout(pass)? {
-            None => base.forward_low_rank(x, &a, &b, self.scale)?,
-            Some(dropout) => base.forward_low_rank_dropped(x, &a, &b, self.scale, dropout)?,
-        })
+        self.without_router(pass)?.onto(base, x)
     }
 
-    fn delta(&self, _: &FrozenLinear, x: &Tensor, _: &Tensor, pass: &mut Pass) -> Result<Tensor> {
+    fn delta(
+        &self,
+        _: &FrozenLinear,
+        x: &Tensor,
+        y_base: &Tensor,
+        pass: &mut Pass,
+    ) -> Result<Tensor> {
         if let Some(router) = &self.router {
             let (c, wide) = self.mixed(router, x, pass)?;
             return Ok(ops::linear(&c, &wide, None)?);
         }
-        let (a, b) = self.without_router(pass)?;
-        let dropped = match self.dropout(pass)? {
-            None => None,
-            Some(_) => Some(ops::dropout(x, self.dropout, self.dropout_key(pass))?),
-        };
-        let x = dropped.as_ref().unwrap_or(x);
-        Ok(ops::low_rank(x, &a, &b, self.scale)?)
+        self.without_router(pass)?.alone(x, y_base)
     }
 
     fn merge(&self, weight: &Tensor, _: Option<&Tensor>, pass: &mut Pass) -> Result<Merge> {
@@ -212,8 +197,7 @@ impl Adapter for Layer {
                       the adapter apart",
             });
         }
-        let (a, b) = self.without_router(pass)?;
-        let merged = ops::add_scaled(weight, &b.matmul(&a)?, self.scale)?;
+        let merged = self.without_router(pass)?.merged(weight)?;
         Ok(Merge::Exact(merged.into()))
     }
 

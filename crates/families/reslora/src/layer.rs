@@ -5,7 +5,6 @@ use crate::{MergeMode, PreNum, ResType, ResloraConfig, block, input, middle};
 use candle_core::Tensor;
 use lowrank_adapter::{Adapter, LowRank, Merge, Pass, Result};
 use lowrank_frozen::FrozenLinear;
-use lowrank_ops::rng::{Key, Purpose};
 use lowrank_ops::{self as ops, Dropout};
 
 #[derive(Debug)]
@@ -52,10 +51,7 @@ impl Layer {
 
     /// The dropout of one block's input, keyed by `key`.
     pub fn dropout(&self, key: &str, pass: &Pass) -> Result<Option<Dropout>> {
-        if self.dropout == 0.0 || !pass.training() {
-            return Ok(None);
-        }
-        Ok(Some(Dropout::new(self.dropout, self.key(key, pass))?))
+        pass.dropout(self.dropout, key)
     }
 
     /// drop(x) Aᵀ: `x` (.., n_in), `a` `[rank, n_in]` -> (.., rank).
@@ -64,14 +60,10 @@ impl Layer {
     }
 
     fn dropped(&self, x: &Tensor, key: &str, pass: &Pass) -> Result<Tensor> {
-        if !pass.training() {
-            return Ok(x.clone());
+        match self.dropout(key, pass)? {
+            Some(dropout) => Ok(dropout.of(x)?),
+            None => Ok(x.clone()),
         }
-        Ok(ops::dropout(x, self.dropout, self.key(key, pass))?)
-    }
-
-    fn key(&self, key: &str, pass: &Pass) -> Key {
-        pass.rng().purpose(Purpose::Dropout).site(key)
     }
 
     fn update(&self, x: &Tensor, pass: &mut Pass) -> Result<Update> {

@@ -4,10 +4,10 @@ use crate::HardConcrete;
 use crate::gate::uniform;
 use crate::phase::{Phase, PhaseParam};
 use candle_core::Tensor;
-use lowrank_adapter::{Adapter, LowRank, Mask, Merge, Param, Pass, RankGate, Result, Selection};
+use lowrank_adapter::{Adapter, LowRank, Merge, Param, Pass, RankGate, Result, Selection, Update};
 use lowrank_frozen::FrozenLinear;
-use lowrank_ops::rng::{Key, Purpose};
-use lowrank_ops::{self as ops, Dropout};
+use lowrank_ops as ops;
+use lowrank_ops::rng::Purpose;
 
 /// W + s P diag(g) Q over the ranks that live.
 #[derive(Debug)]
@@ -33,16 +33,6 @@ pub(crate) struct Gates {
     /// Which ranks were extracted.
     pub live: RankGate,
     pub law: HardConcrete,
-}
-
-/// The update as a pass applies it.
-enum Update {
-    /// No rank lives.
-    Nothing,
-    /// Q and P diag(g) of the ranks that live.
-    Factors(Tensor, Tensor),
-    /// The same of all ranks, with what a probe multiplies their activations by.
-    Masked(Tensor, Tensor, Tensor),
 }
 
 impl Gates {
@@ -89,64 +79,22 @@ impl Gates {
 impl Layer {
     fn update(&self, pass: &mut Pass) -> Result<Update> {
         let (q, p) = (self.q.get(pass), self.p.get(pass));
+        let dropout = pass.dropout(self.dropout, &self.path)?;
         let Some(gates) = &self.gates else {
-            return Ok(if q.elem_count() == 0 {
-                Update::Nothing
-            } else {
-                Update::Factors(q, p)
-            });
+            return Ok(Update::new(q, p, self.scale).dropped(dropout));
         };
         let p = match gates.values(&self.path, pass)? {
             Some(g) => ops::scale_columns(&p, &g)?,
             None => p,
         };
-        Ok(match pass.mask(&gates.live)? {
-            Mask::All => Update::Factors(q, p),
-            Mask::Live(ranks) if ranks.is_empty() => Update::Nothing,
-            Mask::Live(ranks) => {
-                let ranks = Tensor::new(ranks, q.device())?;
-                Update::Factors(q.index_select(&ranks, 0)?, p.index_select(&ranks, 1)?)
-            }
-            Mask::Given(mask) => Update::Masked(q, p, mask),
-        })
-    }
-
-    /// What keys the dropout on the adapter's input, if there is any.
-    fn dropout_key(&self, pass: &Pass) -> Option<Key> {
-        let drops = self.dropout > 0.0 && pass.training();
-        drops.then(|| pass.rng().purpose(Purpose::Dropout).site(&self.path))
-    }
-
-    /// The layer's input as the adapter sees it.
-    fn dropped(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
-        Ok(match self.dropout_key(pass) {
-            Some(key) => ops::dropout(x, self.dropout, key)?,
-            None => x.clone(),
-        })
-    }
-
-    /// s drop(x) Qᵀ times the mask: `x` (.., n_in) -> (.., r).
-    fn masked(&self, x: &Tensor, q: &Tensor, mask: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let h = ops::linear(&self.dropped(x, pass)?, q, None)?;
-        Ok((h.broadcast_mul(mask)? * self.scale)?)
+        let mask = pass.mask(&gates.live)?;
+        Ok(Update::new(q, p, self.scale).gated(mask)?.dropped(dropout))
     }
 }
 
 impl Adapter for Layer {
     fn forward(&self, base: &FrozenLinear, x: &Tensor, pass: &mut Pass) -> Result<Tensor> {
-        Ok(match self.update(pass)? {
-            Update::Nothing => base.forward(x)?,
-            Update::Masked(q, p, mask) => {
-                base.forward_plus(x, &self.masked(x, &q, &mask, pass)?, &p)?
-            }
-            Update::Factors(q, p) => match self.dropout_key(pass) {
-                None => base.forward_low_rank(x, &q, &p, self.scale)?,
-                Some(key) => {
-                    let dropout = Dropout::new(self.dropout, key)?;
-                    base.forward_low_rank_dropped(x, &q, &p, self.scale, dropout)?
-                }
-            },
-        })
+        self.update(pass)?.onto(base, x)
     }
 
     fn delta(
@@ -156,38 +104,15 @@ impl Adapter for Layer {
         y_base: &Tensor,
         pass: &mut Pass,
     ) -> Result<Tensor> {
-        Ok(match self.update(pass)? {
-            Update::Nothing => y_base.zeros_like()?,
-            Update::Masked(q, p, mask) => ops::linear(&self.masked(x, &q, &mask, pass)?, &p, None)?,
-            Update::Factors(q, p) => ops::low_rank(&self.dropped(x, pass)?, &q, &p, self.scale)?,
-        })
+        self.update(pass)?.alone(x, y_base)
     }
 
     fn merge(&self, weight: &Tensor, _: Option<&Tensor>, pass: &mut Pass) -> Result<Merge> {
-        let merged = match self.update(pass)? {
-            Update::Nothing => weight.clone(),
-            Update::Factors(q, p) => ops::add_scaled(weight, &p.matmul(&q)?, self.scale)?,
-            Update::Masked(q, p, mask) => {
-                let p = p.broadcast_mul(&mask)?;
-                ops::add_scaled(weight, &p.matmul(&q)?, self.scale)?
-            }
-        };
-        Ok(Merge::Exact(merged.into()))
+        Ok(Merge::Exact(self.update(pass)?.merged(weight)?.into()))
     }
 
     fn low_rank(&self) -> Result<Option<LowRank>> {
-        let (a, b) = match self.update(&mut Pass::evaluation(Selection::none()))? {
-            Update::Factors(q, p) | Update::Masked(q, p, _) => (q, p),
-            Update::Nothing => (
-                self.q.value().narrow(0, 0, 0)?,
-                self.p.value().narrow(1, 0, 0)?,
-            ),
-        };
-        Ok(Some(LowRank {
-            a,
-            b,
-            scale: self.scale,
-            exact: true,
-        }))
+        let update = self.update(&mut Pass::evaluation(Selection::none()))?;
+        Ok(Some(update.into()))
     }
 }

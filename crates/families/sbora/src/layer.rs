@@ -9,7 +9,6 @@ use lowrank_adapter::{
     SiteId, Spec,
 };
 use lowrank_frozen::FrozenLinear;
-use lowrank_ops::rng::{Key, Purpose};
 use lowrank_ops::{self as ops, Dropout};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -132,17 +131,15 @@ impl Layer {
         Ok(self.indices.value().to_vec1()?)
     }
 
-    /// What keys the dropout on the adapter's input, if there is any.
-    fn dropout_key(&self, pass: &Pass) -> Option<Key> {
-        let drops = self.dropout > 0.0 && pass.training();
-        drops.then(|| pass.rng().purpose(Purpose::Dropout).site(&self.path))
+    fn dropout(&self, pass: &Pass) -> Result<Option<Dropout>> {
+        pass.dropout(self.dropout, &self.path)
     }
 
     /// FA: s drop(x[idx]), (.., n_in) -> (.., r).
     fn picked(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let picked = ops::gather_columns(x, &self.indices()?)?;
-        let picked = match self.dropout_key(pass) {
-            Some(key) => ops::dropout(&picked, self.dropout, key)?,
+        let picked = match self.dropout(pass)? {
+            Some(dropout) => dropout.of(&picked)?,
             None => picked,
         };
         Ok((picked * self.scale)?)
@@ -160,9 +157,7 @@ impl Adapter for Layer {
         Ok(match self.variant {
             Variant::Fa => base.forward_plus(x, &self.picked(x, pass)?, &factor)?,
             Variant::Fb => {
-                let dropout = self.dropout_key(pass);
-                let dropout = dropout.map(|key| Dropout::new(self.dropout, key));
-                let (indices, dropout) = (self.indices()?, dropout.transpose()?);
+                let (indices, dropout) = (self.indices()?, self.dropout(pass)?);
                 base.forward_low_rank_at(x, &factor, &indices, self.scale, dropout)?
             }
         })
@@ -179,10 +174,8 @@ impl Adapter for Layer {
         if self.variant == Variant::Fa {
             return Ok(ops::linear(&self.picked(x, pass)?, &factor, None)?);
         }
-        let key = self.dropout_key(pass);
-        let dropped = key
-            .map(|key| ops::dropout(x, self.dropout, key))
-            .transpose()?;
+        let dropped = self.dropout(pass)?.map(|dropout| dropout.of(x));
+        let dropped = dropped.transpose()?;
         let u = ops::linear(dropped.as_ref().unwrap_or(x), &factor, None)?;
         let nothing = Tensor::zeros(y_base.shape(), y_base.dtype(), y_base.device())?;
         let indices = self.indices.value();
