@@ -27,7 +27,7 @@ fn hurried(family: &str, model: &str) -> Vec<&'static str> {
     };
     if family == "alora" && model != "tiny" {
         // Two losses a rank: fewer ranks.
-        sets.push("adapter.layers_to_transform=[27,28,29]");
+        sets.push(r"adapter.target_modules='.*\.29\..*_proj'");
     }
     sets
 }

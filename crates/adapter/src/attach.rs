@@ -145,7 +145,12 @@ impl Attach<'_> {
                         expected: spec.shape.dims().to_vec(),
                     });
                 }
-                if value.dtype().is_float() != dtype.is_float() {
+                // Numbers are converted, integers would wrap.
+                let fits = match dtype.is_float() {
+                    true => value.dtype().is_float(),
+                    false => value.dtype() == dtype,
+                };
+                if !fits {
                     return Err(Error::TensorType {
                         name,
                         got: value.dtype().as_str(),

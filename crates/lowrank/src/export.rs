@@ -122,6 +122,21 @@ impl Written {
             let rank = update.a.dim(0)?;
             // PEFT knows no rank of 0.
             if rank == 0 {
+                // A trained bias belongs to a targeted module: an update of zeros makes it one.
+                let bias = [format!("{path}.base_layer.bias"), format!("{path}.bias")];
+                if attached
+                    .params
+                    .iter()
+                    .any(|param| bias.iter().any(|name| name == param.name()))
+                {
+                    let zeros = |shape: (usize, usize)| {
+                        Tensor::zeros(shape, update.a.dtype(), update.a.device())
+                    };
+                    let (a, b) = (zeros((1, update.a.dim(1)?))?, zeros((update.b.dim(0)?, 1))?);
+                    tensors.push((format!("{path}.lora_A.weight"), a));
+                    tensors.push((format!("{path}.lora_B.weight"), b));
+                    written.push((path.clone(), 1, update.scale));
+                }
                 continue;
             }
             tensors.push((format!("{path}.lora_A.weight"), update.a.contiguous()?));

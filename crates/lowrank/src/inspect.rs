@@ -224,10 +224,20 @@ impl Outline {
         let linear = |(path, &(n_out, n_in)): (&String, &(usize, usize))| {
             Linear::new(path, FrozenLinear::absent(n_out, n_in))
         };
+        let mut order: Vec<(&String, &(usize, usize))> = dims.iter().collect();
+        order.sort_by_cached_key(|(path, _)| natural(path));
         Self {
-            linears: dims.iter().map(linear).collect(),
+            linears: order.into_iter().map(linear).collect(),
         }
     }
+}
+
+/// Sorts layer 2 before layer 10: methods may join a layer to the one before it.
+fn natural(path: &str) -> Vec<(usize, &str)> {
+    let parts = path.split('.');
+    parts
+        .map(|part| (part.parse().unwrap_or(usize::MAX), part))
+        .collect()
 }
 
 fn no_weights() -> lowrank_adapter::Error {

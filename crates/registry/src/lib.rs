@@ -24,7 +24,7 @@ pub static FAMILIES: &[&dyn AnyFamily] = &[
 ];
 
 /// Families that are planned: their names are refused as such.
-const PLANNED: &[&str] = &["dora"];
+const PLANNED: &[&str] = &["dora", "ia3", "vera"];
 
 /// The family of that name (`lora`).
 ///

@@ -134,6 +134,8 @@ impl Error {
                 | Self::Foreign { .. }
                 | Self::Changed { .. }
                 | Self::UnknownGroup { .. }
+                | Self::NoHeldOut
+                | Self::NothingTrained
                 | Self::Adapter(lowrank_adapter::Error::Config { .. })
                 | Self::Data(lowrank_data::Error::PackedEpochs { .. })
         )

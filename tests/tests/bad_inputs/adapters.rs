@@ -106,8 +106,8 @@ fn configurations() {
         &says("unknown peft_type `PREFIX_TUNING`, expected one of: "),
     );
     check(
-        set("peft_type", json!("LOHA")),
-        &says("`peft_type = LOHA` is not yet supported (only "),
+        set("peft_type", json!("VERA")),
+        &says("`peft_type = VERA` is not yet supported (only "),
     );
     check(
         set("peft_type", json!(4)),

@@ -11,16 +11,48 @@ fn check(arguments: &[&str], expected: &str) {
 
 #[test]
 fn verbs() {
-    for verb in ["combine", "export"] {
+    for verb in ["chat", "combine"] {
         check(&[verb], &format!("error: `{verb}` is not yet supported"));
     }
+    let export = [
+        "export",
+        "--model",
+        "model",
+        "--adapter",
+        "adapter",
+        "--out",
+        "out",
+    ];
+    let with = |more: &[&'static str]| [&export[..], more].concat();
+    check(
+        &with(&["--to", "gguf"]),
+        "error: `--to gguf` is not yet supported",
+    );
+    check(
+        &with(&["--to", "lora", "--rank", "3"]),
+        "error: `--rank`, an approximation of the update by so many ranks, is not yet supported",
+    );
+    check(
+        &[
+            "export",
+            "--model",
+            "model",
+            "--adapter",
+            "adapter",
+            "--to",
+            "lora",
+            "--out",
+            "adapter/plain",
+        ],
+        "error: the output folder adapter/plain and the adapter's folder adapter lie within each other; choose another",
+    );
     check(
         &["evla"],
         "error: unknown verb `evla`, did you mean `eval`?",
     );
     check(
         &["frobnicate"],
-        "error: unknown verb `frobnicate`, expected one of: eval, families, generate, inspect, merge, plan, train",
+        "error: unknown verb `frobnicate`, expected one of: eval, export, families, generate, inspect, merge, plan, train",
     );
     check(&[], "Usage: lowrank");
 }

@@ -276,8 +276,8 @@ fn what_is_planned_is_refused_as_such() {
         ": `adapter.residual_base` says how `adapter.init_from` is read, and that is missing",
     );
     check_set(
-        "adapter.family=reslora",
-        "[adapter]: `family = reslora` is not yet supported (only ",
+        "adapter.family=vera",
+        "[adapter]: `family = vera` is not yet supported (only ",
     );
 }
 

@@ -284,7 +284,7 @@ fn what_train_refuses_is_refused_alike() {
             "r = 17 is larger than the matrix [16, 48] allows",
         ),
         ("adapter.lora_alhpa=3", 2, "did you mean `lora_alpha`?"),
-        ("adapter.family=mor", 2, "is not yet supported"),
+        ("adapter.family=vera", 2, "is not yet supported"),
         ("adapter.init_from=none", 1, "none"),
         ("model.source=none", 1, "none"),
         ("data.train=[\"none.jsonl\"]", 1, "none.jsonl"),

@@ -166,6 +166,13 @@ impl Controller for Allocation {
                 ),
             });
         }
+        if self.budget.last >= self.budget.first {
+            tracing::warn!(
+                "`target_r` asks for {} ranks and the adapter has {}: none will be taken",
+                self.budget.last,
+                self.budget.first
+            );
+        }
         if let Some(stated) = self.stated.filter(|stated| *stated != total) {
             tracing::warn!("`total_step = {stated}`, but the run has {total} steps, which count");
         }

@@ -1,7 +1,7 @@
 //! The keys of a run file's `[adapter]` table.
 
 use lowrank_adapter::target::Pattern;
-use lowrank_adapter::{Finite, NonNegative, Probability};
+use lowrank_adapter::{Error, Finite, NonNegative, Probability, Result};
 use serde::{Deserialize, Serialize};
 use std::num::NonZeroUsize;
 
@@ -19,10 +19,10 @@ pub struct AloraConfig {
     pub n_a: Option<usize>,
     /// How many rounds there are.
     pub rounds: u64,
-    /// Epochs before the first round.
-    pub k1: NonNegative,
-    /// Epochs between rounds.
-    pub k2: NonNegative,
+    /// Epochs before the first round; absent: 1.
+    pub k1: Option<NonNegative>,
+    /// Epochs between rounds; absent: 0.25.
+    pub k2: Option<NonNegative>,
     /// The same as `k1` in steps, instead of it.
     pub k1_steps: Option<u64>,
     /// The same as `k2` in steps, instead of it.
@@ -48,15 +48,14 @@ pub enum Scoring {
 
 impl Default for AloraConfig {
     fn default() -> Self {
-        let number = |value| NonNegative::new(value).expect("a literal");
         Self {
             r: NonZeroUsize::new(8).expect("8 is not 0"),
             lora_alpha: Finite::new(16.0).expect("16 is finite"),
             lora_dropout: Probability::default(),
             n_a: None,
             rounds: 8,
-            k1: number(1.0),
-            k2: number(0.25),
+            k1: None,
+            k2: None,
             k1_steps: None,
             k2_steps: None,
             probe_examples: NonZeroUsize::new(32).expect("32 is not 0"),
@@ -73,13 +72,29 @@ impl AloraConfig {
         self.lora_alpha.get() / self.r.get() as f64
     }
 
+    /// Refuses epochs beside steps.
+    pub(crate) fn check(&self) -> Result<()> {
+        let both = [
+            ("k1", self.k1.is_some() && self.k1_steps.is_some()),
+            ("k2", self.k2.is_some() && self.k2_steps.is_some()),
+        ];
+        match both.iter().find(|(_, both)| *both) {
+            None => Ok(()),
+            Some((key, _)) => Err(Error::Config {
+                what: format!("`{key}` and `{key}_steps` say the same thing; give one of them"),
+            }),
+        }
+    }
+
     /// The steps before the first round, and between rounds, if so many steps make an epoch; each at least 1.
     #[must_use]
     pub fn due(&self, steps_per_epoch: u64) -> (u64, u64) {
-        let steps = |epochs: NonNegative| (epochs.get() * steps_per_epoch as f64).round() as u64;
-        (
-            self.k1_steps.unwrap_or_else(|| steps(self.k1)).max(1),
-            self.k2_steps.unwrap_or_else(|| steps(self.k2)).max(1),
-        )
+        let steps = |epochs: Option<NonNegative>, otherwise: f64| {
+            let epochs = epochs.map_or(otherwise, NonNegative::get);
+            (epochs * steps_per_epoch as f64).round() as u64
+        };
+        let first = self.k1_steps.unwrap_or_else(|| steps(self.k1, 1.0));
+        let between = self.k2_steps.unwrap_or_else(|| steps(self.k2, 0.25));
+        (first.max(1), between.max(1))
     }
 }

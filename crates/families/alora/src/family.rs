@@ -3,7 +3,9 @@
 use crate::AloraConfig;
 use crate::layer::Layer;
 use crate::rounds::Reallocation;
-use lowrank_adapter::{Attach, Attachment, Error, Export, Family, Init, Result, SiteId, Spec};
+use lowrank_adapter::{
+    Attach, Attachment, Error, Export, Family, Init, Kind, Result, SiteId, Spec,
+};
 use std::collections::BTreeSet;
 
 /// The family.
@@ -36,6 +38,7 @@ impl Family for Alora {
     }
 
     fn attach(&self, config: &AloraConfig, cx: &mut Attach<'_>) -> Result<Attachment> {
+        config.check()?;
         let ids: Vec<SiteId> = cx.site_ids().collect();
         let roles: BTreeSet<&str> = ids.iter().map(|&id| cx.site(id).role.as_str()).collect();
         let moved = config.n_a.unwrap_or(roles.len());
@@ -74,9 +77,15 @@ fn layer(config: &AloraConfig, moved: usize, cx: &mut Attach<'_>, site: SiteId) 
             capacity = rank.saturating_add(gains).min(largest);
         }
     }
-    let a = Spec::new(A, (capacity, n_in)).init(Init::KaimingUniform);
-    let a = cx.declare(site, a.rank_axis(0))?;
-    let b = cx.declare(site, Spec::new(B, (n_out, capacity)).rank_axis(1))?;
+    // What has no ranks has nothing to train.
+    let kind = match capacity {
+        0 => Kind::Saved,
+        _ => Kind::Trained,
+    };
+    let a = Spec::new(A, (capacity, n_in)).kind(kind);
+    let a = cx.declare(site, a.init(Init::KaimingUniform).rank_axis(0))?;
+    let b = Spec::new(B, (n_out, capacity)).kind(kind);
+    let b = cx.declare(site, b.rank_axis(1))?;
     let mut gate = None;
     if !cx.loads() {
         let slots = cx.gate(site, capacity)?;

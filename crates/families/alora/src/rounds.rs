@@ -61,7 +61,8 @@ impl Reallocation {
         let (first, between) = self.config.due(step.per_epoch);
         let since = between.checked_mul(self.done);
         let next = since.and_then(|steps| steps.checked_add(first));
-        self.done < self.config.rounds && next == Some(step.index)
+        // Later, if that step updated nothing.
+        self.done < self.config.rounds && next.is_some_and(|next| next <= step.index)
     }
 
     /// A run that ends before its last round is probably not what was meant.
@@ -164,7 +165,8 @@ fn count(live: &[bool]) -> usize {
 
 impl Controller for Reallocation {
     fn held_out(&self) -> Option<NonZeroUsize> {
-        self.score.held_out()
+        let scores = self.config.rounds > 0 && self.moved > 0 && self.ranks > 0;
+        self.score.held_out().filter(|_| scores)
     }
 
     fn after_update(

@@ -174,6 +174,11 @@ fn the_hand_example_is_scored_as_in_the_note() {
         ([[1.0, 1.0], [1.0, 0.0]], -1.115_033_065),
         ([[0.0, 0.0], [0.0, 1.0]], -1.126_599_512),
     ];
+    // CS, the score without what all ranks share, for each pair of questions.
+    let shares = [0.136_897_348, -0.246_878_621, 0.241_219_207, -0.011_566_447];
+    for (pair, expected) in questions.chunks(2).zip(shares) {
+        near(pair[1].1 - pair[0].1, expected, 2e-9);
+    }
     let all: Vec<Masks> = questions.iter().map(|(keep, _)| masks(*keep)).collect();
     let losses = masked_losses(&model, &batch, &selected, &all).unwrap();
     for (loss, (_, expected)) in losses.iter().zip(questions) {
@@ -511,4 +516,53 @@ fn a_folder_holds_what_lives_and_a_module_of_rank_0_too() {
     let again = loaded.exported().unwrap();
     assert_eq!(again.config.own, exported.config.own);
     assert!(loaded.controller.is_none());
+}
+
+/// A step that updates nothing is not shown to a controller: the round comes after the next one that does.
+#[test]
+fn a_round_that_is_overdue_is_made_up_for() {
+    let (toy, mut attached, batch) = toy();
+    let rounds = |attached: &mut Attached, steps: &[u64]| -> Vec<u64> {
+        let steps = steps.iter().copied();
+        let made = steps.filter(|&index| after(&toy, attached, &batch, index).allocation.is_some());
+        made.collect()
+    };
+    // After an epoch of 20 steps, and five more: step 20 and step 25.
+    assert_eq!(rounds(&mut attached, &[19, 21, 22, 24, 26, 27]), [21, 26]);
+}
+
+#[test]
+fn nothing_is_asked_of_rows_if_nothing_moves_and_keys_exclude_each_other() {
+    let held_out = |keys: Value| {
+        let mut toy = Toy::new(DType::F32, Head::Own).unwrap();
+        let attached = adapted(&mut toy, keys);
+        attached
+            .controller
+            .unwrap()
+            .held_out()
+            .map(NonZeroUsize::get)
+    };
+    let all = "all-linear";
+    assert_eq!(
+        held_out(json!({"r": 3, "target_modules": all, "probe_examples": 7})),
+        Some(7)
+    );
+    for key in ["rounds", "n_a"] {
+        assert_eq!(
+            held_out(json!({"r": 3, "target_modules": all, key: 0})),
+            None
+        );
+    }
+    assert_eq!(
+        held_out(json!({"r": 3, "target_modules": all, "score": "sensitivity"})),
+        None
+    );
+    let mut toy = Toy::new(DType::F32, Head::Own).unwrap();
+    let keys = json!({"r": 3, "target_modules": all, "k2": 0.5, "k2_steps": 3});
+    let config = AdapterConfig::parse(&Alora, keys.as_object().unwrap(), Source::RunFile).unwrap();
+    let error = attach(&mut toy, NAME, &config, Start::Seed(3)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`k2` and `k2_steps` say the same thing; give one of them"
+    );
 }

@@ -20,8 +20,8 @@ pub fn factorization(dimension: usize, factor: i64) -> (usize, usize) {
     };
     let (mut first, mut second) = (1, dimension);
     while first < second {
-        // There is one: the side itself.
-        let divisors = first + 1..=dimension;
+        // Divisors come in pairs: beyond the root there is only the second of this one, which is the same pair again.
+        let divisors = first + 1..=dimension.isqrt();
         let Some(next) = divisors
             .into_iter()
             .find(|next| dimension.is_multiple_of(*next))

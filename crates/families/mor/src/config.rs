@@ -83,7 +83,7 @@ impl MorConfig {
         self.rank_pattern
             .warn_of_unused("rank_pattern", paths.clone())?;
         self.alpha_pattern.warn_of_unused("alpha_pattern", paths)?;
-        if !self.routes() && self.balance_weight.get() > 0.0 {
+        if !self.routes() && self.balance_weight.get() > 0.0 && !cx.loads() {
             tracing::warn!("`balance_weight` does nothing: the gates do not depend on the input");
         }
         if self.routes() && self.init_noise.get() == 0.0 && !cx.loads() {

@@ -50,18 +50,30 @@ fn layer(config: &MorConfig, cx: &mut Attach<'_>, site: SiteId) -> Result<Layer>
     let path = cx.site(site).path.clone();
     let (rank, scale) = config.rank_and_scale(&path)?;
     let experts = config.num_experts.get();
-    if rank > n_out.min(n_in) && !cx.loads() {
-        return Err(Error::RankTooLarge { rank, n_out, n_in });
+    if !cx.loads() {
+        if rank > n_out.min(n_in) {
+            return Err(Error::RankTooLarge { rank, n_out, n_in });
+        }
+        if experts > n_out {
+            return Err(Error::Config {
+                what: format!(
+                    "`num_experts = {experts}`, expected at most the {n_out} outputs of the module"
+                ),
+            });
+        }
     }
     let noise = config.init_noise.get();
     let a = Spec::new("lora_A.weight", (rank, n_in)).init(Init::KaimingUniform);
     let b = Spec::new("lora_B.weight", (n_out, rank));
-    let mut stream = cx.key(site, "mor_scale_A").stream();
-    let start: Vec<f64> = (0..experts * rank)
-        .map(|_| 1.0 + noise * stream.normal())
-        .collect();
-    let start = Tensor::from_vec(start, (experts, rank), &Device::Cpu)?;
-    let scale_a = Spec::new("mor_scale_A", (experts, rank)).init(Init::Value(start));
+    let mut scale_a = Spec::new("mor_scale_A", (experts, rank));
+    if !cx.loads() {
+        let mut stream = cx.key(site, "mor_scale_A").stream();
+        let start: Vec<f64> = (0..experts * rank)
+            .map(|_| 1.0 + noise * stream.normal())
+            .collect();
+        let start = Tensor::from_vec(start, (experts, rank), &Device::Cpu)?;
+        scale_a = scale_a.init(Init::Value(start));
+    }
     let scale_b = Spec::new("mor_scale_B", (experts, n_out)).init(Init::Ones);
     let router = Spec::new("mor_router", (experts, n_in)).init(Init::Normal { std: noise });
     Ok(Layer {

@@ -35,7 +35,7 @@ struct Layer {
     /// B `[n_out, r]` (FA) or A `[r, n_in]` (FB).
     factor: Param,
     /// How many columns (FA) or rows (FB) the weight has.
-    count: usize,
+    count: Option<usize>,
     scale: f64,
     dropout: f64,
     /// Keys the dropout mask.
@@ -91,7 +91,8 @@ fn layer(config: &SboraConfig, cx: &mut Attach<'_>, site: SiteId) -> Result<Laye
     let indices = cx.declare(site, indices)?;
     // A base of which only the shape is known takes it from the file, which does not tell this side.
     let known = cx.site(site).base.encoding().is_some();
-    let count = check(&indices, config.variant, known.then_some(count))?;
+    let count = known.then_some(count);
+    check(&indices, config.variant, count)?;
     Ok(Layer {
         variant: config.variant,
         indices,
@@ -103,9 +104,8 @@ fn layer(config: &SboraConfig, cx: &mut Attach<'_>, site: SiteId) -> Result<Laye
     })
 }
 
-/// Refuses indices that are there twice or out of range, and returns how many columns or rows the weight has: `count`, or
-/// where that is not known the least that it can have.
-fn check(indices: &Param, variant: Variant, count: Option<usize>) -> Result<usize> {
+/// Refuses indices that are there twice or out of range, where `count` says how many columns or rows the weight has.
+fn check(indices: &Param, variant: Variant, count: Option<usize>) -> Result<()> {
     let mut seen = BTreeSet::new();
     let places = variant.places();
     for index in indices.value().to_vec1::<u32>()? {
@@ -118,12 +118,14 @@ fn check(indices: &Param, variant: Variant, count: Option<usize>) -> Result<usiz
                 "holds {index}, and the weight has {count} {places}"
             ));
         }
+        if index == u32::MAX {
+            return refuse(format!("holds {index}, which no weight has"));
+        }
         if !seen.insert(index) {
             return refuse(format!("holds {index} twice, expected distinct {places}"));
         }
     }
-    let least = seen.last().map_or(0, |last| *last as usize + 1);
-    Ok(count.unwrap_or(least))
+    Ok(())
 }
 
 impl Layer {
@@ -188,8 +190,13 @@ impl Adapter for Layer {
     }
 
     fn low_rank(&self) -> Result<Option<LowRank>> {
-        let factor = self.factor.value();
-        let update = Update::new(self.variant, self.indices()?, factor, self.scale)?;
-        Ok(Some(update.low_rank(self.count)?))
+        let (factor, mut indices) = (self.factor.value(), self.indices()?);
+        // Where the weight's side is not known, an update of the same size in the smallest one.
+        let count = self.count.unwrap_or(indices.len());
+        if self.count.is_none() {
+            indices = (0u32..).take(count).collect();
+        }
+        let update = Update::new(self.variant, indices, factor, self.scale)?;
+        Ok(Some(update.low_rank(count)?))
     }
 }
