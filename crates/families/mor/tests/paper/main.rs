@@ -9,54 +9,14 @@ mod training;
 
 use candle_core::{DType, Device, Tensor, Var};
 use lowrank_adapter::{
-    AdapterConfig, Ask, Attached, Batch, KvCache, Linear, Model, Param, Part, Pass, Result,
-    Selection, Source, Start, attach,
+    AdapterConfig, Attached, Linear, Param, Pass, Selection, Source, Start, attach,
 };
+use lowrank_conformance::layers::Layers;
 use lowrank_frozen::FrozenLinear;
 use lowrank_mor::Mor;
 use lowrank_ops as ops;
 use lowrank_ops::rng::{Key, Purpose};
 use serde_json::{Value, json};
-
-/// Linear layers and nothing else.
-struct Layers(Vec<Linear>);
-
-impl Model for Layers {
-    fn model_type(&self) -> &str {
-        "llama"
-    }
-
-    fn parts(&mut self, visit: &mut dyn FnMut(Part<'_>)) {
-        self.0
-            .iter_mut()
-            .for_each(|layer| visit(Part::Linear(layer)));
-    }
-
-    fn embed(&self, _: &Batch, _: &mut Pass) -> Result<Tensor> {
-        Err(lowrank_adapter::Error::Other(
-            "there is no embedding".into(),
-        ))
-    }
-
-    fn blocks(&self) -> usize {
-        0
-    }
-
-    fn block(
-        &self,
-        _: usize,
-        h: &Tensor,
-        _: &Batch,
-        _: Option<&mut KvCache>,
-        _: &mut Pass,
-    ) -> Result<Tensor> {
-        Ok(h.clone())
-    }
-
-    fn head(&self, h: &Tensor, _: &Batch, _: &Ask, _: &mut Pass) -> Result<Tensor> {
-        Ok(h.clone())
-    }
-}
 
 /// One layer called `up` with its adapter.
 struct Adapted {
