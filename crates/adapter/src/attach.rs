@@ -9,7 +9,7 @@ use crate::model::{Model, Part};
 use crate::pass::Chain;
 use crate::site::{Site, SiteId};
 use crate::spec::{Init, Spec};
-use crate::target::{Matcher, Targets, default_targets, is_saved};
+use crate::target::{Matcher, Pattern, Targets, default_targets, is_saved};
 use crate::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use lowrank_frozen::FrozenLinear;
@@ -57,6 +57,27 @@ impl Attach<'_> {
     #[must_use]
     pub fn site(&self, site: SiteId) -> &Site {
         &self.sites[site.0]
+    }
+
+    /// Warns of expressions of a pattern that match none of the sites; `key` is what the pattern is called.
+    ///
+    /// # Errors
+    /// If an expression is malformed.
+    pub fn warn_of_unused<T: Copy>(&self, key: &str, pattern: &Pattern<T>) -> Result<()> {
+        let paths = self.sites.iter().map(|site| site.path.as_str());
+        pattern.warn_of_unused(key, paths)
+    }
+
+    /// Refuses a rank that the site's matrix cannot have. Files may hold more: conversions double ranks.
+    ///
+    /// # Errors
+    /// [`Error::RankTooLarge`], if the adapter is new.
+    pub fn check_rank(&self, site: SiteId, rank: usize) -> Result<()> {
+        let (n_out, n_in) = self.sites[site.0].dims();
+        if rank > n_out.min(n_in) && !self.loads() {
+            return Err(Error::RankTooLarge { rank, n_out, n_in });
+        }
+        Ok(())
     }
 
     /// True if trained and saved tensors are read, so that how they would start does not matter.

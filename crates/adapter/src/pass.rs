@@ -5,7 +5,7 @@ use crate::model::Tokens;
 use crate::site::SiteId;
 use crate::{Error, Result};
 use candle_core::Tensor;
-use lowrank_ops::rng::{Key, Purpose};
+use lowrank_ops::rng::{Key, Purpose, Stream};
 use lowrank_ops::{Dropout, Param, Tracking};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -168,6 +168,28 @@ impl Pass {
         }
         let key = self.key.purpose(Purpose::Dropout).site(path);
         Ok(Some(Dropout::new(p, key)?))
+    }
+
+    /// Whether this pass leaves the module at `path` out, which it does with probability `p` in training.
+    #[must_use]
+    pub fn leaves_out(&self, p: f64, path: &str) -> bool {
+        p > 0.0 && self.training() && self.drawn(path, "module").uniform() < p
+    }
+
+    /// Which of the `rows` outputs of the module at `path` this pass keeps, each lost with probability `p` in training; none
+    /// if nothing can be lost.
+    #[must_use]
+    pub fn kept_rows(&self, p: f64, path: &str, rows: usize) -> Option<Vec<bool>> {
+        if p == 0.0 || !self.training() {
+            return None;
+        }
+        let mut stream = self.drawn(path, "rank");
+        Some((0..rows).map(|_| stream.uniform() >= p).collect())
+    }
+
+    fn drawn(&self, path: &str, what: &str) -> Stream {
+        let key = self.key.purpose(Purpose::Dropout);
+        key.site(&format!("{path}.{what}")).stream()
     }
 
     /// What earlier layers left on this chain.

@@ -194,9 +194,7 @@ fn layer(config: &AdaloraConfig, cx: &mut Attach<'_>, site: SiteId) -> Result<(L
         Some(pattern) => pattern.iter().filter(|has| **has).count(),
         None => config.init_r.get(),
     };
-    if rank > n_out.min(n_in) && !cx.loads() {
-        return Err(Error::RankTooLarge { rank, n_out, n_in });
-    }
+    cx.check_rank(site, rank)?;
     // Nothing can be learned of tensors without numbers.
     let kind = if rank == 0 {
         Kind::Saved

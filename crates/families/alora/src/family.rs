@@ -3,9 +3,7 @@
 use crate::AloraConfig;
 use crate::layer::Layer;
 use crate::rounds::Reallocation;
-use lowrank_adapter::{
-    Attach, Attachment, Error, Export, Family, Init, Kind, Result, SiteId, Spec,
-};
+use lowrank_adapter::{Attach, Attachment, Export, Family, Init, Kind, Result, SiteId, Spec};
 use std::collections::BTreeSet;
 
 /// The family.
@@ -43,8 +41,7 @@ impl Family for Alora {
         let roles: BTreeSet<&str> = ids.iter().map(|&id| cx.site(id).role.as_str()).collect();
         let moved = config.n_a.unwrap_or(roles.len());
         let paths: Vec<String> = ids.iter().map(|&id| cx.site(id).path.clone()).collect();
-        let known = paths.iter().map(String::as_str);
-        config.rank_pattern.warn_of_unused("rank_pattern", known)?;
+        cx.warn_of_unused("rank_pattern", &config.rank_pattern)?;
         let mut gates = Vec::new();
         let mut attachment = Attachment::per_site(cx, |cx, site| {
             let layer = layer(config, moved, cx, site)?;
@@ -65,16 +62,13 @@ fn layer(config: &AloraConfig, moved: usize, cx: &mut Attach<'_>, site: SiteId) 
     let rank = config.rank_pattern.get(&path, config.r.get())?;
     let mut capacity = rank;
     if !cx.loads() {
-        let largest = n_out.min(n_in);
-        if rank > largest {
-            return Err(Error::RankTooLarge { rank, n_out, n_in });
-        }
+        cx.check_rank(site, rank)?;
         // What it may gain in all rounds.
         let gains = usize::try_from(config.rounds).unwrap_or(usize::MAX);
         let gains = moved.saturating_mul(gains);
         // A module without ranks never gets any.
         if rank > 0 {
-            capacity = rank.saturating_add(gains).min(largest);
+            capacity = rank.saturating_add(gains).min(n_out.min(n_in));
         }
     }
     // What has no ranks has nothing to train.

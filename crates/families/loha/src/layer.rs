@@ -3,11 +3,10 @@
 use crate::LohaConfig;
 use candle_core::{Device, Tensor};
 use lowrank_adapter::{
-    Adapter, Attach, Attachment, Error, Family, Init, LowRank, Merge, Param, Pass, Result, SiteId,
-    Spec,
+    Adapter, Attach, Attachment, Family, Init, LowRank, Merge, Param, Pass, Result, SiteId, Spec,
 };
 use lowrank_frozen::FrozenLinear;
-use lowrank_ops::{self as ops, rng::Purpose};
+use lowrank_ops as ops;
 use std::collections::BTreeMap;
 
 /// Low-rank Hadamard products.
@@ -49,9 +48,7 @@ fn layer(config: &LohaConfig, cx: &mut Attach<'_>, site: SiteId) -> Result<Layer
     let (n_out, n_in) = cx.site(site).dims();
     let path = cx.site(site).path.clone();
     let (rank, scale) = config.rank_and_scale(&path)?;
-    if rank > n_out.min(n_in) && !cx.loads() {
-        return Err(Error::RankTooLarge { rank, n_out, n_in });
-    }
+    cx.check_rank(site, rank)?;
     let last = if config.init_weights {
         Init::Zeros
     } else {
@@ -152,24 +149,15 @@ impl Layer {
 
     /// True if `module_dropout` leaves the module out of this pass. A scale of 0 does so, and keeps the gradients.
     fn leaves_out(&self, pass: &Pass) -> bool {
-        self.module_dropout > 0.0 && pass.training() && {
-            let key = pass.rng().purpose(Purpose::Dropout);
-            let mut stream = key.site(&format!("{}.module", self.path)).stream();
-            stream.uniform() < self.module_dropout
-        }
+        pass.leaves_out(self.module_dropout, &self.path)
     }
 
     /// What `rank_dropout` multiplies the rows of `like` by, `[n_out, 1]`.
     fn kept_rows(&self, like: &Tensor, pass: &Pass) -> Result<Option<Tensor>> {
-        if self.rank_dropout == 0.0 || !pass.training() {
-            return Ok(None);
-        }
         let rows = like.dims()[0];
-        let key = pass.rng().purpose(Purpose::Dropout);
-        let mut stream = key.site(&format!("{}.rank", self.path)).stream();
-        let keep: Vec<bool> = (0..rows)
-            .map(|_| stream.uniform() >= self.rank_dropout)
-            .collect();
+        let Some(keep) = pass.kept_rows(self.rank_dropout, &self.path, rows) else {
+            return Ok(None);
+        };
         let live = keep.iter().filter(|&&keep| keep).count().max(1);
         let factor = rows as f64 / live as f64;
         let kept: Vec<f64> = keep

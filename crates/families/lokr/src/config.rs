@@ -83,10 +83,7 @@ impl LokrConfig {
 
     /// Warns of patterns for modules that are not targeted.
     pub(crate) fn warn_of_unused(&self, cx: &Attach<'_>) -> Result<()> {
-        let paths: Vec<&str> = cx.site_ids().map(|id| cx.site(id).path.as_str()).collect();
-        let paths = paths.iter().copied();
-        self.rank_pattern
-            .warn_of_unused("rank_pattern", paths.clone())?;
-        self.alpha_pattern.warn_of_unused("alpha_pattern", paths)
+        cx.warn_of_unused("rank_pattern", &self.rank_pattern)?;
+        cx.warn_of_unused("alpha_pattern", &self.alpha_pattern)
     }
 }

@@ -3,11 +3,9 @@
 use crate::config::{InitWeights, LokrConfig, Word};
 use crate::factors::{Factor, Shape, Zero, factorization, kron};
 use candle_core::{Device, Tensor};
-use lowrank_adapter::{
-    Adapter, Attach, Attachment, Error, Family, LowRank, Merge, Pass, Result, SiteId,
-};
+use lowrank_adapter::{Adapter, Attach, Attachment, Family, LowRank, Merge, Pass, Result, SiteId};
 use lowrank_frozen::FrozenLinear;
-use lowrank_ops::{self as ops, Second, rng::Purpose};
+use lowrank_ops::{self as ops, Second};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Numbers in a factor of a plain update; the largest ones of models of a hundred billion parameters have fewer.
@@ -56,9 +54,7 @@ fn layer(config: &LokrConfig, cx: &mut Attach<'_>, site: SiteId) -> Result<Layer
     let (n_out, n_in) = cx.site(site).dims();
     let path = cx.site(site).path.clone();
     let (rank, scale) = config.rank_and_scale(&path)?;
-    if rank > n_out.min(n_in) && !cx.loads() {
-        return Err(Error::RankTooLarge { rank, n_out, n_in });
-    }
+    cx.check_rank(site, rank)?;
     let ((l, k), (m, n)) = (
         factorization(n_out, config.decompose_factor),
         factorization(n_in, config.decompose_factor),
@@ -127,23 +123,14 @@ impl Layer {
 
     /// True if `module_dropout` leaves the module out of this pass. A scale of 0 does so, and keeps the gradients.
     fn leaves_out(&self, pass: &Pass) -> bool {
-        self.module_dropout > 0.0 && pass.training() && {
-            let key = pass.rng().purpose(Purpose::Dropout);
-            let mut stream = key.site(&format!("{}.module", self.path)).stream();
-            stream.uniform() < self.module_dropout
-        }
+        pass.leaves_out(self.module_dropout, &self.path)
     }
 
     /// What `rank_dropout` multiplies the outputs by, `[n_out]`.
     fn kept_rows(&self, like: &Tensor, pass: &Pass) -> Result<Option<Tensor>> {
-        if self.rank_dropout == 0.0 || !pass.training() {
+        let Some(keep) = pass.kept_rows(self.rank_dropout, &self.path, self.n_out) else {
             return Ok(None);
-        }
-        let key = pass.rng().purpose(Purpose::Dropout);
-        let mut stream = key.site(&format!("{}.rank", self.path)).stream();
-        let keep: Vec<bool> = (0..self.n_out)
-            .map(|_| stream.uniform() >= self.rank_dropout)
-            .collect();
+        };
         let live = keep.iter().filter(|&&keep| keep).count().max(1);
         let factor = if self.rank_dropout_scale {
             self.n_out as f64 / live as f64

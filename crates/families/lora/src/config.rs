@@ -65,12 +65,8 @@ impl LoraConfig {
 
     /// Warns of patterns for modules that are not targeted.
     pub(crate) fn warn_of_unused(&self, cx: &Attach<'_>) -> Result<()> {
-        let paths = cx.site_ids().map(|id| cx.site(id).path.as_str());
-        let paths: Vec<&str> = paths.collect();
-        let paths = paths.iter().copied();
-        self.rank_pattern
-            .warn_of_unused("rank_pattern", paths.clone())?;
-        self.alpha_pattern.warn_of_unused("alpha_pattern", paths)
+        cx.warn_of_unused("rank_pattern", &self.rank_pattern)?;
+        cx.warn_of_unused("alpha_pattern", &self.alpha_pattern)
     }
 
     /// The configuration of twice the ranks with the same scales, as PEFT writes it.

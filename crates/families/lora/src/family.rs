@@ -140,9 +140,7 @@ fn layer(config: &LoraConfig, cx: &mut Attach<'_>, site: SiteId) -> Result<Layer
     let base = cx.site(site).base.clone();
     let (rank, scale) = config.rank_and_scale(&path)?;
     // A file may hold more: PEFT doubles ranks when it converts a residual start.
-    if rank > n_out.min(n_in) && !cx.loads() {
-        return Err(Error::RankTooLarge { rank, n_out, n_in });
-    }
+    cx.check_rank(site, rank)?;
     let init = match config.init_lora_weights {
         init if cx.loads() && !init.is_residual() => InitLoraWeights::Default,
         init => init,

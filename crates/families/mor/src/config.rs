@@ -78,11 +78,8 @@ impl MorConfig {
 
     /// Warns of patterns for modules that are not targeted, and of keys that leave experts as they are.
     pub(crate) fn warn_of_unused(&self, cx: &Attach<'_>) -> Result<()> {
-        let paths: Vec<&str> = cx.site_ids().map(|id| cx.site(id).path.as_str()).collect();
-        let paths = paths.iter().copied();
-        self.rank_pattern
-            .warn_of_unused("rank_pattern", paths.clone())?;
-        self.alpha_pattern.warn_of_unused("alpha_pattern", paths)?;
+        cx.warn_of_unused("rank_pattern", &self.rank_pattern)?;
+        cx.warn_of_unused("alpha_pattern", &self.alpha_pattern)?;
         if !self.routes() && self.balance_weight.get() > 0.0 && !cx.loads() {
             tracing::warn!("`balance_weight` does nothing: the gates do not depend on the input");
         }

@@ -50,17 +50,13 @@ fn layer(config: &MorConfig, cx: &mut Attach<'_>, site: SiteId) -> Result<Layer>
     let path = cx.site(site).path.clone();
     let (rank, scale) = config.rank_and_scale(&path)?;
     let experts = config.num_experts.get();
-    if !cx.loads() {
-        if rank > n_out.min(n_in) {
-            return Err(Error::RankTooLarge { rank, n_out, n_in });
-        }
-        if experts > n_out {
-            return Err(Error::Config {
-                what: format!(
-                    "`num_experts = {experts}`, expected at most the {n_out} outputs of the module"
-                ),
-            });
-        }
+    cx.check_rank(site, rank)?;
+    if experts > n_out && !cx.loads() {
+        return Err(Error::Config {
+            what: format!(
+                "`num_experts = {experts}`, expected at most the {n_out} outputs of the module"
+            ),
+        });
     }
     let noise = config.init_noise.get();
     let a = Spec::new("lora_A.weight", (rank, n_in)).init(Init::KaimingUniform);

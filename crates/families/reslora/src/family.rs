@@ -5,7 +5,7 @@ use crate::chain::{Block, Place};
 use crate::layer::Layer;
 use crate::norms::{Norm, Windows};
 use lowrank_adapter::{
-    Adapter, Attach, Attachment, Controller, Error, Family, Init, Result, SiteId, Spec,
+    Adapter, Attach, Attachment, Controller, Family, Init, Result, SiteId, Spec,
 };
 use std::sync::OnceLock;
 
@@ -39,9 +39,7 @@ impl Family for Reslora {
 fn block(config: &ResloraConfig, cx: &mut Attach<'_>, site: SiteId) -> Result<Block> {
     let (n_out, n_in) = cx.site(site).dims();
     let rank = config.r.get();
-    if rank > n_out.min(n_in) && !cx.loads() {
-        return Err(Error::RankTooLarge { rank, n_out, n_in });
-    }
+    cx.check_rank(site, rank)?;
     let a = Spec::new("lora_A.weight", (rank, n_in)).rank_axis(0);
     let b = Spec::new("lora_B.weight", (n_out, rank)).rank_axis(1);
     let (a, b) = (

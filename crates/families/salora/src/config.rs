@@ -152,8 +152,6 @@ impl SaloraConfig {
         if self.extracted {
             return Ok(());
         }
-        let paths: Vec<&str> = cx.site_ids().map(|id| cx.site(id).path.as_str()).collect();
-        self.rank_pattern
-            .warn_of_unused("rank_pattern", paths.iter().copied())
+        cx.warn_of_unused("rank_pattern", &self.rank_pattern)
     }
 }

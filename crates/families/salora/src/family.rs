@@ -6,9 +6,7 @@ use crate::layer::{Gates, Layer};
 use crate::phase::{Phase, PhaseParam};
 use candle_core::{Device, Tensor};
 use lowrank_adapter::target::Pattern;
-use lowrank_adapter::{
-    Attach, Attachment, Error, Export, Family, Init, Kind, Result, SiteId, Spec,
-};
+use lowrank_adapter::{Attach, Attachment, Export, Family, Init, Kind, Result, SiteId, Spec};
 use std::collections::BTreeMap;
 
 /// Structure-aware low-rank adaptation.
@@ -93,9 +91,7 @@ fn layer(
     let (n_out, n_in) = cx.site(site).dims();
     let path = cx.site(site).path.clone();
     let rank = config.rank(&path)?;
-    if rank > n_out.min(n_in) && !cx.loads() {
-        return Err(Error::RankTooLarge { rank, n_out, n_in });
-    }
+    cx.check_rank(site, rank)?;
     // There is nothing to train in a tensor without numbers, but the file holds it.
     let kind = if rank == 0 {
         Kind::Saved

@@ -95,10 +95,7 @@ impl SboraConfig {
                 ),
             });
         }
-        let paths: Vec<&str> = cx.site_ids().map(|id| cx.site(id).path.as_str()).collect();
-        let paths = paths.iter().copied();
-        self.rank_pattern
-            .warn_of_unused("rank_pattern", paths.clone())?;
-        self.alpha_pattern.warn_of_unused("alpha_pattern", paths)
+        cx.warn_of_unused("rank_pattern", &self.rank_pattern)?;
+        cx.warn_of_unused("alpha_pattern", &self.alpha_pattern)
     }
 }
