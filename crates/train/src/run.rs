@@ -4,7 +4,8 @@ use crate::checkpoint::{self, Checkpoint, Place};
 use crate::clip::find_non_finite_param;
 use crate::error::{Change, Error, Result};
 use crate::evaluate::{choices, loss};
-use crate::metrics::{EvalLine, Metrics, StepLine, peak_rss_mb};
+use crate::log::Log;
+use crate::metrics::{EvalLine, StepLine, peak_rss_mb};
 use crate::resolved;
 use crate::run_file::RunFile;
 use crate::run_folder::{Mode, RunFolder};
@@ -114,7 +115,18 @@ pub fn train(
     let resumed = session.resume(progress)?;
     let done = resumed.as_ref().map(|checkpoint| checkpoint.record().step);
     folder.write_run_file(&run.resolved())?;
-    let mut metrics = Metrics::open(&folder.metrics(), done)?;
+    let mut log = Log::open(
+        folder,
+        done,
+        lowrank_report::Run {
+            run_file: run.resolved(),
+            total,
+            rows: rows.train.len(),
+            held_out: rows.eval.len(),
+            trainable_parameters: session.trainer.trainable().trainable_parameters,
+            ..lowrank_report::Run::default()
+        },
+    )?;
     progress.started(&Started {
         done: done.unwrap_or(0),
         total,
@@ -122,7 +134,8 @@ pub fn train(
         trainable_parameters: session.trainer.trainable().trainable_parameters,
         resumed_from: resumed.map(|checkpoint| checkpoint.path().to_owned()),
     });
-    session.run(done, &mut metrics, progress)?;
+    let outcome = session.run(done, &mut log, progress);
+    let metrics = log.ended(outcome)?;
     Ok(Summary {
         folder: folder.path().to_owned(),
         steps: total,
@@ -197,7 +210,7 @@ impl Session<'_, '_, '_> {
     fn run(
         &mut self,
         done: Option<u64>,
-        metrics: &mut Metrics,
+        metrics: &mut Log<'_>,
         progress: &mut dyn Progress,
     ) -> Result<()> {
         let total = self.plan.total_steps();
@@ -228,6 +241,7 @@ impl Session<'_, '_, '_> {
             if due(keys.save_every, step) {
                 metrics.sync()?;
                 let path = self.save(step)?;
+                metrics.show()?;
                 progress.saved(step, &path);
             }
         }
@@ -245,7 +259,7 @@ impl Session<'_, '_, '_> {
     fn evaluate(
         &self,
         step: u64,
-        metrics: &mut Metrics,
+        metrics: &mut Log<'_>,
         progress: &mut dyn Progress,
     ) -> Result<()> {
         let Rows {
