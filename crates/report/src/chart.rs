@@ -1,7 +1,8 @@
 //! Lines over steps, as SVG that takes its colours from the page around it.
 
+use crate::axis::Axis;
 use crate::escape::escaped;
-use crate::numbers::{scientific, significant};
+use crate::numbers::significant;
 use std::fmt::Write as _;
 
 /// How a series is drawn.
@@ -28,21 +29,26 @@ pub struct Series {
     pub colour: usize,
 }
 
-/// Where the vertical axis begins.
+/// What the vertical axis shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Floor {
-    /// At 0, or below if there are negative numbers.
+    /// Everything from 0, or from below if there are negative numbers.
     Zero,
-    /// At the least number.
+    /// Everything from the least number.
     Least,
+    /// The same, in factors if the greatest number is more than [`WIDE`] times the least.
+    Factors,
 }
+
+/// Where numbers differ more, the small ones would lie on the axis.
+const WIDE: f64 = 20.0;
 
 /// A plot over steps.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chart {
     /// Above it.
     pub title: String,
-    /// Where the vertical axis begins.
+    /// What the vertical axis shows.
     pub floor: Floor,
     /// The last one is drawn over the others.
     pub series: Vec<Series>,
@@ -64,14 +70,15 @@ const MOST: usize = 700;
 const LIMIT: f64 = 1e300;
 
 impl Chart {
-    /// A `<figure>` with the title, a legend if there is more than one series, and the plot. None without any number.
+    /// A `<figure>` with the title, a legend if there is more than one series, and the plot, at least up to a step.
+    /// None without any number.
     #[must_use]
-    pub fn figure(&self) -> Option<String> {
+    pub fn figure(&self, last: u64) -> Option<String> {
         let numbers = || {
             let points = self.series.iter().flat_map(|series| &series.points);
             points.filter_map(|(step, number)| Some((*step, finite(*number)?)))
         };
-        let last = numbers().map(|point| point.0).max()?;
+        let last = numbers().map(|point| point.0).max()?.max(last);
         let (mut least, mut greatest) = (f64::INFINITY, f64::NEG_INFINITY);
         for (_, number) in numbers() {
             (least, greatest) = (least.min(number), greatest.max(number));
@@ -79,12 +86,22 @@ impl Chart {
         if self.floor == Floor::Zero {
             (least, greatest) = (least.min(0.0), greatest.max(0.0));
         }
+        let in_factors =
+            self.floor == Floor::Factors && least > 1.0 / LIMIT && greatest > WIDE * least;
         let frame = Frame {
             x: Axis::steps(last.max(1)),
-            y: Axis::new(least, greatest),
+            y: match in_factors {
+                true => Axis::factors(least, greatest),
+                false => Axis::new(least, greatest),
+            },
         };
         let title = escaped(&self.title);
-        let mut out = format!("<figure>\n<figcaption>{title}</figcaption>\n");
+        let note = if in_factors {
+            " <span class=\"quiet\">in factors</span>"
+        } else {
+            ""
+        };
+        let mut out = format!("<figure>\n<figcaption>{title}{note}</figcaption>\n");
         if self.series.len() > 1 {
             out += "<p class=\"legend\">";
             for series in &self.series {
@@ -216,84 +233,6 @@ fn thinned(points: &[(u64, Option<f64>)]) -> Vec<(u64, Option<f64>)> {
     kept
 }
 
-/// A range with round numbers in it.
-struct Axis {
-    from: f64,
-    to: f64,
-    step: f64,
-}
-
-impl Axis {
-    /// From 0 to the last step, which need not be round.
-    fn steps(last: u64) -> Self {
-        let to = last as f64;
-        let step = round(to / 6.0).max(1.0);
-        Self {
-            from: 0.0,
-            to,
-            step,
-        }
-    }
-
-    /// Both ends are round.
-    fn new(least: f64, greatest: f64) -> Self {
-        let (mut least, mut greatest) = (least, greatest);
-        // What differs by rounding only has no shape to show.
-        let size = least.abs().max(greatest.abs());
-        if greatest - least <= size * 1e-9 {
-            let around = if size == 0.0 { 1.0 } else { size * 0.1 };
-            (least, greatest) = (least - around, greatest + around);
-            if size == 0.0 {
-                least = 0.0;
-            }
-        }
-        let step = round((greatest - least) / 5.0);
-        // An end that rounding has moved over a line is still on it.
-        Self {
-            from: (least / step + 1e-9).floor() * step,
-            to: (greatest / step - 1e-9).ceil() * step,
-            step,
-        }
-    }
-
-    fn share(&self, number: f64) -> f64 {
-        (number - self.from) / (self.to - self.from)
-    }
-
-    fn lines(&self) -> impl Iterator<Item = f64> {
-        let count = ((self.to - self.from) / self.step * (1.0 + 1e-9)).floor() as u64;
-        (0..=count.min(20)).map(|at| self.from + at as f64 * self.step)
-    }
-
-    /// With as many digits as the distance between lines needs.
-    fn label(&self, number: f64) -> String {
-        let size = self.from.abs().max(self.to.abs());
-        if number.abs() < self.step * 1e-6 {
-            return "0".to_owned();
-        }
-        let (unit, sign) = match size {
-            size if !(1e-3..1e12).contains(&size) => return scientific(number),
-            size if size >= 1e9 => (1e9, "G"),
-            size if size >= 1e6 => (1e6, "M"),
-            size if size >= 1e4 => (1e3, "k"),
-            _ => (1.0, ""),
-        };
-        let digits = -((self.step / unit).log10() + 1e-9).floor();
-        let places = digits.clamp(0.0, 12.0) as usize;
-        format!("{:.places$}{sign}", number / unit)
-    }
-}
-
-/// The first of 1, 2 and 5 times a power of ten that is not below a number.
-fn round(number: f64) -> f64 {
-    let size = 10f64.powf(number.log10().floor());
-    let steps = [1.0, 2.0, 5.0].map(|factor| factor * size);
-    let step = steps
-        .into_iter()
-        .find(|step| *step >= number * (1.0 - 1e-9));
-    step.unwrap_or(10.0 * size)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -314,7 +253,7 @@ mod tests {
             floor,
             series,
         }
-        .figure()
+        .figure(0)
     }
 
     /// The path of a series.
@@ -405,36 +344,5 @@ mod tests {
         assert!(kept.is_sorted_by_key(|point| point.0));
         let gaps: Vec<_> = (1..=5000).map(|step| (step, None)).collect();
         assert!(thinned(&gaps).iter().all(|point| point.1.is_none()));
-    }
-
-    #[test]
-    fn axes_have_round_numbers() {
-        let labels =
-            |axis: Axis| -> Vec<String> { axis.lines().map(|number| axis.label(number)).collect() };
-        assert_eq!(
-            labels(Axis::new(0.0, 2e-3)),
-            ["0", "0.0005", "0.0010", "0.0015", "0.0020"]
-        );
-        assert_eq!(
-            labels(Axis::new(0.0, 2e-5)),
-            ["0", "5e-6", "1e-5", "1.5e-5", "2e-5"]
-        );
-        assert_eq!(
-            labels(Axis::new(-0.3, 0.62)),
-            ["-0.4", "-0.2", "0", "0.2", "0.4", "0.6", "0.8"]
-        );
-        assert_eq!(
-            labels(Axis::new(0.0, 43_000.0)),
-            ["0", "10k", "20k", "30k", "40k", "50k"]
-        );
-        assert_eq!(
-            labels(Axis::new(9.2e5, 3.1e6)),
-            ["0.5M", "1.0M", "1.5M", "2.0M", "2.5M", "3.0M", "3.5M"]
-        );
-        assert_eq!(labels(Axis::steps(150)), ["0", "50", "100", "150"]);
-        assert_eq!(labels(Axis::steps(1)), ["0", "1"]);
-        assert_eq!(labels(Axis::steps(7)), ["0", "2", "4", "6"]);
-        let ends: Vec<f64> = [0.7, 1.0, 1.1, 2.3, 6.0].map(round).into();
-        assert_eq!(ends, [1.0, 1.0, 2.0, 5.0, 10.0]);
     }
 }

@@ -11,6 +11,7 @@
 //! assert_eq!(csv(&lines), "step,loss,lr,eval_loss\r\n0,,,2.5\r\n1,2.25,0.001,\r\n");
 //! ```
 
+mod axis;
 mod chart;
 mod csv;
 mod escape;

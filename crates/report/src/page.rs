@@ -153,7 +153,7 @@ fn evaluations(lines: &Lines) -> String {
         return String::new();
     }
     let mut out = String::from(
-        "<h2>Held-out rows</h2>\n<div class=\"wide\"><table>\n<thead><tr><th></th><th class=\"number\">first</th>\
+        "<h2>Held-out rows</h2>\n<div class=\"wide\"><table class=\"measures\">\n<thead><tr><th></th><th class=\"number\">first</th>\
          <th class=\"number\">best</th><th class=\"number\">last</th></tr></thead>\n<tbody>\n",
     );
     for (key, name) in measures {
@@ -207,7 +207,10 @@ fn plots(lines: &Lines) -> String {
         let drawn = series(title, &lines.steps, key, Drawn::Line, 0);
         charts.push(chart(title, floor, drawn));
     }
-    let figures: String = charts.iter().filter_map(Chart::figure).collect();
+    let figures: String = charts
+        .iter()
+        .filter_map(|chart| chart.figure(lines.last_step()))
+        .collect();
     let figures = figures + &ranks::figures(lines);
     match figures.is_empty() {
         true => "<p class=\"quiet\">There is nothing to draw yet.</p>\n".to_owned(),
@@ -240,16 +243,16 @@ fn losses(lines: &Lines) -> Chart {
     }
     Chart {
         title: "Loss".to_owned(),
-        floor: Floor::Least,
+        floor: Floor::Factors,
         series: all,
     }
 }
 
-/// An exponential mean over about a twentieth of the run, each step weighed by its age alone from the start on; none of a run
+/// An exponential mean over about a thirtieth of the run, each step weighed by its age alone from the start on; none of a run
 /// that is too short for one.
 fn smoothed(raw: &Series) -> Option<Series> {
-    let window = raw.points.len() as f64 / 20.0;
-    if window < 1.5 {
+    let window = raw.points.len() as f64 / 30.0;
+    if window < 1.2 {
         return None;
     }
     let keep = 1.0 - 2.0 / (window + 1.0);

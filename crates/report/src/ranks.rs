@@ -65,7 +65,7 @@ pub(crate) fn figures(lines: &Lines) -> String {
     };
     [whole, by_kind]
         .iter()
-        .filter_map(Chart::figure)
+        .filter_map(|chart| chart.figure(lines.last_step()))
         .collect::<String>()
 }
 

@@ -31,7 +31,8 @@ g.pale path{stroke-width:1;opacity:.45}g.pale circle{opacity:.45}g.dots path{str
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.3rem .8rem .3rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 thead th{font-size:.8rem;color:var(--quiet);font-weight:500}tbody th{font-weight:500}
-.number{text-align:right;white-space:nowrap}
+.number{text-align:right;white-space:nowrap}.measures tbody th{overflow-wrap:normal;min-width:5.5rem}.measures .quiet{display:block;font-size:.75rem}
+figcaption .quiet{font-weight:400;font-size:.8rem}
 .ranks{font-size:.8rem}.ranks th{white-space:nowrap}
 .ranks td,.ranks thead th+th{text-align:center;padding:.2rem .45rem}
 .ranks td{background:color-mix(in srgb,var(--mark) calc(var(--s)*55%),transparent);border:1px solid var(--back)}

@@ -47,12 +47,12 @@ fn run() -> Run {
     }
 }
 
-/// Forty steps whose loss falls from 4 to 0.1, and two evaluations.
+/// Forty steps whose loss falls from 4.5 to 0.6, and two evaluations.
 fn metrics() -> String {
     let mut text =
         "{\"step\":0,\"eval_loss\":4.5,\"eval_tokens\":40,\"eval_accuracy\":0.25}\n".to_owned();
     for step in 1..=40 {
-        let loss = 4.0 - 0.1 * (step - 1) as f64;
+        let loss = 4.6 - 0.1 * step as f64;
         let _ = writeln!(
             text,
             "{{\"step\":{step},\"loss\":{loss},\"lr\":0.002,\"grad_norm\":0.5,\"tokens\":100,\"tokens_per_second\":50.0,\
@@ -121,13 +121,22 @@ fn a_run_is_told_in_facts_tables_and_plots() {
         "{loss}"
     );
     let raw = loss.split_once("c0 pale\"><path d=\"").unwrap().1;
-    assert!(raw.starts_with("M60.9 50.0L69.7 54.0L"), "{raw}");
+    assert!(raw.starts_with("M60.9 30.0L69.7 34.0L"), "{raw}");
     assert_eq!(loss.matches("<g class").count(), 3);
-    // The third smoothed point: the mean of 4, 3.9 and 3.8 under weights 1/9, 1/3 and 1.
+    // The third smoothed point: the mean of 4.5, 4.4 and 4.3 under weights 1/49, 1/7 and 1.
     let smooth = loss.split_once("c0 line\"><path d=\"").unwrap().1;
     let third = smooth.split('L').nth(2).unwrap();
-    let mean = (4.0 / 9.0 + 3.9 / 3.0 + 3.8) / (1.0 / 9.0 + 1.0 / 3.0 + 1.0);
+    let mean = (4.5 / 49.0 + 4.4 / 7.0 + 4.3) / (1.0 / 49.0 + 1.0 / 7.0 + 1.0);
     assert_eq!(third, format!("78.5 {:.1}", 210.0 - 40.0 * mean));
+    // What falls to a fortieth is drawn in factors, from 0.1 to 5.
+    let wide = metrics().replace("40,\"loss\":", "40,\"loss\":0.11,\"was\":");
+    let wide = lowrank_report::page(&run(), &Lines::parse(&wide));
+    let wide = figure(&wide, "Loss <span class=\"quiet\">in factors</span>");
+    let y = 210.0 - 200.0 * (2.0f64 / 0.1).ln() / 50.0f64.ln();
+    assert!(
+        wide.contains(&format!("L406.0 {y:.1}\"/><circle")),
+        "{wide}"
+    );
     // One value over all steps: from 0.
     assert!(figure(&page, "Learning rate").contains("<path d=\"M60.9 10.0L69.7 10.0"));
     assert!(figure(&page, "Held-out accuracy").contains("<title>step 20: 0.875</title>"));
