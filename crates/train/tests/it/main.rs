@@ -4,6 +4,7 @@
 
 mod evaluation;
 mod optimizer;
+mod reports;
 mod run_files;
 mod runs;
 mod steps;
