@@ -38,10 +38,10 @@ fn timeless(mut lines: Vec<Value>) -> Vec<Value> {
 
 pub struct Setting {
     pub config: StubConfig,
-    dtype: DType,
-    train: Vec<Example>,
-    eval: Vec<Example>,
-    references: Vec<Reference>,
+    pub dtype: DType,
+    pub train: Vec<Example>,
+    pub eval: Vec<Example>,
+    pub references: Vec<Reference>,
 }
 
 impl Setting {
@@ -654,9 +654,12 @@ fn folders_are_not_lost_and_held_by_one_run() {
         [
             ".lock",
             "checkpoints",
+            "metrics.csv",
             "metrics.jsonl",
             "notes.txt",
-            "run.toml"
+            "report.html",
+            "run.toml",
+            "tb"
         ]
     );
     assert_eq!(metrics(&dir).len(), 3);
