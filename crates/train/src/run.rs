@@ -270,11 +270,17 @@ impl Session<'_, '_, '_> {
         } else {
             loss(model, selection, eval, batch_size)?
         };
+        let mut metrics_of_task = evaluation.metrics;
+        metrics_of_task.extend(
+            evaluation
+                .accuracy
+                .map(|share| ("accuracy".to_owned(), share)),
+        );
         let line = EvalLine {
             step,
             eval_loss: evaluation.loss,
             eval_tokens: evaluation.tokens,
-            eval_accuracy: evaluation.accuracy,
+            metrics: metrics_of_task,
         };
         metrics.evaluation(&line)?;
         if line.eval_loss.is_some_and(|loss| !loss.is_finite()) {
