@@ -58,7 +58,7 @@ pub use model::{Ask, Batch, Model, Part, Tokens, UNSUPERVISED, causal_mask, run}
 pub use number::{
     AboveOne, BelowOne, Finite, Fraction, Negative, NonNegative, Positive, Probability,
 };
-pub use pass::{Chain, Masks, Pass, Records, Selection};
+pub use pass::{Blur, Chain, Masks, Pass, Records, Selection};
 pub use place::place;
 pub use probe::masked_losses;
 pub use site::{Site, SiteId};

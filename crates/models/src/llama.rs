@@ -171,8 +171,7 @@ impl Model for Llama {
                 "position {position} is beyond the model's limit of {limit} tokens (`max_position_embeddings`)"
             )));
         }
-        self.embedding
-            .forward(&tokens.ids, (tokens.rows, tokens.length), pass)
+        self.embedding.forward_tokens(tokens, pass)
     }
 
     fn blocks(&self) -> usize {
