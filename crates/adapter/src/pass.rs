@@ -70,6 +70,7 @@ pub struct Pass {
     tokens: Option<Arc<Tokens>>,
     masks: Masks,
     watches: bool,
+    held: Arc<BTreeSet<Param>>,
     pub(crate) asked: BTreeSet<GateId>,
     pub(crate) carries: Carries,
     pub(crate) losses: Vec<(&'static str, Tensor)>,
@@ -97,6 +98,7 @@ impl Pass {
             tokens: None,
             masks: Masks::new(),
             watches: false,
+            held: Arc::default(),
             asked: BTreeSet::new(),
             carries: Carries::new(),
             losses: Vec::new(),
@@ -110,6 +112,7 @@ impl Pass {
             tokens: self.tokens.clone(),
             masks: self.masks.clone(),
             watches: self.watches,
+            held: Arc::clone(&self.held),
             ..Self::new(self.selection.clone(), self.mode, self.key)
         }
     }
@@ -118,6 +121,13 @@ impl Pass {
     #[must_use]
     pub fn with_masks(mut self, masks: Masks) -> Self {
         self.masks = masks;
+        self
+    }
+
+    /// These tensors are constants to it, though they are declared as trained.
+    #[must_use]
+    pub fn holding(mut self, held: Arc<BTreeSet<Param>>) -> Self {
+        self.held = held;
         self
     }
 
@@ -256,5 +266,6 @@ impl Tracking for Pass {
                 .selection
                 .iter()
                 .any(|(name, _)| name == &*param.info().owner)
+            && !self.held.contains(param)
     }
 }
