@@ -158,7 +158,7 @@ impl Rows {
         let example = |((ids, labels), &used): ((&Vec<u32>, &Vec<i32>), &usize)| Example {
             ids: ids[..used].to_vec(),
             labels: labels[..used].to_vec(),
-            truncated: false,
+            ..Example::default()
         };
         rows.map(example).collect()
     }

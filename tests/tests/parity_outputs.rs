@@ -79,7 +79,7 @@ fn gradients_equal_peft() {
             let (base, attached) = case.attach(dtype)?;
             let batch = &case.batches[0];
             let share = Share {
-                token: 1.0 / batch.targets().len() as f64,
+                token: 1.0 / batch.supervised() as f64,
                 auxiliary: 0.0,
             };
             let mut found = Vec::new();

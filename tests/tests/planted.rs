@@ -33,7 +33,7 @@ fn examples(points: Range<u32>) -> Vec<Example> {
         Example {
             ids: ids.to_vec(),
             labels: labels.to_vec(),
-            truncated: false,
+            ..Example::default()
         }
     };
     points.map(row).collect()

@@ -41,6 +41,8 @@ impl Tokens {
 pub struct Batch {
     tokens: Arc<Tokens>,
     labels: Vec<i32>,
+    types: Option<Vec<u32>>,
+    row_labels: Option<Vec<Option<f64>>>,
 }
 
 impl Batch {
@@ -66,7 +68,38 @@ impl Batch {
         Ok(Self {
             tokens: Arc::new(tokens),
             labels,
+            types: None,
+            row_labels: None,
         })
+    }
+
+    /// With the type of every token, `rows * length` of them: 1 in the second text of a pair. Encoders read them.
+    ///
+    /// # Errors
+    /// If there are not as many types as tokens.
+    pub fn with_types(self, types: Vec<u32>) -> Result<Self> {
+        let tokens = self.labels.len();
+        if types.len() != tokens {
+            let what = format!("a batch of {tokens} tokens has {} types", types.len());
+            return Err(Error::Other(what));
+        }
+        let types = Some(types);
+        Ok(Self { types, ..self })
+    }
+
+    /// With what supervises whole rows, one a row: the index of a class, or the value of a regression. A classifier's
+    /// losses are of these rows.
+    ///
+    /// # Errors
+    /// If there are not as many labels as rows.
+    pub fn with_row_labels(self, labels: Vec<Option<f64>>) -> Result<Self> {
+        let rows = self.tokens.rows;
+        if labels.len() != rows {
+            let what = format!("a batch of {rows} rows has {} labels of rows", labels.len());
+            return Err(Error::Other(what));
+        }
+        let row_labels = Some(labels);
+        Ok(Self { row_labels, ..self })
     }
 
     /// One unsupervised sequence that starts at `position`, for generation and for logits.
@@ -101,13 +134,46 @@ impl Batch {
             segments: segments.repeat(copies),
             positions: positions.repeat(copies),
         };
-        Self::new(tokens, self.labels.repeat(copies))
+        Ok(Self {
+            types: self.types.as_ref().map(|types| types.repeat(copies)),
+            row_labels: self.row_labels.as_ref().map(|rows| rows.repeat(copies)),
+            ..Self::new(tokens, self.labels.repeat(copies))?
+        })
     }
 
     /// The tokens.
     #[must_use]
     pub fn tokens(&self) -> &Arc<Tokens> {
         &self.tokens
+    }
+
+    /// The type of each token, if there are types; all are 0 otherwise.
+    #[must_use]
+    pub fn types(&self) -> Option<&[u32]> {
+        self.types.as_deref()
+    }
+
+    /// What supervises each row, if rows are supervised as a whole.
+    #[must_use]
+    pub fn row_labels(&self) -> Option<&[Option<f64>]> {
+        self.row_labels.as_deref()
+    }
+
+    /// The rows that are supervised as a whole, with their labels, in order: what a classifier's losses are of.
+    #[must_use]
+    pub fn row_targets(&self) -> Vec<(u32, f64)> {
+        let rows = (0..).zip(self.row_labels.iter().flatten());
+        rows.filter_map(|(row, label)| Some((row, (*label)?)))
+            .collect()
+    }
+
+    /// How many losses [`Ask::Losses`] gives: those of rows if rows are supervised as a whole, of tokens otherwise.
+    #[must_use]
+    pub fn supervised(&self) -> usize {
+        match &self.row_labels {
+            Some(_) => self.row_targets().len(),
+            None => self.targets().len(),
+        }
     }
 
     /// Pairs of (flat position that predicts, target), row-major: token i is predicted at i - 1 of its row, and only
@@ -133,10 +199,28 @@ impl Batch {
 /// What the head is asked for.
 #[derive(Debug, Clone)]
 pub enum Ask {
-    /// The negative log-likelihood of each of [`Batch::targets`], in that order: `[targets]`.
+    /// The loss of each of [`Batch::targets`], or of a classifier's [`Batch::row_targets`], in that order.
     Losses,
     /// Logits at these flat positions: `[positions, vocab]`.
     Logits(Vec<u32>),
+    /// What a classifier makes of each row: `[rows, num_labels]`.
+    Classes,
+    /// The last hidden state, after the last norm: `[rows, length, hidden]`.
+    Hidden,
+}
+
+impl Ask {
+    /// What a model's head answers to an ask that it has nothing for.
+    #[must_use]
+    pub fn refused(&self, model: &str) -> Error {
+        let (wanted, head) = match self {
+            Self::Losses => ("losses", "a head"),
+            Self::Logits(_) => ("logits of tokens", "a head that predicts tokens"),
+            Self::Classes => ("classes", "a classification head"),
+            Self::Hidden => ("hidden states", "a last norm"),
+        };
+        Error::Other(format!("a {model} without {head} was asked for {wanted}"))
+    }
 }
 
 /// A part of a model, as `Model::parts` shows it.

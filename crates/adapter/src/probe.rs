@@ -25,7 +25,7 @@ pub fn masked_losses(
     selection: &Selection,
     masks: &[Masks],
 ) -> Result<Vec<f64>> {
-    let targets = batch.targets().len();
+    let targets = batch.supervised();
     if targets == 0 {
         return Err(Error::Other(
             "nothing is supervised in the rows that a method scores ranks on".into(),

@@ -290,10 +290,13 @@ impl Sweep<'_> {
             Ok(ops::graph_bytes([&output]))
         };
         let targets = self.batch.targets().into_iter();
-        let positions = targets.map(|(at, _)| at).collect();
+        let outputs = match self.batch.row_labels() {
+            Some(_) => Ask::Classes,
+            None => Ask::Logits(targets.map(|(at, _)| at).collect()),
+        };
         let losses = graph(&Ask::Losses)?;
         // Losses that are made from logits keep more than these do.
-        found.logits = losses > graph(&Ask::Logits(positions))?;
+        found.logits = losses > graph(&outputs)?;
         found.head = losses.saturating_sub(ops::graph_bytes([&inputs.h]));
         Ok(found)
     }

@@ -112,7 +112,7 @@ pub(crate) fn training() -> Pass {
 /// How the laws weigh token losses and auxiliary ones.
 pub(crate) fn share(batch: &Batch) -> Share {
     Share {
-        token: 1.0 / batch.targets().len() as f64,
+        token: 1.0 / batch.supervised() as f64,
         auxiliary: 0.7,
     }
 }

@@ -157,6 +157,7 @@ impl Model for Planted {
         let positions: Vec<u32> = match ask {
             Ask::Losses => batch.targets().into_iter().map(|(at, _)| at).collect(),
             Ask::Logits(positions) => positions.clone(),
+            Ask::Classes | Ask::Hidden => return Err(ask.refused("planted task")),
         };
         let (rows, length, hidden) = h.dims3()?;
         let h = ops::gather_rows(&h.reshape((rows * length, hidden))?, &positions)?;

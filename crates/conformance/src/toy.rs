@@ -215,13 +215,14 @@ impl Model for Toy {
         let (positions, targets): (Vec<u32>, Vec<u32>) = match ask {
             Ask::Losses => batch.targets().into_iter().unzip(),
             Ask::Logits(positions) => (positions.clone(), Vec::new()),
+            Ask::Classes | Ask::Hidden => return Err(ask.refused("toy")),
         };
         let (rows, length, hidden) = h.dims3()?;
         let h = ops::gather_rows(&h.reshape((rows * length, hidden))?, &positions)?;
         let logits = self.head.forward(&self.norm.forward_rms(&h, pass)?, pass)?;
         match ask {
             Ask::Losses => Ok(ops::cross_entropy(&logits, &targets)?),
-            Ask::Logits(_) => Ok(logits),
+            _ => Ok(logits),
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::example::{Example, UNSUPERVISED};
 
 /// Sequences padded on the right to the longest of them. Lists are row-major, (rows, length).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Padded {
     /// How many rows.
     pub rows: usize,
@@ -17,6 +17,10 @@ pub struct Padded {
     pub segments: Vec<u32>,
     /// The place in the example, from 0; 0 in padding.
     pub positions: Vec<u32>,
+    /// The types of tokens, 0 in padding; none if no row has types.
+    pub types: Option<Vec<u32>>,
+    /// What each row is, if a row says so; rows of several examples never do.
+    pub row_labels: Option<Vec<Option<f64>>>,
 }
 
 impl Padded {
@@ -50,10 +54,21 @@ impl Padded {
             labels: vec![UNSUPERVISED; places],
             segments: vec![0; places],
             positions: vec![0; places],
+            types: None,
+            row_labels: None,
         };
-        for (row, sequence) in sequences.into_iter().enumerate() {
+        for (row, sequence) in sequences.iter().enumerate() {
             let mut start = row * length;
-            for (segment, example) in (1..).zip(sequence) {
+            if let [
+                Example {
+                    label: Some(label), ..
+                },
+            ] = sequence.as_slice()
+            {
+                let labels = batch.row_labels.get_or_insert_with(|| vec![None; rows]);
+                labels[row] = Some(*label);
+            }
+            for (segment, example) in (1..).zip(sequence.iter().copied()) {
                 for (i, (&id, &label)) in example.ids.iter().zip(&example.labels).enumerate() {
                     batch.ids[start + i] = id;
                     batch.segments[start + i] = segment;
@@ -62,6 +77,10 @@ impl Padded {
                     if i > 0 {
                         batch.labels[start + i] = label;
                     }
+                }
+                if !example.types.is_empty() {
+                    let types = batch.types.get_or_insert_with(|| vec![0; places]);
+                    types[start..start + example.types.len()].copy_from_slice(&example.types);
                 }
                 start += example.ids.len();
             }
@@ -78,12 +97,10 @@ impl Padded {
             .count()
     }
 
-    /// How many predictions count in the loss.
+    /// How many predictions count in the loss, of tokens and of rows.
     #[must_use]
     pub fn supervised(&self) -> usize {
-        self.labels
-            .iter()
-            .filter(|&&label| label != UNSUPERVISED)
-            .count()
+        let tokens = self.labels.iter().filter(|&&label| label != UNSUPERVISED);
+        tokens.count() + self.row_labels.iter().flatten().flatten().count()
     }
 }

@@ -9,31 +9,34 @@ use std::num::NonZeroUsize;
 pub const UNSUPERVISED: i32 = -100;
 
 /// One sequence of tokens with its labels, both of the same length.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Example {
     /// The tokens.
     pub ids: Vec<u32>,
     /// `labels[i]` is what must be predicted at place i (from the tokens before it), or [`UNSUPERVISED`].
     pub labels: Vec<i32>,
+    /// The type of each token, 1 in the second text of a pair; none if all are 0.
+    pub types: Vec<u32>,
+    /// What the row is, where that is what is learnt: the index of a class, or the value of a regression.
+    pub label: Option<f64>,
     /// Whether the row was longer and lost its right end.
     pub truncated: bool,
 }
 
 impl Example {
-    /// How many predictions count. The first token has nothing before it and never does.
+    /// How many predictions count: of tokens, the first of which has nothing before it and never does, and of the row.
     #[must_use]
     pub fn supervised(&self) -> usize {
-        self.labels
-            .iter()
-            .skip(1)
-            .filter(|&&label| label != UNSUPERVISED)
-            .count()
+        let counts = |label: &&i32| **label != UNSUPERVISED;
+        let tokens = self.labels.iter().skip(1).filter(counts).count();
+        tokens + usize::from(self.label.is_some())
     }
 
     fn cut(&mut self, max_length: usize) {
         self.truncated = self.ids.len() > max_length;
         self.ids.truncate(max_length);
         self.labels.truncate(max_length);
+        self.types.truncate(max_length);
     }
 }
 
@@ -81,7 +84,7 @@ impl Encoder<'_> {
                 Example {
                     labels: ids.iter().map(|&id| label(id)).collect(),
                     ids,
-                    truncated: false,
+                    ..Example::default()
                 }
             }
             Row::Completion {
@@ -105,7 +108,7 @@ impl Encoder<'_> {
                 Example {
                     ids,
                     labels,
-                    truncated: false,
+                    ..Example::default()
                 }
             }
             Row::Tokens { ids, labels } => self.as_they_are(ids, labels)?,
@@ -209,7 +212,7 @@ impl Encoder<'_> {
         Ok(Example {
             labels: labels.collect::<Result<_, _>>()?,
             ids,
-            truncated: false,
+            ..Example::default()
         })
     }
 

@@ -16,8 +16,8 @@
 //! use std::num::NonZeroUsize;
 //!
 //! let examples = [
-//!     Example { ids: vec![5, 6, 7], labels: vec![UNSUPERVISED, 6, 7], truncated: false },
-//!     Example { ids: vec![8, 9], labels: vec![UNSUPERVISED, 9], truncated: false },
+//!     Example { ids: vec![5, 6, 7], labels: vec![UNSUPERVISED, 6, 7], ..Example::default() },
+//!     Example { ids: vec![8, 9], labels: vec![UNSUPERVISED, 9], ..Example::default() },
 //! ];
 //! let two = NonZeroUsize::new(2).expect("2 is not 0");
 //! let order = Order { seed: 42, shuffle: false, len: two };

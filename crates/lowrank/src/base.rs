@@ -10,7 +10,7 @@ use lowrank_format::{
     fingerprint, read_json_object,
 };
 use lowrank_frozen::{Encoding, Weights};
-use lowrank_models::{Embedded, ModelInfo, Precision};
+use lowrank_models::{Embedded, Head, ModelInfo, Precision};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -74,6 +74,14 @@ impl Base {
     /// # Errors
     /// If there is no such folder, file or repository, or something in it is missing, damaged or not supported.
     pub fn open(source: &str, precision: Precision) -> Result<Self> {
+        Self::open_with(source, precision, Head::Language)
+    }
+
+    /// [`Self::open`] with a head that answers something else than tokens.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and if this kind of model has no such head.
+    pub fn open_with(source: &str, precision: Precision, head: Head) -> Result<Self> {
         let (files, hub) = Files::open(source)?;
         let (config, origin) = match &files {
             Files::Folder(checkpoint) => {
@@ -84,7 +92,7 @@ impl Base {
             Files::Embedded(model, _) => (embedded_config(model), format!("{source}/config.json")),
         };
         let info = ModelInfo::from_json(&config, &origin)?;
-        let model = lowrank_models::load(&config, &origin, files.weights(), precision)?;
+        let model = lowrank_models::load(&config, &origin, files.weights(), precision, head)?;
         Ok(Self {
             model,
             info,

@@ -14,6 +14,7 @@ use lowrank_adapter::{
     Pass, Selection, Share, Source, Start, Tokens, attach, sweep, train_all,
 };
 use lowrank_frozen::{BlockType, Encoding, Weights};
+use lowrank_models::Head;
 use lowrank_models::Precision;
 use lowrank_ops as ops;
 use lowrank_ops::rng::{Key, Purpose};
@@ -122,7 +123,13 @@ fn prepare(
 ) -> Result<(Box<dyn Model>, Vec<Param>, bool)> {
     let weights = Encoded(drawn, encoding);
     let origin = weights.origin();
-    let mut model = lowrank_models::load(&config(), &origin, &weights, Precision::AsStored)?;
+    let mut model = lowrank_models::load(
+        &config(),
+        &origin,
+        &weights,
+        Precision::AsStored,
+        Head::Language,
+    )?;
     let (params, gated) = match method {
         Method::Adapter(family) => {
             let mut config = AdapterConfig::parse(family, &Map::new(), Source::RunFile)?;
@@ -167,7 +174,7 @@ fn train_once(model: &dyn Model, params: &[Param]) -> Result<()> {
         Key::new(SEED, Purpose::Dropout).step(1),
     );
     let share = Share {
-        token: 1.0 / batch.targets().len() as f64,
+        token: 1.0 / batch.supervised() as f64,
         auxiliary: 1.0,
     };
     let swept = sweep(model, &batch, &mut pass, params, share, Memory::Keep)?;

@@ -98,6 +98,14 @@ pub enum Error {
         /// The dtype that the model holds it in.
         dtype: &'static str,
     },
+    /// A kind of model that has no such head.
+    #[error("a model of kind `{model}` with {head:?} is not yet supported")]
+    Head {
+        /// What the model was to answer with.
+        head: crate::Head,
+        /// The kind of model.
+        model: &'static str,
+    },
     /// A text without a token, which cannot be continued.
     #[error("the prompt has no tokens")]
     EmptyPrompt,

@@ -32,5 +32,5 @@ pub use error::{Error, Result};
 pub use generate::{Continuation, Finish, Limits};
 pub use generate_batch::{Continued, continue_all};
 pub use llama::Llama;
-pub use load::{ModelInfo, load};
+pub use load::{Head, ModelInfo, load};
 pub use sample::{Sampling, Temperature, TopP};

@@ -199,14 +199,14 @@ impl Model for Llama {
         let (positions, targets): (Vec<u32>, Vec<u32>) = match ask {
             Ask::Losses => batch.targets().into_iter().unzip(),
             Ask::Logits(positions) => (positions.clone(), Vec::new()),
+            Ask::Hidden => return self.norm.forward_rms(h, pass),
+            Ask::Classes => return Err(ask.refused("llama")),
         };
         self.check_tokens(targets.iter().copied(), "label")?;
         if positions.is_empty() {
             return Ok(match ask {
                 Ask::Losses => Tensor::zeros(0, self.dtype(), h.device())?,
-                Ask::Logits(_) => {
-                    Tensor::zeros((0, self.config.vocab_size), self.dtype(), h.device())?
-                }
+                _ => Tensor::zeros((0, self.config.vocab_size), self.dtype(), h.device())?,
             });
         }
         let (rows, tokens, hidden) = h.dims3()?;
@@ -215,7 +215,7 @@ impl Model for Llama {
         let x = self.norm.forward_rms(&x, pass)?;
         match ask {
             Ask::Losses => self.head.cross_entropy(&x, &targets, pass),
-            Ask::Logits(_) => self.head.forward(&x, pass),
+            _ => self.head.forward(&x, pass),
         }
     }
 }

@@ -1,10 +1,11 @@
 //! From config.json and a checkpoint to a model, whatever its kind.
 
 use crate::fields::Fields;
-use crate::{Llama, LlamaConfig, Precision, Result};
+use crate::{Error, Llama, LlamaConfig, Precision, Result};
 use lowrank_adapter::Model;
 use lowrank_frozen::{Encoding, Weights};
 use serde_json::{Map, Value};
+use std::num::NonZeroUsize;
 
 /// What a program needs to know of a model beside its parts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +51,23 @@ impl ModelInfo {
     }
 }
 
+/// What a model is opened to answer with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Head {
+    /// The tokens of a text: the next ones, or an encoder's masked ones.
+    #[default]
+    Language,
+    /// The class of each row, of so many; 1 means the value of a regression.
+    Classes {
+        /// How many numbers a row is given.
+        num_labels: NonZeroUsize,
+        /// What the head is drawn from if the checkpoint has none.
+        seed: u64,
+    },
+    /// Nothing but the last hidden state.
+    None,
+}
+
 /// Builds the model that config.json describes; `origin` is that file, for messages.
 ///
 /// # Errors
@@ -59,8 +77,15 @@ pub fn load(
     origin: &str,
     weights: &dyn Weights,
     precision: Precision,
+    head: Head,
 ) -> Result<Box<dyn Model>> {
     let llama = LlamaConfig::from_json(config, origin)?;
+    if head != Head::Language {
+        return Err(Error::Head {
+            head,
+            model: "llama",
+        });
+    }
     if let Some(value) = config.get("quantization_config")
         && !value.is_null()
         && !weights

@@ -7,7 +7,7 @@ mod common;
 use candle_core::{DType, Device, Tensor, safetensors};
 use common::{Memory, evaluate, object, rectangle, rows, with};
 use lowrank_adapter::Ask;
-use lowrank_models::{Precision, load};
+use lowrank_models::{Head, Precision, load};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -54,7 +54,14 @@ fn check(case: &str, model: &str, fields: &Value, precision: Precision) {
     let expected = tensors(&case.join("expected.safetensors"));
     let weights = merged(&model, &expected);
     let config = with(read(&model.join("config.json")), fields.clone());
-    let loaded = load(object(&config), "config.json", &weights, precision).unwrap();
+    let loaded = load(
+        object(&config),
+        "config.json",
+        &weights,
+        precision,
+        Head::Language,
+    )
+    .unwrap();
 
     let first = &read(&case.join("batch.json"))[0];
     let lengths: Vec<usize> = serde_json::from_value(first["lengths"].clone()).unwrap();

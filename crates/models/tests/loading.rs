@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use common::{Memory, assert_near, config, logits, object, plain, rich, rows, text, with};
 use lowrank_adapter::{Ask, Batch, Model, Part, Pass, Selection, run};
 use lowrank_frozen::{Result as FrozenResult, TensorInfo, Weights};
-use lowrank_models::{Llama, Precision, load};
+use lowrank_models::{Head, Llama, Precision, load};
 use lowrank_ops::data;
 use serde_json::{Value, json};
 
@@ -17,7 +17,13 @@ fn weights(json: &Value) -> Memory {
 }
 
 fn refused(json: &Value, weights: &dyn Weights, precision: Precision) -> String {
-    let error = load(object(json), "config.json", weights, precision);
+    let error = load(
+        object(json),
+        "config.json",
+        weights,
+        precision,
+        Head::Language,
+    );
     error.map(|_| ()).unwrap_err().to_string()
 }
 
@@ -286,7 +292,14 @@ fn what_the_reader_says_arrives() {
 fn a_model_is_found_by_its_type() {
     let json = plain();
     let weights = weights(&json);
-    let loaded = load(object(&json), "config.json", &weights, Precision::AsStored).unwrap();
+    let loaded = load(
+        object(&json),
+        "config.json",
+        &weights,
+        Precision::AsStored,
+        Head::Language,
+    )
+    .unwrap();
     assert_eq!(loaded.model_type(), "llama");
     assert_eq!(loaded.blocks(), 3);
     let direct = Llama::new(config(&json), &weights, Precision::AsStored).unwrap();

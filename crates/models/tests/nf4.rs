@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use common::{Memory, assert_near, config, logits, object, plain, rich, text};
 use lowrank_adapter::{Model, Part};
 use lowrank_frozen::{Encoding, Nf4, Result as FrozenResult, Stored, TensorInfo, Weights};
-use lowrank_models::{Llama, Precision, load};
+use lowrank_models::{Head, Llama, Precision, load};
 use serde_json::Value;
 
 const NF4: Precision = Precision::Nf4 { double: true };
@@ -140,7 +140,13 @@ fn what_cannot_be_quantised_is_refused_by_name() {
         numbers[71] = bad;
         let tensor = Tensor::from_vec(numbers, dims, &Device::Cpu).unwrap();
         weights.0.insert(name.into(), tensor);
-        let error = load(object(&plain()), "config.json", &weights, NF4);
+        let error = load(
+            object(&plain()),
+            "config.json",
+            &weights,
+            NF4,
+            Head::Language,
+        );
         error.map(|_| ()).unwrap_err().to_string()
     };
     let layer = "model.layers.1.mlp.up_proj.weight";

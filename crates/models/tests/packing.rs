@@ -65,7 +65,7 @@ fn model(json: &Value, dtype: DType) -> Llama {
 fn swept(model: &dyn Model, params: &[Param], batch: &Batch, memory: Memory) -> Swept {
     let mut pass = Pass::training_pass(Selection::one("whole"), Key::new(3, Purpose::Dropout));
     let share = Share {
-        token: 1.0 / batch.targets().len() as f64,
+        token: 1.0 / batch.supervised() as f64,
         auxiliary: 0.0,
     };
     sweep(model, batch, &mut pass, params, share, memory).unwrap()

@@ -91,7 +91,14 @@ fn laid_out(padded: Padded) -> Result<Batch> {
         segments: padded.segments,
         positions: padded.positions,
     };
-    Ok(Batch::new(tokens, padded.labels)?)
+    let mut batch = Batch::new(tokens, padded.labels)?;
+    if let Some(types) = padded.types {
+        batch = batch.with_types(types)?;
+    }
+    if let Some(labels) = padded.row_labels {
+        batch = batch.with_row_labels(labels)?;
+    }
+    Ok(batch)
 }
 
 /// The loss of every row, in batches of `batch_size` rows.
@@ -318,7 +325,7 @@ impl<'a> Asked<'a> {
                 ids: self.follow[row].to_vec(),
                 // Tokens were checked against a vocabulary, which is far smaller.
                 labels: self.follow[row].iter().map(|&id| id as i32).collect(),
-                truncated: false,
+                ..Example::default()
             })
             .collect();
         let mut padded = Padded::collate(&examples);

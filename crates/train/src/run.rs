@@ -328,6 +328,12 @@ fn content_of(examples: &[Example]) -> String {
             .labels
             .iter()
             .for_each(|&label| mix(label.cast_unsigned()));
+        example.types.iter().for_each(|&kind| mix(kind));
+        if let Some(label) = example.label {
+            let bits = label.to_bits();
+            mix(bits as u32);
+            mix((bits >> 32) as u32);
+        }
     }
     format!("{hash:016x}")
 }

@@ -318,7 +318,7 @@ impl<'a, 'b> Trainer<'a, 'b> {
         }
         let tokens: Vec<usize> = batches.iter().map(|batch| batch.tokens().count()).collect();
         let all_tokens: usize = tokens.iter().sum();
-        let supervised: usize = batches.iter().map(|batch| batch.targets().len()).sum();
+        let supervised: usize = batches.iter().map(|batch| batch.supervised()).sum();
         let mut summed = Summed {
             grads: Grads::default(),
             loss: 0.0,
@@ -481,7 +481,7 @@ impl Probe for HeldOut<'_> {
         let rows = order.stream_at(0).take(self.rows.min(len.get()));
         let batch = batch(rows.map(|row| &self.examples[row]));
         let batch = batch.map_err(|error| other(&error.to_string()))?;
-        if batch.targets().is_empty() {
+        if batch.supervised() == 0 {
             return Err(other(
                 "the held-out rows that a method scores ranks on have nothing supervised",
             ));

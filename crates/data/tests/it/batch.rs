@@ -9,12 +9,12 @@ fn rows_are_padded_on_the_right() {
         Example {
             ids: vec![9, 8],
             labels: vec![9, 8],
-            truncated: false,
+            ..Example::default()
         },
         Example {
             ids: vec![5, 6, 7],
             labels: vec![UNSUPERVISED, UNSUPERVISED, 7],
-            truncated: false,
+            ..Example::default()
         },
     ];
     let batch = Padded::collate(&rows);
@@ -25,6 +25,8 @@ fn rows_are_padded_on_the_right() {
         labels: vec![-100, 8, -100, -100, -100, 7],
         segments: vec![1, 1, 0, 1, 1, 1],
         positions: vec![0, 1, 0, 0, 1, 2],
+        types: None,
+        row_labels: None,
     };
     assert_eq!(batch, expected);
     assert_eq!((batch.tokens(), batch.supervised()), (5, 2));
@@ -34,7 +36,7 @@ fn example(ids: &[u32], labels: &[i32]) -> Example {
     Example {
         ids: ids.to_vec(),
         labels: labels.to_vec(),
-        truncated: false,
+        ..Example::default()
     }
 }
 
@@ -55,9 +57,22 @@ fn packed_rows_keep_segments_and_positions_of_their_own() {
         labels: vec![-100, 8, -100, -100, -100, 7, -100, 2, 1, -100, -100, -100],
         segments: vec![1, 1, 2, 3, 3, 3, 1, 1, 1, 0, 0, 0],
         positions: vec![0, 1, 0, 0, 1, 2, 0, 1, 2, 0, 0, 0],
+        types: None,
+        row_labels: None,
     };
     assert_eq!(batch, expected);
     assert_eq!((batch.tokens(), batch.supervised()), (9, 4));
+}
+
+#[test]
+fn types_and_labels_of_rows_lie_beside_their_tokens() {
+    let mut pair = example(&[5, 6, 7], &[UNSUPERVISED; 3]);
+    (pair.types, pair.label) = (vec![0, 1, 1], Some(2.0));
+    let single = example(&[9, 8], &[UNSUPERVISED; 2]);
+    let batch = Padded::collate([&single, &pair]);
+    assert_eq!(batch.types, Some(vec![0, 0, 0, 0, 1, 1]));
+    assert_eq!(batch.row_labels, Some(vec![None, Some(2.0)]));
+    assert_eq!(batch.supervised(), 1);
 }
 
 #[test]
@@ -77,7 +92,7 @@ fn examples() -> impl Strategy<Value = Vec<Example>> {
             .iter()
             .map(|&(id, counts)| if counts { id as i32 } else { UNSUPERVISED })
             .collect(),
-        truncated: false,
+        ..Example::default()
     });
     prop::collection::vec(row, 1..7)
 }

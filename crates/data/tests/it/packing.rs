@@ -11,7 +11,7 @@ fn packing(lengths: &[usize], max_length: usize) -> Packing {
         .map(|&length| Example {
             ids: vec![3; length],
             labels: vec![UNSUPERVISED; length],
-            truncated: false,
+            ..Example::default()
         })
         .collect();
     Packing::new(&examples, count(max_length))

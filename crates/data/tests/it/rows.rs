@@ -12,7 +12,7 @@ fn example(ids: &[u32], labels: &[i32]) -> Example {
     Example {
         ids: ids.to_vec(),
         labels: labels.to_vec(),
-        truncated: false,
+        ..Example::default()
     }
 }
 
@@ -180,7 +180,8 @@ fn the_summary_counts_what_was_cut() {
         Example {
             ids: vec![1, 3, 4, 5],
             labels: vec![1, 3, 4, 5],
-            truncated: true
+            truncated: true,
+            ..Example::default()
         }
     );
     assert_eq!(rows.examples()[2].labels, [NO; 4]);

@@ -117,6 +117,7 @@ impl Model for Tiny {
                 Ok(ops::cross_entropy(&logits, &targets)?)
             }
             Ask::Logits(at) => self.head.forward(&ops::gather_rows(&h, at)?, pass),
+            Ask::Classes | Ask::Hidden => Err(ask.refused("stub")),
         }
     }
 }
@@ -367,7 +368,7 @@ pub fn examples(count: usize) -> Vec<Example> {
             Example {
                 labels: labels.collect(),
                 ids,
-                truncated: false,
+                ..Example::default()
             }
         })
         .collect()
@@ -404,7 +405,7 @@ pub fn questions(count: usize) -> Vec<(Example, ChoiceExample)> {
                 Example {
                     ids,
                     labels,
-                    truncated: false,
+                    ..Example::default()
                 },
                 question,
             )
