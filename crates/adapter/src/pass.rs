@@ -81,6 +81,7 @@ pub struct Pass {
     watches: bool,
     blur: Blur,
     pub(crate) noised: bool,
+    held: Arc<BTreeSet<Param>>,
     pub(crate) asked: BTreeSet<GateId>,
     pub(crate) carries: Carries,
     pub(crate) losses: Vec<(&'static str, Tensor)>,
@@ -110,6 +111,7 @@ impl Pass {
             watches: false,
             blur: Blur::default(),
             noised: false,
+            held: Arc::default(),
             asked: BTreeSet::new(),
             carries: Carries::new(),
             losses: Vec::new(),
@@ -124,6 +126,7 @@ impl Pass {
             masks: self.masks.clone(),
             watches: self.watches,
             blur: self.blur,
+            held: Arc::clone(&self.held),
             ..Self::new(self.selection.clone(), self.mode, self.key)
         }
     }
@@ -139,6 +142,13 @@ impl Pass {
     #[must_use]
     pub fn blurred(mut self, blur: Blur) -> Self {
         self.blur = blur;
+        self
+    }
+
+    /// These tensors are constants to it, though they are declared as trained.
+    #[must_use]
+    pub fn holding(mut self, held: Arc<BTreeSet<Param>>) -> Self {
+        self.held = held;
         self
     }
 
@@ -337,5 +347,6 @@ impl Tracking for Pass {
                 .selection
                 .iter()
                 .any(|(name, _)| name == &*param.info().owner)
+            && !self.held.contains(param)
     }
 }

@@ -69,7 +69,7 @@ pub(crate) fn save(
     folder: &Path,
     place: Place,
     trainable: &Trainable<'_>,
-    optimizer: &Optimizer,
+    optimizer: &dyn Optimizer,
 ) -> Result<PathBuf> {
     let Place {
         step,
@@ -215,7 +215,7 @@ impl Checkpoint {
     /// Sets every parameter, moment and controller to what it was.
     pub(crate) fn restore(
         &self,
-        optimizer: &mut Optimizer,
+        optimizer: &mut dyn Optimizer,
         trainable: &mut Trainable<'_>,
     ) -> Result<()> {
         let path = self.path.join(PARAMS);

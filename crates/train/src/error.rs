@@ -77,6 +77,25 @@ pub enum Error {
         /// The groups of the trained tensors.
         known: Vec<String>,
     },
+    /// LoRA+ for tensors of which none is such a factor.
+    #[error(
+        "`train.lora_plus_ratio` raises the learning rate of group `lora_B`, which no trained tensor belongs to; there {}",
+        Groups(known)
+    )]
+    NoFactors {
+        /// The groups of the trained tensors.
+        known: Vec<String>,
+    },
+    /// An optimiser of factors for tensors that are none.
+    #[error(
+        "`train.optimizer = \"{optimizer}\"` trains layers that learn a product of two factors and nothing else, as plain LoRA's do: {what}"
+    )]
+    Unpaired {
+        /// The optimiser's name.
+        optimizer: &'static str,
+        /// What is not so.
+        what: String,
+    },
     /// A checkpoint, or what is in it, does not fit.
     #[error("{}: {what}", path.display())]
     Checkpoint {
@@ -134,6 +153,8 @@ impl Error {
                 | Self::Foreign { .. }
                 | Self::Changed { .. }
                 | Self::UnknownGroup { .. }
+                | Self::NoFactors { .. }
+                | Self::Unpaired { .. }
                 | Self::NoHeldOut
                 | Self::NothingTrained
                 | Self::Adapter(lowrank_adapter::Error::Config { .. })

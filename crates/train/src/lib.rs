@@ -50,7 +50,7 @@ pub use clip::{clip_factor, find_non_finite, global_norm};
 pub use error::{Change, Error, Result};
 pub use evaluate::{Evaluation, Prediction, batch, choices, logits, loss, packed};
 pub use metrics::{EvalLine, Metrics, StepLine, peak_rss_mb};
-pub use optimizer::{AdamW, Ages, Group, Optimizer};
+pub use optimizer::{AdamW, Ages, Algorithm, Chosen, Group, LoraFa, Optimizer, Sgd, Updated};
 pub use place::Place;
 pub use run::{Progress, Rows, Started, Summary, train};
 pub use run_file::{

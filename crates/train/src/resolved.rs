@@ -131,7 +131,6 @@ fn train(run: &RunFile) -> Vec<(&'static str, Value)> {
         OnNonFinite::Stop => "stop",
         OnNonFinite::Skip => "skip",
     };
-    let (beta1, beta2) = train.adamw.betas;
     let compute = match train.compute {
         Compute::F32 => "f32",
         Compute::Bf16 => "bf16",
@@ -140,10 +139,7 @@ fn train(run: &RunFile) -> Vec<(&'static str, Value)> {
         length,
         ("batch_size", integer(train.batch_size.get() as u64)),
         ("accumulate", integer(train.accumulate.get() as u64)),
-        ("optimizer", "adamw".into()),
-        ("betas", Value::Array(vec![beta1.into(), beta2.into()])),
-        ("eps", train.adamw.eps.into()),
-        ("weight_decay", train.adamw.weight_decay.into()),
+        ("optimizer", train.optimizer.name().into()),
         ("learning_rate", train.learning_rate.into()),
         ("schedule", curve.into()),
         warmup,
@@ -159,6 +155,12 @@ fn train(run: &RunFile) -> Vec<(&'static str, Value)> {
         ("seed", integer(train.seed)),
         ("on_non_finite", on_non_finite.into()),
     ];
+    keys.extend(train.optimizer.keys());
+    keys.extend(
+        train
+            .lora_plus_ratio
+            .map(|ratio| ("lora_plus_ratio", ratio.into())),
+    );
     if !train.groups.is_empty() {
         let mut groups = Table::new();
         for (name, group) in &train.groups {

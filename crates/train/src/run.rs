@@ -119,7 +119,7 @@ pub fn train(
         done: done.unwrap_or(0),
         total,
         rows: rows.train.len(),
-        trainable_parameters: session.trainer.trainable().trainable_parameters,
+        trainable_parameters: session.trainer.trainable_parameters(),
         resumed_from: resumed.map(|checkpoint| checkpoint.path().to_owned()),
     });
     session.run(done, &mut metrics, progress)?;

@@ -1,8 +1,8 @@
 //! The run file: what to train, on what, how, and where to.
 
 use crate::error::{Error, Result};
-use crate::keys::{Keys, Origin, as_number, refuse_unknown};
-use crate::optimizer::{AdamW, Group};
+use crate::keys::{Keys, Origin, refuse_unknown};
+use crate::optimizer::{self, Chosen, Group};
 use crate::place::Place;
 use crate::schedule::{Curve, Warmup};
 use lowrank_adapter::{Compute, Memory, ResidualBase};
@@ -102,8 +102,10 @@ pub struct TrainKeys {
     pub batch_size: NonZeroUsize,
     /// Micro-batches in a step.
     pub accumulate: NonZeroUsize,
-    /// The optimiser's constants.
-    pub adamw: AdamW,
+    /// The optimiser with its constants.
+    pub optimizer: Chosen,
+    /// The learning rate of the factors that start at 0, in units of the others' (LoRA+); none: they are alike.
+    pub lora_plus_ratio: Option<f64>,
     /// Settings of groups of tensors, by the groups' names (`[train.groups.<name>]`).
     pub groups: BTreeMap<String, Group>,
     /// The highest learning rate.
@@ -303,15 +305,12 @@ fn data(keys: Keys<'_>, origin: &Origin) -> Result<DataKeys> {
     })
 }
 
-const TRAIN: [&str; 22] = [
+/// Beside those of optimisers.
+const TRAIN: [&str; 18] = [
     "steps",
     "epochs",
     "batch_size",
     "accumulate",
-    "optimizer",
-    "betas",
-    "eps",
-    "weight_decay",
     "lora_plus_ratio",
     "groups",
     "learning_rate",
@@ -330,13 +329,8 @@ const TRAIN: [&str; 22] = [
 
 fn train(keys: Keys<'_>, origin: &Origin) -> Result<TrainKeys> {
     const NOT_NEGATIVE: &str = "a finite number of at least 0";
-    let mut keys = keys.only(&TRAIN)?;
-    if let Some(value) = keys.take("lora_plus_ratio") {
-        let what = format!("`train.lora_plus_ratio = {value}` is not yet supported (leave it out)");
-        return Err(origin.error("train.lora_plus_ratio", what));
-    }
-    let planned = ["sgd", "adam", "adamw8bit", "adafactor", "lion"];
-    keys.word("optimizer", &[("adamw", ())], &planned)?;
+    let known: Vec<&str> = TRAIN.into_iter().chain(optimizer::known_keys()).collect();
+    let mut keys = keys.only(&known)?;
     let compute = [("f32", Compute::F32), ("bf16", Compute::Bf16)];
     let compute = keys.word("compute", &compute, &[])?.unwrap_or_default();
     let not_negative = |number| number >= 0.0;
@@ -362,7 +356,6 @@ fn train(keys: Keys<'_>, origin: &Origin) -> Result<TrainKeys> {
         ("linear", Curve::Linear),
         ("cosine", Curve::Cosine),
     ];
-    let default = AdamW::default();
     let on_non_finite = [("stop", OnNonFinite::Stop), ("skip", OnNonFinite::Skip)];
     let batch_size = count(&mut keys, "batch_size", 1, MAX_ROWS)?
         .unwrap_or(const { NonZeroUsize::new(8).expect("not 0") });
@@ -378,15 +371,10 @@ fn train(keys: Keys<'_>, origin: &Origin) -> Result<TrainKeys> {
         length,
         batch_size,
         accumulate,
-        adamw: AdamW {
-            betas: betas(&mut keys)?.unwrap_or(default.betas),
-            eps: keys
-                .number("eps", "a finite number above 0", |eps| eps > 0.0)?
-                .unwrap_or(default.eps),
-            weight_decay: keys
-                .number("weight_decay", NOT_NEGATIVE, not_negative)?
-                .unwrap_or(default.weight_decay),
-        },
+        optimizer: optimizer::read(&mut keys, origin)?,
+        lora_plus_ratio: keys.number("lora_plus_ratio", "a finite number above 0", |ratio| {
+            ratio > 0.0
+        })?,
         groups: groups(&mut keys, origin)?,
         learning_rate: keys
             .number("learning_rate", NOT_NEGATIVE, not_negative)?
@@ -424,26 +412,6 @@ fn count(keys: &mut Keys<'_>, key: &str, min: u64, max: u64) -> Result<Option<No
     Ok(count
         .and_then(|count| usize::try_from(count).ok())
         .and_then(NonZeroUsize::new))
-}
-
-fn betas(keys: &mut Keys<'_>) -> Result<Option<(f64, f64)>> {
-    let Some(value) = keys.take("betas") else {
-        return Ok(None);
-    };
-    let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
-    let numbers: Vec<f64> = list.iter().filter_map(as_number).collect();
-    match numbers[..] {
-        [first, second]
-            if list.len() == 2 && (0.0..1.0).contains(&first) && (0.0..1.0).contains(&second) =>
-        {
-            Ok(Some((first, second)))
-        }
-        _ => Err(keys.wrong(
-            "betas",
-            &value,
-            "two numbers from 0 to below 1, for example [0.9, 0.999]",
-        )),
-    }
 }
 
 fn groups(keys: &mut Keys<'_>, origin: &Origin) -> Result<BTreeMap<String, Group>> {
