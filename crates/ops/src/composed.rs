@@ -367,11 +367,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
 ///
 /// # Errors
 /// If candle refuses the arguments.
-pub fn smoothed_cross_entropy(
-    logits: &Tensor,
-    targets: &[u32],
-    smoothing: f64,
-) -> Result<Tensor> {
+pub fn smoothed_cross_entropy(logits: &Tensor, targets: &[u32], smoothing: f64) -> Result<Tensor> {
     let centred = logits.broadcast_sub(&logits.max_keepdim(1)?.detach())?;
     let log_sums = centred.exp()?.sum(1)?.log()?;
     let targets = Tensor::new(targets, logits.device())?.unsqueeze(1)?;

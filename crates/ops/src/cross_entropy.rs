@@ -22,11 +22,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
 ///
 /// # Errors
 /// As [`cross_entropy`], and if `smoothing` is not in [0, 1).
-pub fn smoothed_cross_entropy(
-    logits: &Tensor,
-    targets: &[u32],
-    smoothing: f64,
-) -> Result<Tensor> {
+pub fn smoothed_cross_entropy(logits: &Tensor, targets: &[u32], smoothing: f64) -> Result<Tensor> {
     let vocab = match logits.dims() {
         [rows, vocab] if *rows == targets.len() && *vocab > 0 => *vocab,
         dims => {

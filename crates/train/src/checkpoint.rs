@@ -111,14 +111,21 @@ pub(crate) fn save(
     Ok(staged.commit()?)
 }
 
-/// Removes all but the newest `keep` of the checkpoints up to `step`, the oldest first.
-pub(crate) fn prune(folder: &Path, keep: NonZeroUsize, step: u64) -> Result<()> {
+/// Removes all but the newest `keep` of the checkpoints up to `step`, and that of the step `best`, the oldest first.
+pub(crate) fn prune(folder: &Path, keep: NonZeroUsize, step: u64, best: Option<u64>) -> Result<()> {
     let mut until = steps(folder)?;
     until.retain(|(other, _)| *other <= step);
-    for (_, path) in until.iter().rev().skip(keep.get()).rev() {
-        remove(path)?;
+    for (other, path) in until.iter().rev().skip(keep.get()).rev() {
+        if Some(*other) != best {
+            remove(path)?;
+        }
     }
     Ok(())
+}
+
+/// The complete checkpoint of a step.
+pub(crate) fn at(folder: &Path, step: u64) -> Result<Checkpoint> {
+    Checkpoint::open(&folder.join(name(step)))
 }
 
 /// The newest complete checkpoint in `folder`; `warn` hears of those that are not.

@@ -21,7 +21,7 @@
 //! let sets = ["train.learning_rate=0.1".to_owned()];
 //! let run = RunFile::parse(text, Path::new("run.toml"), &sets)?;
 //! let (base, curve) = (run.train.learning_rate, run.train.schedule);
-//! let schedule = Schedule { base, curve, warmup: run.train.warmup.steps(4), total: 4 };
+//! let schedule = Schedule { base, curve, warmup: run.train.warmup.steps(4), total: 4, least: 0.0 };
 //! assert_eq!(schedule.rate(3), 0.05);
 //!
 //! let wrong = ["train.bacth_size=4".to_owned()];
@@ -30,6 +30,7 @@
 //! # Ok::<(), lowrank_train::Error>(())
 //! ```
 
+mod best;
 mod checkpoint;
 mod clip;
 mod error;
@@ -45,6 +46,7 @@ mod run_folder;
 mod schedule;
 mod trainer;
 
+pub use best::{Best, Judging, Metric};
 pub use checkpoint::{Checkpoint, Record};
 pub use clip::{clip_factor, find_non_finite, global_norm};
 pub use error::{Change, Error, Result};

@@ -9,7 +9,7 @@ use std::path::Path;
 use toml::{Table, Value};
 
 /// Keys that a resumed run may change: where the run ends, what it writes, when it looks, and how much memory it takes.
-const FREE: [&str; 7] = [
+const FREE: [&str; 9] = [
     "output.dir",
     "train.steps",
     "train.epochs",
@@ -17,6 +17,8 @@ const FREE: [&str; 7] = [
     "train.save_every",
     "train.keep_checkpoints",
     "train.recompute",
+    "train.early_stopping_patience",
+    "train.early_stopping_threshold",
 ];
 
 /// Models that are part of the program: their names are no paths.
@@ -142,8 +144,11 @@ fn train(run: &RunFile) -> Vec<(&'static str, Value)> {
         ("optimizer", train.optimizer.name().into()),
         ("learning_rate", train.learning_rate.into()),
         ("schedule", curve.into()),
+        ("min_learning_rate", train.least_rate.into()),
         warmup,
         ("max_grad_norm", train.max_grad_norm.into()),
+        ("label_smoothing", train.blur.label_smoothing.into()),
+        ("neftune_noise_alpha", train.blur.embedding_noise.into()),
         ("compute", compute.into()),
         ("recompute", (train.memory == Memory::Recompute).into()),
         ("eval_every", integer(train.eval_every)),
@@ -155,6 +160,7 @@ fn train(run: &RunFile) -> Vec<(&'static str, Value)> {
         ("seed", integer(train.seed)),
         ("on_non_finite", on_non_finite.into()),
     ];
+    keys.extend(train.judging.keys());
     keys.extend(train.optimizer.keys());
     keys.extend(
         train

@@ -1,5 +1,6 @@
 //! A whole run: from its folder and its rows to the last checkpoint.
 
+use crate::best::{Best, Judge};
 use crate::checkpoint::{self, Checkpoint, Place};
 use crate::clip::find_non_finite_param;
 use crate::error::{Change, Error, Result};
@@ -53,6 +54,12 @@ pub trait Progress {
     fn saved(&mut self, _step: u64, _path: &Path) {}
     /// Something that a user should know, in one line.
     fn warning(&mut self, _message: &str) {}
+    /// Something that happened as it should, in one line.
+    fn notice(&mut self, _message: &str) {}
+    /// Whether the run is to stop now: it ends the step it is in, saves, and returns [`Error::Interrupted`].
+    fn stops(&mut self) -> bool {
+        false
+    }
 }
 
 /// Says nothing.
@@ -78,8 +85,12 @@ pub struct Started {
 pub struct Summary {
     /// The run's folder.
     pub folder: PathBuf,
-    /// Steps in all.
+    /// Steps in all; those that were made, if the run ended early.
     pub steps: u64,
+    /// Whether it ended early, for lack of better evaluations.
+    pub ended_early: bool,
+    /// The best evaluation after a step, by `best_metric`.
+    pub best: Option<Best>,
     /// The step that the run was resumed after; none if it started at step 1.
     pub resumed_after: Option<u64>,
     /// The last training line.
@@ -93,8 +104,11 @@ pub struct Summary {
 /// The run file is written to the folder as [`RunFile::resolved`] gives it: a caller that knows more defaults (those of
 /// a family) fills them in first.
 ///
+/// With `load_best` what is trained holds at the end what the best evaluation was of.
+///
 /// # Errors
-/// See [`Error`]; what was saved until then stays, and can be resumed.
+/// [`Error::Interrupted`] if `progress` stopped it. Else see [`Error`]; what was saved until then stays, and can be
+/// resumed.
 pub fn train(
     folder: &RunFolder,
     run: &RunFile,
@@ -114,7 +128,12 @@ pub fn train(
     let resumed = session.resume(progress)?;
     let done = resumed.as_ref().map(|checkpoint| checkpoint.record().step);
     folder.write_run_file(&run.resolved())?;
-    let mut metrics = Metrics::open(&folder.metrics(), done)?;
+    let metrics = Metrics::open(&folder.metrics(), done)?;
+    let mut state = State {
+        judge: session.judge(done, &metrics, progress)?,
+        saved: done,
+        metrics,
+    };
     progress.started(&Started {
         done: done.unwrap_or(0),
         total,
@@ -122,14 +141,40 @@ pub fn train(
         trainable_parameters: session.trainer.trainable_parameters(),
         resumed_from: resumed.map(|checkpoint| checkpoint.path().to_owned()),
     });
-    session.run(done, &mut metrics, progress)?;
+    let end = session.run(done, &mut state, progress)?;
+    let (step, ended_early) = match end {
+        End::Last => (total, false),
+        End::Early(step) => (step, true),
+        End::Stopped(step) => return Err(Error::Interrupted { step, total }),
+    };
+    session.load_best(step, &state.judge, progress)?;
     Ok(Summary {
         folder: folder.path().to_owned(),
-        steps: total,
+        steps: step,
+        ended_early,
+        best: state.judge.best(),
         resumed_after: done,
-        last_step: metrics.last_step,
-        last_evaluation: metrics.last_evaluation,
+        last_step: state.metrics.last_step,
+        last_evaluation: state.metrics.last_evaluation,
     })
+}
+
+/// What a run knows of itself, beside what is trained.
+struct State {
+    metrics: Metrics,
+    judge: Judge,
+    /// The step of the last checkpoint.
+    saved: Option<u64>,
+}
+
+/// How the steps ended.
+enum End {
+    /// With the last one.
+    Last,
+    /// After this one, for lack of better evaluations.
+    Early(u64),
+    /// After this one, because somebody asked.
+    Stopped(u64),
 }
 
 struct Session<'a, 'b, 'c> {
@@ -189,48 +234,145 @@ impl Session<'_, '_, '_> {
         }
         let (optimizer, trainable) = self.trainer.restorable();
         checkpoint.restore(optimizer, trainable)?;
-        // The run may have been killed between writing this one and removing older ones.
-        self.prune(record.step)?;
         Ok(Some(checkpoint))
+    }
+
+    /// What the evaluations so far say.
+    fn judge(
+        &self,
+        done: Option<u64>,
+        metrics: &Metrics,
+        progress: &mut dyn Progress,
+    ) -> Result<Judge> {
+        let mut judge = Judge::new(self.run.train.judging);
+        for line in metrics.evaluations() {
+            judge.see(line)?;
+        }
+        if let Some(step) = judge.kept()
+            && let Err(error) = checkpoint::at(&self.folder.checkpoints(), step)
+        {
+            progress.warning(&format!(
+                "the checkpoint of the best evaluation is lost ({error}): the best of later ones will be loaded"
+            ));
+            judge.forget();
+        }
+        // The run may have been killed between writing a checkpoint and removing older ones.
+        if let Some(done) = done {
+            self.prune(done, judge.kept())?;
+        }
+        Ok(judge)
     }
 
     fn run(
         &mut self,
         done: Option<u64>,
-        metrics: &mut Metrics,
+        state: &mut State,
         progress: &mut dyn Progress,
-    ) -> Result<()> {
-        let total = self.plan.total_steps();
-        let keys = &self.run.train;
-        let due =
-            |every: u64, step: u64| step == total || (every > 0 && step.is_multiple_of(every));
-        if done.is_none() {
-            self.evaluate(0, metrics, progress)?;
+    ) -> Result<End> {
+        let first = done.unwrap_or(0);
+        // A run that was stopped saved before it evaluated.
+        if let Some(end) = self.settle(first, state, progress)? {
+            return Ok(end);
         }
-        for rows in self.plan.steps_after(done.unwrap_or(0)) {
+        let plan = self.plan.clone();
+        for rows in plan.steps_after(first) {
             let step = rows.step;
             let start = Instant::now();
             let made = self.trainer.step(&rows)?;
             let line = line(step, &made, start.elapsed().as_secs_f64());
-            metrics.step(&line)?;
+            state.metrics.step(&line)?;
             if let Some(allocation) = made.allocation {
                 let line = allocated(step, allocation);
-                metrics.event(&line)?;
+                state.metrics.event(&line)?;
                 progress.allocated(&line);
             }
             if let Some(message) = skipped(step, made.update) {
                 progress.warning(&message);
             }
             progress.step(&line);
-            if due(keys.eval_every, step) {
-                self.evaluate(step, metrics, progress)?;
-            }
-            if due(keys.save_every, step) {
-                metrics.sync()?;
-                let path = self.save(step)?;
-                progress.saved(step, &path);
+            if let Some(end) = self.settle(step, state, progress)? {
+                return Ok(end);
             }
         }
+        Ok(End::Last)
+    }
+
+    /// What is due after a step, or before the first one (0): evaluation, checkpoint, end.
+    fn settle(
+        &self,
+        step: u64,
+        state: &mut State,
+        progress: &mut dyn Progress,
+    ) -> Result<Option<End>> {
+        let total = self.plan.total_steps();
+        let keys = &self.run.train;
+        let due = |every: u64| step == total || (every > 0 && step.is_multiple_of(every));
+        let evaluated = |metrics: &Metrics| {
+            let last = metrics.last_evaluation.as_ref();
+            last.is_some_and(|line| line.step == step)
+        };
+        if (step == 0 || due(keys.eval_every)) && !evaluated(&state.metrics) {
+            if progress.stops() {
+                return self.stop(step, state, progress).map(Some);
+            }
+            match self.evaluate(step, &mut state.metrics, progress) {
+                Err(Error::Interrupted { .. }) => {
+                    return self.stop(step, state, progress).map(Some);
+                }
+                evaluated => evaluated?,
+            }
+            if let Some(line) = state
+                .metrics
+                .last_evaluation
+                .as_ref()
+                .filter(|line| line.step == step)
+            {
+                state.judge.see(line)?;
+            }
+        }
+        let gives_up = step > 0 && state.judge.gives_up();
+        let is_best = state.judge.kept() == Some(step);
+        if step > 0 && (due(keys.save_every) || gives_up || is_best) {
+            self.save(step, state, progress)?;
+        }
+        if step == total {
+            return Ok(None);
+        }
+        if gives_up {
+            let best = state.judge.best();
+            let best = best.map_or(String::new(), |best| {
+                format!(", the best after step {}", best.step)
+            });
+            progress.notice(&format!(
+                "ended early, after step {step} of {total}: {} evaluations in a row were not better{best}",
+                keys.judging.patience.unwrap_or(0)
+            ));
+            return Ok(Some(End::Early(step)));
+        }
+        if progress.stops() {
+            return self.stop(step, state, progress).map(Some);
+        }
+        Ok(None)
+    }
+
+    fn stop(&self, step: u64, state: &mut State, progress: &mut dyn Progress) -> Result<End> {
+        if step > 0 {
+            self.save(step, state, progress)?;
+        }
+        Ok(End::Stopped(step))
+    }
+
+    /// Puts what the best evaluation was of in the place of what `step` made.
+    fn load_best(&mut self, step: u64, judge: &Judge, progress: &mut dyn Progress) -> Result<()> {
+        let Some(kept) = judge.kept().filter(|&kept| kept != step) else {
+            return Ok(());
+        };
+        let checkpoint = checkpoint::at(&self.folder.checkpoints(), kept)?;
+        let (optimizer, trainable) = self.trainer.restorable();
+        checkpoint.restore(optimizer, trainable)?;
+        progress.notice(&format!(
+            "the result is that of step {kept}, the best evaluation"
+        ));
         Ok(())
     }
 
@@ -266,7 +408,13 @@ impl Session<'_, '_, '_> {
             })
             .collect();
         let evaluation = if questions.len() == eval.len() {
-            choices(model, selection, questions, batch_size, &mut |_| Ok(()))?
+            let total = self.plan.total_steps();
+            // Between two questions nothing is lost: an evaluation that was left is made again.
+            let mut each = |_| match progress.stops() {
+                true => Err(Error::Interrupted { step, total }),
+                false => Ok(()),
+            };
+            choices(model, selection, questions, batch_size, &mut each)?
         } else {
             loss(model, selection, eval, batch_size)?
         };
@@ -291,7 +439,11 @@ impl Session<'_, '_, '_> {
     }
 
     /// A step whose update overflows is found before it is saved: from such a checkpoint no run could go on.
-    fn save(&self, step: u64) -> Result<PathBuf> {
+    fn save(&self, step: u64, state: &mut State, progress: &mut dyn Progress) -> Result<()> {
+        if state.saved == Some(step) {
+            return Ok(());
+        }
+        state.metrics.sync()?;
         if let Some(name) = find_non_finite_param(self.trainer.optimizer().params())? {
             let what = format!("`{name}` is no longer finite");
             return Err(Error::NonFinite { step, what });
@@ -309,13 +461,15 @@ impl Session<'_, '_, '_> {
             self.trainer.trainable(),
             self.trainer.optimizer(),
         )?;
-        self.prune(step)?;
-        Ok(path)
+        state.saved = Some(step);
+        self.prune(step, state.judge.kept())?;
+        progress.saved(step, &path);
+        Ok(())
     }
 
-    fn prune(&self, step: u64) -> Result<()> {
+    fn prune(&self, step: u64, best: Option<u64>) -> Result<()> {
         let keep = self.run.train.keep_checkpoints;
-        checkpoint::prune(&self.folder.checkpoints(), keep, step)
+        checkpoint::prune(&self.folder.checkpoints(), keep, step, best)
     }
 }
 

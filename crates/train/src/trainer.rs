@@ -66,7 +66,7 @@ impl<'a> Trainable<'a> {
 /// The gradient of a step, before anything looks at it.
 #[derive(Debug)]
 pub struct Summed {
-    /// Gradients of the mean loss over the step's supervised tokens, and of auxiliary losses and penalties.
+    /// Gradients of the mean loss over the step's supervised tokens (with smoothed labels, if they are smoothed), and of auxiliary losses and penalties.
     pub grads: Grads,
     /// The mean loss; 0 if nothing is supervised.
     pub loss: f64,
@@ -164,6 +164,9 @@ impl<'a, 'b> Trainer<'a, 'b> {
         let declared = trainable.params.iter();
         let declared = declared.filter(|param| param.info().kind == Kind::Trained);
         let held = declared.filter(|param| !trained.contains(param)).cloned();
+        if keys.judging.needs_evaluations() && held_out.is_empty() {
+            return Err(Error::NothingToJudge);
+        }
         let wanted = trainable
             .controller
             .as_ref()
@@ -183,6 +186,7 @@ impl<'a, 'b> Trainer<'a, 'b> {
                 curve: keys.schedule,
                 warmup: keys.warmup.steps(total),
                 total,
+                least: keys.least_rate,
             },
             trainable,
             examples,
@@ -216,7 +220,7 @@ impl<'a, 'b> Trainer<'a, 'b> {
     #[must_use]
     pub fn pass(&self, key: Key) -> Pass {
         let pass = Pass::training_pass(self.trainable.selection.clone(), key);
-        pass.holding(Arc::clone(&self.held))
+        pass.holding(Arc::clone(&self.held)).blurred(self.keys.blur)
     }
 
     /// What is trained.
