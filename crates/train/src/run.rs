@@ -11,8 +11,9 @@ use crate::run_file::RunFile;
 use crate::run_folder::{Mode, RunFolder};
 use crate::schedule::{Curve, Warmup};
 use crate::trainer::{Done, Trainable, Trainer, Update};
-use lowrank_data::{ChoiceExample, Dataset, Example, Plan, Reference};
+use lowrank_data::{ChoiceExample, Dataset, Example, Examples, Plan, Reference};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -21,9 +22,9 @@ use std::time::Instant;
 #[derive(Debug, Clone, Copy)]
 pub struct Rows<'a> {
     /// What is trained on.
-    pub train: &'a [Example],
+    pub train: Examples<'a>,
     /// What is held out; may be empty.
-    pub eval: &'a [Example],
+    pub eval: Examples<'a>,
     /// One a held-out row, or none at all.
     pub references: &'a [Reference],
 }
@@ -34,7 +35,7 @@ impl<'a> Rows<'a> {
     pub fn new(train: &'a Dataset, eval: Option<&'a Dataset>) -> Self {
         Self {
             train: train.examples(),
-            eval: eval.map(Dataset::examples).unwrap_or_default(),
+            eval: eval.map_or((&[]).into(), Dataset::examples),
             references: eval.map(Dataset::references).unwrap_or_default(),
         }
     }
@@ -117,7 +118,11 @@ pub fn train(
     progress: &mut dyn Progress,
 ) -> Result<Summary> {
     let trainer = Trainer::new(trainable, rows.train, rows.eval, &run.data, &run.train)?;
+    let mut settings = resolved::settings(run);
+    let content = content_of(rows.train)?;
+    settings.insert(checkpoint::CONTENT.into(), content.into());
     let mut session = Session {
+        settings,
         plan: trainer.plan().clone(),
         trainer,
         folder,
@@ -183,6 +188,8 @@ struct Session<'a, 'b, 'c> {
     folder: &'c RunFolder,
     run: &'c RunFile,
     rows: Rows<'b>,
+    /// What a resumed run must share with the one that it continues.
+    settings: BTreeMap<String, Value>,
 }
 
 impl Session<'_, '_, '_> {
@@ -194,8 +201,7 @@ impl Session<'_, '_, '_> {
         let Some(checkpoint) = checkpoint::newest(&self.folder.checkpoints(), warn)? else {
             return Ok(None);
         };
-        let settings = self.settings();
-        checkpoint.check(&settings, self.rows.train.len() as u64)?;
+        checkpoint.check(&self.settings, self.rows.train.len() as u64)?;
         let record = checkpoint.record();
         let refuse = |what: &str, was: u64, now: u64| {
             let change = Change {
@@ -376,14 +382,6 @@ impl Session<'_, '_, '_> {
         Ok(())
     }
 
-    /// What a resumed run must share with the one that it continues.
-    fn settings(&self) -> BTreeMap<String, Value> {
-        let mut settings = resolved::settings(self.run);
-        let content = content_of(self.rows.train);
-        settings.insert(checkpoint::CONTENT.into(), content.into());
-        settings
-    }
-
     fn evaluate(
         &self,
         step: u64,
@@ -399,22 +397,22 @@ impl Session<'_, '_, '_> {
         let trainable = self.trainer.trainable();
         let (model, selection) = (trainable.model, &trainable.selection);
         let batch_size = self.run.train.batch_size;
-        let questions: Vec<(&Example, &ChoiceExample)> = eval
-            .iter()
-            .zip(references)
-            .filter_map(|(example, reference)| match reference {
-                Reference::Choices(question) => Some((example, question)),
-                _ => None,
-            })
-            .collect();
-        let evaluation = if questions.len() == eval.len() {
+        let questions = references.iter().map(|reference| match reference {
+            Reference::Choices(question) => Some(question),
+            _ => None,
+        });
+        let questions: Option<Vec<&ChoiceExample>> = questions.collect();
+        let questions = questions.filter(|questions| questions.len() == eval.len());
+        let evaluation = if let Some(questions) = questions {
+            let examples = eval.iter().collect::<lowrank_data::Result<Vec<_>>>()?;
+            let rows = examples.iter().map(Cow::as_ref).zip(questions);
             let total = self.plan.total_steps();
             // Between two questions nothing is lost: an evaluation that was left is made again.
             let mut each = |_| match progress.stops() {
                 true => Err(Error::Interrupted { step, total }),
                 false => Ok(()),
             };
-            choices(model, selection, questions, batch_size, &mut each)?
+            choices(model, selection, rows, batch_size, &mut each)?
         } else {
             loss(model, selection, eval, batch_size)?
         };
@@ -453,7 +451,7 @@ impl Session<'_, '_, '_> {
             total: self.plan.total_steps(),
             rows_taken: self.plan.sequences_after(step),
             rows: self.rows.train.len() as u64,
-            settings: self.settings(),
+            settings: self.settings.clone(),
         };
         let path = checkpoint::save(
             &self.folder.checkpoints(),
@@ -474,14 +472,15 @@ impl Session<'_, '_, '_> {
 }
 
 /// FNV-1a over the tokens and labels of every row: rows that changed would make another run.
-fn content_of(examples: &[Example]) -> String {
+fn content_of(examples: Examples<'_>) -> Result<String> {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     let mut mix = |number: u32| {
         for byte in number.to_le_bytes() {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
     };
-    for example in examples {
+    for example in examples.iter() {
+        let example: Cow<'_, Example> = example?;
         mix(example.ids.len() as u32);
         example.ids.iter().for_each(|&id| mix(id));
         example
@@ -495,7 +494,7 @@ fn content_of(examples: &[Example]) -> String {
             mix((bits >> 32) as u32);
         }
     }
-    format!("{hash:016x}")
+    Ok(format!("{hash:016x}"))
 }
 
 fn line(step: u64, done: &Done, seconds: f64) -> StepLine {

@@ -11,10 +11,11 @@ use lowrank_adapter::{
     self as adapter, Ask, Attached, Batch, Controller, Kind, Masks, Model, Pair, Param, Pass,
     Probe, Records, Selection, Share, Step, masked_losses, run, sweep,
 };
-use lowrank_data::{Example, Order, Packing, Plan, StepRows};
+use lowrank_data::{Example, Examples, Order, Packing, Plan, StepRows};
 use lowrank_ops::rng::{Key, Purpose};
 use lowrank_ops::{self as ops, Grads};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -115,8 +116,8 @@ pub enum Update {
 /// Makes steps.
 pub struct Trainer<'a, 'b> {
     trainable: &'b mut Trainable<'a>,
-    examples: &'b [Example],
-    held_out: &'b [Example],
+    examples: Examples<'b>,
+    held_out: Examples<'b>,
     keys: &'b TrainKeys,
     plan: Plan,
     schedule: Schedule,
@@ -137,11 +138,12 @@ impl<'a, 'b> Trainer<'a, 'b> {
     /// than can be packed.
     pub fn new(
         trainable: &'b mut Trainable<'a>,
-        examples: &'b [Example],
-        held_out: &'b [Example],
+        examples: impl Into<Examples<'b>>,
+        held_out: impl Into<Examples<'b>>,
         data: &DataKeys,
         keys: &'b TrainKeys,
     ) -> Result<Self> {
+        let (examples, held_out) = (examples.into(), held_out.into());
         let len = std::num::NonZeroUsize::new(examples.len()).ok_or(Error::NoRows)?;
         let order = Order {
             seed: keys.seed,
@@ -317,8 +319,14 @@ impl<'a, 'b> Trainer<'a, 'b> {
         let step = self.place(rows.step);
         let mut batches: Vec<Batch> = Vec::with_capacity(rows.micro_batches.len());
         for sequences in &rows.micro_batches {
-            let of = |&row: &usize| &self.examples[row];
-            batches.push(packed(sequences.iter().map(|rows| rows.iter().map(of)))?);
+            let read = |rows: &Vec<usize>| -> lowrank_data::Result<Vec<Cow<'_, Example>>> {
+                rows.iter().map(|&row| self.examples.get(row)).collect()
+            };
+            let read = sequences.iter().map(read);
+            let read = read.collect::<lowrank_data::Result<Vec<_>>>()?;
+            batches.push(packed(
+                read.iter().map(|rows| rows.iter().map(Cow::as_ref)),
+            )?);
         }
         let tokens: Vec<usize> = batches.iter().map(|batch| batch.tokens().count()).collect();
         let all_tokens: usize = tokens.iter().sum();
@@ -467,7 +475,7 @@ fn not_finite(done: &Done, grads: &Grads, origin: Option<String>) -> Result<Opti
 struct HeldOut<'a> {
     model: &'a dyn Model,
     selection: &'a Selection,
-    examples: &'a [Example],
+    examples: Examples<'a>,
     rows: usize,
     seed: u64,
 }
@@ -483,7 +491,10 @@ impl Probe for HeldOut<'_> {
             len,
         };
         let rows = order.stream_at(0).take(self.rows.min(len.get()));
-        let batch = batch(rows.map(|row| &self.examples[row]));
+        let rows = rows.map(|row| self.examples.get(row));
+        let rows = rows.collect::<lowrank_data::Result<Vec<_>>>();
+        let rows = rows.map_err(|error| other(&error.to_string()))?;
+        let batch = batch(rows.iter().map(Cow::as_ref));
         let batch = batch.map_err(|error| other(&error.to_string()))?;
         if batch.supervised() == 0 {
             return Err(other(
