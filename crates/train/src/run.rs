@@ -1,11 +1,11 @@
 //! A whole run: from its folder and its rows to the last checkpoint.
 
-use crate::best::{Best, Judge};
-use crate::checkpoint::{self, Checkpoint, Place};
-use crate::clip::find_non_finite_param;
+use crate::best::Best;
+use crate::checkpoint::{self, Checkpoint};
 use crate::error::{Change, Error, Result};
 use crate::evaluate::{choices, loss};
-use crate::metrics::{EvalLine, Metrics, StepLine, peak_rss_mb};
+use crate::log::Log;
+use crate::metrics::{EvalLine, StepLine, peak_rss_mb};
 use crate::resolved;
 use crate::run_file::RunFile;
 use crate::run_folder::{Mode, RunFolder};
@@ -13,10 +13,13 @@ use crate::schedule::{Curve, Warmup};
 use crate::trainer::{Done, Trainable, Trainer, Update};
 use lowrank_data::{ChoiceExample, Dataset, Example, Examples, Plan, Reference};
 use serde_json::{Map, Value};
+use settle::{End, State};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+mod settle;
 
 /// The rows of a run.
 #[derive(Debug, Clone, Copy)]
@@ -133,11 +136,22 @@ pub fn train(
     let resumed = session.resume(progress)?;
     let done = resumed.as_ref().map(|checkpoint| checkpoint.record().step);
     folder.write_run_file(&run.resolved())?;
-    let metrics = Metrics::open(&folder.metrics(), done)?;
+    let log = Log::open(
+        folder,
+        done,
+        lowrank_report::Run {
+            run_file: run.resolved(),
+            total,
+            rows: rows.train.len(),
+            held_out: rows.eval.len(),
+            trainable_parameters: session.trainer.trainable_parameters(),
+            ..lowrank_report::Run::default()
+        },
+    )?;
     let mut state = State {
-        judge: session.judge(done, &metrics, progress)?,
+        judge: session.judge(done, log.metrics(), progress)?,
         saved: done,
-        metrics,
+        log,
     };
     progress.started(&Started {
         done: done.unwrap_or(0),
@@ -146,7 +160,8 @@ pub fn train(
         trainable_parameters: session.trainer.trainable_parameters(),
         resumed_from: resumed.map(|checkpoint| checkpoint.path().to_owned()),
     });
-    let end = session.run(done, &mut state, progress)?;
+    let outcome = session.run(done, &mut state, progress);
+    let (end, metrics) = state.log.ended(outcome)?;
     let (step, ended_early) = match end {
         End::Last => (total, false),
         End::Early(step) => (step, true),
@@ -159,27 +174,9 @@ pub fn train(
         ended_early,
         best: state.judge.best(),
         resumed_after: done,
-        last_step: state.metrics.last_step,
-        last_evaluation: state.metrics.last_evaluation,
+        last_step: metrics.last_step,
+        last_evaluation: metrics.last_evaluation,
     })
-}
-
-/// What a run knows of itself, beside what is trained.
-struct State {
-    metrics: Metrics,
-    judge: Judge,
-    /// The step of the last checkpoint.
-    saved: Option<u64>,
-}
-
-/// How the steps ended.
-enum End {
-    /// With the last one.
-    Last,
-    /// After this one, for lack of better evaluations.
-    Early(u64),
-    /// After this one, because somebody asked.
-    Stopped(u64),
 }
 
 struct Session<'a, 'b, 'c> {
@@ -243,36 +240,10 @@ impl Session<'_, '_, '_> {
         Ok(Some(checkpoint))
     }
 
-    /// What the evaluations so far say.
-    fn judge(
-        &self,
-        done: Option<u64>,
-        metrics: &Metrics,
-        progress: &mut dyn Progress,
-    ) -> Result<Judge> {
-        let mut judge = Judge::new(self.run.train.judging);
-        for line in metrics.evaluations() {
-            judge.see(line)?;
-        }
-        if let Some(step) = judge.kept()
-            && let Err(error) = checkpoint::at(&self.folder.checkpoints(), step)
-        {
-            progress.warning(&format!(
-                "the checkpoint of the best evaluation is lost ({error}): the best of later ones will be loaded"
-            ));
-            judge.forget();
-        }
-        // The run may have been killed between writing a checkpoint and removing older ones.
-        if let Some(done) = done {
-            self.prune(done, judge.kept())?;
-        }
-        Ok(judge)
-    }
-
     fn run(
         &mut self,
         done: Option<u64>,
-        state: &mut State,
+        state: &mut State<'_>,
         progress: &mut dyn Progress,
     ) -> Result<End> {
         let first = done.unwrap_or(0);
@@ -286,10 +257,10 @@ impl Session<'_, '_, '_> {
             let start = Instant::now();
             let made = self.trainer.step(&rows)?;
             let line = line(step, &made, start.elapsed().as_secs_f64());
-            state.metrics.step(&line)?;
+            state.log.step(&line)?;
             if let Some(allocation) = made.allocation {
                 let line = allocated(step, allocation);
-                state.metrics.event(&line)?;
+                state.log.event(&line)?;
                 progress.allocated(&line);
             }
             if let Some(message) = skipped(step, made.update) {
@@ -303,96 +274,17 @@ impl Session<'_, '_, '_> {
         Ok(End::Last)
     }
 
-    /// What is due after a step, or before the first one (0): evaluation, checkpoint, end.
-    fn settle(
-        &self,
-        step: u64,
-        state: &mut State,
-        progress: &mut dyn Progress,
-    ) -> Result<Option<End>> {
-        let total = self.plan.total_steps();
-        let keys = &self.run.train;
-        let due = |every: u64| step == total || (every > 0 && step.is_multiple_of(every));
-        let evaluated = |metrics: &Metrics| {
-            let last = metrics.last_evaluation.as_ref();
-            last.is_some_and(|line| line.step == step)
-        };
-        if (step == 0 || due(keys.eval_every)) && !evaluated(&state.metrics) {
-            if progress.stops() {
-                return self.stop(step, state, progress).map(Some);
-            }
-            match self.evaluate(step, &mut state.metrics, progress) {
-                Err(Error::Interrupted { .. }) => {
-                    return self.stop(step, state, progress).map(Some);
-                }
-                evaluated => evaluated?,
-            }
-            if let Some(line) = state
-                .metrics
-                .last_evaluation
-                .as_ref()
-                .filter(|line| line.step == step)
-            {
-                state.judge.see(line)?;
-            }
-        }
-        let gives_up = step > 0 && state.judge.gives_up();
-        let is_best = state.judge.kept() == Some(step);
-        if step > 0 && (due(keys.save_every) || gives_up || is_best) {
-            self.save(step, state, progress)?;
-        }
-        if step == total {
-            return Ok(None);
-        }
-        if gives_up {
-            let best = state.judge.best();
-            let best = best.map_or(String::new(), |best| {
-                format!(", the best after step {}", best.step)
-            });
-            progress.notice(&format!(
-                "ended early, after step {step} of {total}: {} evaluations in a row were not better{best}",
-                keys.judging.patience.unwrap_or(0)
-            ));
-            return Ok(Some(End::Early(step)));
-        }
-        if progress.stops() {
-            return self.stop(step, state, progress).map(Some);
-        }
-        Ok(None)
-    }
-
-    fn stop(&self, step: u64, state: &mut State, progress: &mut dyn Progress) -> Result<End> {
-        if step > 0 {
-            self.save(step, state, progress)?;
-        }
-        Ok(End::Stopped(step))
-    }
-
-    /// Puts what the best evaluation was of in the place of what `step` made.
-    fn load_best(&mut self, step: u64, judge: &Judge, progress: &mut dyn Progress) -> Result<()> {
-        let Some(kept) = judge.kept().filter(|&kept| kept != step) else {
-            return Ok(());
-        };
-        let checkpoint = checkpoint::at(&self.folder.checkpoints(), kept)?;
-        let (optimizer, trainable) = self.trainer.restorable();
-        checkpoint.restore(optimizer, trainable)?;
-        progress.notice(&format!(
-            "the result is that of step {kept}, the best evaluation"
-        ));
-        Ok(())
-    }
-
     fn evaluate(
         &self,
         step: u64,
-        metrics: &mut Metrics,
+        log: &mut Log<'_>,
         progress: &mut dyn Progress,
-    ) -> Result<()> {
+    ) -> Result<Option<EvalLine>> {
         let Rows {
             eval, references, ..
         } = self.rows;
         if eval.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let trainable = self.trainer.trainable();
         let (model, selection) = (trainable.model, &trainable.selection);
@@ -428,46 +320,12 @@ impl Session<'_, '_, '_> {
             eval_tokens: evaluation.tokens,
             metrics: metrics_of_task,
         };
-        metrics.evaluation(&line)?;
+        log.evaluation(&line)?;
         if line.eval_loss.is_some_and(|loss| !loss.is_finite()) {
             progress.warning(&format!("step {step}: the evaluation loss is not finite"));
         }
         progress.evaluated(&line);
-        Ok(())
-    }
-
-    /// A step whose update overflows is found before it is saved: from such a checkpoint no run could go on.
-    fn save(&self, step: u64, state: &mut State, progress: &mut dyn Progress) -> Result<()> {
-        if state.saved == Some(step) {
-            return Ok(());
-        }
-        state.metrics.sync()?;
-        if let Some(name) = find_non_finite_param(self.trainer.optimizer().params())? {
-            let what = format!("`{name}` is no longer finite");
-            return Err(Error::NonFinite { step, what });
-        }
-        let place = Place {
-            step,
-            total: self.plan.total_steps(),
-            rows_taken: self.plan.sequences_after(step),
-            rows: self.rows.train.len() as u64,
-            settings: self.settings.clone(),
-        };
-        let path = checkpoint::save(
-            &self.folder.checkpoints(),
-            place,
-            self.trainer.trainable(),
-            self.trainer.optimizer(),
-        )?;
-        state.saved = Some(step);
-        self.prune(step, state.judge.kept())?;
-        progress.saved(step, &path);
-        Ok(())
-    }
-
-    fn prune(&self, step: u64, best: Option<u64>) -> Result<()> {
-        let keep = self.run.train.keep_checkpoints;
-        checkpoint::prune(&self.folder.checkpoints(), keep, step, best)
+        Ok(Some(line))
     }
 }
 
