@@ -3,9 +3,11 @@
 use crate::arguments::TrainArguments;
 use crate::output::print;
 use crate::progress::{Shown, shown};
+use crate::say;
 use crate::verbs::run_file;
 use anyhow::Result;
-use lowrank::training::{EvalLine, Mode, StepLine};
+use lowrank::Error;
+use lowrank::training::{self, Best, EvalLine, Mode, StepLine};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,6 +18,10 @@ struct Report {
     result: PathBuf,
     steps: u64,
     trainable_parameters: usize,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    ended_early: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    best: Option<Best>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_step: Option<StepLine>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -32,19 +38,44 @@ pub fn run(arguments: &TrainArguments, quiet: bool) -> Result<ExitCode> {
         _ => Mode::Fresh,
     };
     let mut shown = Shown::new(quiet);
-    let trained = lowrank::train(&run, path, mode, &mut shown)?;
+    let trained = match lowrank::train(&run, path, mode, &mut shown) {
+        Err(Error::Train(error)) if matches!(*error, training::Error::Interrupted { .. }) => {
+            let (name, code) = shown.signals().came().unwrap_or(("a signal", 1));
+            let set = match arguments.sets.is_empty() {
+                true => "",
+                false => ", and what was given with `--set`",
+            };
+            say(&format!("{name}: {error}{set}"));
+            return Ok(ExitCode::from(code));
+        }
+        trained => trained?,
+    };
     let after = trained.summary.last_evaluation.as_ref();
     let held_out = shown.before().zip(after);
     let held_out = held_out.map_or(String::new(), |(before, after)| compared(before, after));
+    let best = trained.summary.best.map_or(String::new(), |best| {
+        let Best {
+            step,
+            metric,
+            value,
+        } = best;
+        format!(
+            "best held-out {:8}{value:.4} after step {step}\n",
+            metric.name()
+        )
+    });
+    let more = held_out + &best;
     let report = Report {
         folder: trained.summary.folder,
         result: trained.result,
         steps: trained.summary.steps,
+        ended_early: trained.summary.ended_early,
+        best: trained.summary.best,
         trainable_parameters: trained.trainable_parameters,
         last_step: trained.summary.last_step,
         last_evaluation: trained.summary.last_evaluation,
     };
-    print(&report, arguments.json, &held_out)?;
+    print(&report, arguments.json, &more)?;
     Ok(ExitCode::SUCCESS)
 }
 
