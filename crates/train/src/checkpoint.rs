@@ -106,8 +106,9 @@ pub(crate) fn save(
     };
     let path = staged.path().join(STATE);
     let text = serde_json::to_string_pretty(&record).map_err(std::io::Error::from);
-    let written = text.and_then(|text| fs::write(&path, text + "\n"));
-    written.map_err(Error::io("write", &path))?;
+    let text = text.map_err(Error::io("write", &path))? + "\n";
+    let bytes = Some(text.len() as u64);
+    fs::write(&path, text).map_err(Error::writing("write", &path, bytes))?;
     Ok(staged.commit()?)
 }
 

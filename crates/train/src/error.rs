@@ -191,10 +191,22 @@ impl Error {
 
     /// For `map_err`: names what was tried, and where.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io {
-            action,
-            path: path.to_path_buf(),
-            source,
+        Self::writing(action, path, None)
+    }
+
+    /// As [`Self::io`], of what was to be so many bytes long.
+    pub(crate) fn writing(
+        action: &'static str,
+        path: &Path,
+        bytes: Option<u64>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        move |source| match lowrank_format::Error::no_room(path, bytes, source) {
+            Ok(full) => Self::Format(full),
+            Err(source) => Self::Io {
+                action,
+                path: path.to_path_buf(),
+                source,
+            },
         }
     }
 }

@@ -30,6 +30,7 @@
 //! # Ok::<(), lowrank_train::Error>(())
 //! ```
 
+mod append;
 mod best;
 mod checkpoint;
 mod clip;

@@ -1,12 +1,13 @@
 //! `metrics.jsonl`: one JSON object a line, written as the run goes on.
 
+use crate::append::append;
 use crate::error::{Error, Result};
 use lowrank_format::atomic_write_file;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write as _};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// What is logged of a training step. A number that is not finite is written as null.
@@ -177,7 +178,8 @@ impl Metrics {
     fn write(&mut self, line: &impl Serialize) -> Result<()> {
         // serde_json writes null for what JSON cannot hold.
         let written = serde_json::to_string(line).map_err(std::io::Error::from);
-        let written = written.and_then(|line| self.file.write_all(format!("{line}\n").as_bytes()));
+        let written =
+            written.and_then(|line| append(&mut self.file, format!("{line}\n").as_bytes()));
         written.map_err(Error::io("write", &self.path))
     }
 }

@@ -5,9 +5,9 @@ use crate::output::print;
 use crate::progress::{Shown, shown};
 use crate::say;
 use crate::verbs::run_file;
-use anyhow::Result;
-use lowrank::Error;
+use anyhow::{Result, anyhow};
 use lowrank::training::{self, Best, EvalLine, Mode, StepLine};
+use lowrank::{Error, format};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -48,6 +48,11 @@ pub fn run(arguments: &TrainArguments, quiet: bool) -> Result<ExitCode> {
             say(&format!("{name}: {error}{set}"));
             return Ok(ExitCode::from(code));
         }
+        Err(error) if is_full(&error) => {
+            return Err(anyhow!(
+                "{error}; with `--resume` the run goes on from its last checkpoint, which is whole"
+            ));
+        }
         trained => trained?,
     };
     let after = trained.summary.last_evaluation.as_ref();
@@ -77,6 +82,17 @@ pub fn run(arguments: &TrainArguments, quiet: bool) -> Result<ExitCode> {
     };
     print(&report, arguments.json, &more)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether there is no room for what is to be written.
+fn is_full(error: &Error) -> bool {
+    let full = |error: &format::Error| matches!(error, format::Error::NoRoom { .. });
+    match error {
+        Error::Format(error) => full(error),
+        Error::Train(error) => matches!(&**error, training::Error::Format(error) if full(error)),
+        Error::Key { source, .. } => is_full(source),
+        _ => false,
+    }
 }
 
 /// What training changed on the held-out rows, for people.
