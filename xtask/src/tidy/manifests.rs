@@ -43,6 +43,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
             "data",
             "train",
             "registry",
+            "report",
         ],
     ),
 ];
