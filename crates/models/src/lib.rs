@@ -14,6 +14,7 @@
 //! ```
 
 mod checkpoint;
+mod classes;
 mod config;
 mod embedded;
 mod error;
@@ -26,6 +27,7 @@ mod rope;
 mod sample;
 
 pub use checkpoint::Precision;
+pub use classes::{classes_of, stored_classes};
 pub use config::LlamaConfig;
 pub use embedded::{Embedded, TINY};
 pub use error::{Error, Result};

@@ -1,5 +1,6 @@
 //! From config.json and a checkpoint to a model, whatever its kind.
 
+use crate::classes::Classes;
 use crate::fields::Fields;
 use crate::{Error, Llama, LlamaConfig, Precision, Result};
 use lowrank_adapter::Model;
@@ -80,12 +81,16 @@ pub fn load(
     head: Head,
 ) -> Result<Box<dyn Model>> {
     let llama = LlamaConfig::from_json(config, origin)?;
-    if head != Head::Language {
-        return Err(Error::Head {
-            head,
-            model: "llama",
-        });
-    }
+    let classes = match head {
+        Head::Language => None,
+        Head::Classes { num_labels, seed } => Some(Classes::new(num_labels, seed, config, origin)?),
+        Head::None => {
+            return Err(Error::Head {
+                head,
+                model: "llama",
+            });
+        }
+    };
     if let Some(value) = config.get("quantization_config")
         && !value.is_null()
         && !weights
@@ -96,7 +101,9 @@ pub fn load(
         let expected = format!("null, since {} holds no quantised matrix", weights.origin());
         return Err(Fields::new(config, origin).wrong("quantization_config", value, expected));
     }
-    Ok(Box::new(Llama::new(llama, weights, precision)?))
+    Ok(Box::new(Llama::with_head(
+        llama, weights, precision, classes,
+    )?))
 }
 
 fn is_nf4(weights: &dyn Weights, name: &str) -> bool {
