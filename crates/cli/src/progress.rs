@@ -96,9 +96,10 @@ impl Progress for Shown {
         let loss = line
             .eval_loss
             .map_or("-".into(), |loss| format!("{loss:.4}"));
-        let accuracy = line.eval_accuracy.map(percent);
-        let accuracy = accuracy.map_or(String::new(), |share| format!(", accuracy {share}"));
-        self.line(&format!("{when}: held-out loss {loss}{accuracy}"));
+        let metrics = line.metrics.iter();
+        let metrics = metrics.map(|(name, &value)| format!(", {name} {}", shown(name, value)));
+        let metrics: String = metrics.collect();
+        self.line(&format!("{when}: held-out loss {loss}{metrics}"));
         if line.step == 0 {
             self.before = Some(line.clone());
         }
@@ -113,7 +114,11 @@ impl Progress for Shown {
     }
 }
 
-/// A share as people read it.
-pub fn percent(share: f64) -> String {
-    format!("{:.1} %", 100.0 * share)
+/// A metric as people read it: accuracy as a share, what has no value as a dash.
+pub fn shown(name: &str, value: f64) -> String {
+    match name {
+        _ if !value.is_finite() => "-".to_owned(),
+        "accuracy" => format!("{:.1} %", 100.0 * value),
+        _ => format!("{value:.4}"),
+    }
 }

@@ -489,7 +489,7 @@ fn labels_of_rows_are_checked() {
         let error = losses(&*model, zoo.batch(), [Some(1.0), Some(bad), None]).unwrap_err();
         assert_eq!(
             error,
-            format!("row 1 of the batch: the label is {bad}, expected a class from 0 to 2")
+            format!("row 1 of a batch has the label {bad}, expected one of 3 classes, 0 to 2")
         );
     }
     let zoo = Zoo::open("bert_regression");
@@ -504,7 +504,7 @@ fn labels_of_rows_are_checked() {
     let error = losses(&*model, zoo.batch(), [None, None, Some(f64::NAN)]).unwrap_err();
     assert_eq!(
         error,
-        "row 2 of the batch: the label is NaN, expected a number"
+        "row 2 of a batch has the label NaN, expected a number"
     );
 }
 

@@ -6,10 +6,11 @@ use candle_core::{DType, Tensor};
 use lowrank_adapter::{Ask, Batch, KvCache, Model, Pass, Selection, Tokens, run};
 use lowrank_data::{ChoiceExample, Example, Padded, UNSUPERVISED};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 /// What an evaluation gave, over all rows.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Evaluation {
     /// How many rows there were.
     pub examples: u64,
@@ -23,6 +24,8 @@ pub struct Evaluation {
     pub accuracy: Option<f64>,
     /// The same with scores divided by the choices' lengths in UTF-8 bytes.
     pub accuracy_norm: Option<f64>,
+    /// What else the task is judged by, by name.
+    pub metrics: BTreeMap<String, f64>,
 }
 
 /// What a model makes of a multiple choice.
@@ -203,7 +206,7 @@ pub fn logits(model: &dyn Model, selection: &Selection, ids: &[u32]) -> Result<T
 }
 
 /// The highest of a few numbers, the first of several; none if none is a number.
-fn best(scores: impl Iterator<Item = f64>) -> Option<usize> {
+pub(crate) fn best(scores: impl Iterator<Item = f64>) -> Option<usize> {
     let (mut best, mut highest) = (None, f64::NEG_INFINITY);
     for (index, score) in scores.enumerate() {
         if score > highest {

@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use lowrank_format::atomic_write_file;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
@@ -40,9 +41,45 @@ pub struct EvalLine {
     pub eval_loss: Option<f64>,
     /// Tokens that are not padding.
     pub eval_tokens: u64,
-    /// The share of right choices, if the rows are multiple choices.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub eval_accuracy: Option<f64>,
+    /// What the task is judged by, each as `eval_<name>`: `accuracy`, `f1`, `matthews`, `pearson`, `spearman`. One that
+    /// is not a number (the correlation with a constant) is null in the file.
+    #[serde(flatten, with = "named")]
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// Metrics as keys of their own beside the others of a line.
+mod named {
+    use serde::de::{Deserialize as _, Deserializer};
+    use serde::ser::{SerializeMap as _, Serializer};
+    use serde_json::Value;
+    use std::collections::BTreeMap;
+
+    const PREFIX: &str = "eval_";
+
+    pub fn serialize<S: Serializer>(
+        metrics: &BTreeMap<String, f64>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(metrics.len()))?;
+        for (name, value) in metrics {
+            map.serialize_entry(&format!("{PREFIX}{name}"), value)?;
+        }
+        map.end()
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<String, f64>, D::Error> {
+        let keys = BTreeMap::<String, Value>::deserialize(deserializer)?;
+        let metric = |(key, value): (String, Value)| {
+            let name = key.strip_prefix(PREFIX)?.to_owned();
+            match value {
+                Value::Null => Some((name, f64::NAN)),
+                value => Some((name, value.as_f64()?)),
+            }
+        };
+        Ok(keys.into_iter().filter_map(metric).collect())
+    }
 }
 
 /// The open file. Every line is in it, whole, when the call that wrote it returns.
@@ -171,7 +208,9 @@ mod tests {
             step: 3,
             eval_loss: Some(1.5),
             eval_tokens: 7,
-            eval_accuracy: Some(0.5),
+            metrics: [("accuracy", 0.5), ("pearson", f64::NAN)]
+                .map(|(name, value)| (name.to_owned(), value))
+                .into(),
         };
         metrics.evaluation(&evaluation).unwrap();
         let text = fs::read_to_string(&path).unwrap();
@@ -179,8 +218,15 @@ mod tests {
             text,
             "{\"step\":3,\"loss\":null,\"lr\":0.0002,\"grad_norm\":null,\"tokens\":12,\
              \"tokens_per_second\":480.5,\"peak_rss_mb\":64.25}\n\
-             {\"step\":3,\"eval_loss\":1.5,\"eval_tokens\":7,\"eval_accuracy\":0.5}\n"
+             {\"step\":3,\"eval_loss\":1.5,\"eval_tokens\":7,\"eval_accuracy\":0.5,\"eval_pearson\":null}\n"
         );
+        drop(metrics);
+        let again = Metrics::open(&path, Some(3)).unwrap();
+        let read = again.last_evaluation.unwrap();
+        assert_eq!((read.eval_loss, read.eval_tokens), (Some(1.5), 7));
+        assert_eq!(read.metrics.len(), 2);
+        assert_eq!(read.metrics["accuracy"], 0.5);
+        assert!(read.metrics["pearson"].is_nan());
     }
 
     #[test]

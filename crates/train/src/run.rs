@@ -1,12 +1,13 @@
 //! A whole run: from its folder and its rows to the last checkpoint.
 
 use crate::checkpoint::{self, Checkpoint, Place};
+use crate::classify::classify;
 use crate::clip::find_non_finite_param;
 use crate::error::{Change, Error, Result};
 use crate::evaluate::{choices, loss};
 use crate::metrics::{EvalLine, Metrics, StepLine, peak_rss_mb};
 use crate::resolved;
-use crate::run_file::RunFile;
+use crate::run_file::{RunFile, TaskKeys};
 use crate::run_folder::{Mode, RunFolder};
 use crate::schedule::{Curve, Warmup};
 use crate::trainer::{Done, Trainable, Trainer, Update};
@@ -265,16 +266,21 @@ impl Session<'_, '_, '_> {
                 _ => None,
             })
             .collect();
-        let evaluation = if questions.len() == eval.len() {
+        let evaluation = if self.run.task != TaskKeys::CausalLm {
+            classify(model, selection, eval, batch_size)?.0
+        } else if questions.len() == eval.len() {
             choices(model, selection, questions, batch_size, &mut |_| Ok(()))?
         } else {
             loss(model, selection, eval, batch_size)?
         };
+        let mut judged = evaluation.metrics;
+        let accuracy = evaluation.accuracy;
+        judged.extend(accuracy.map(|share| ("accuracy".to_owned(), share)));
         let line = EvalLine {
             step,
             eval_loss: evaluation.loss,
             eval_tokens: evaluation.tokens,
-            eval_accuracy: evaluation.accuracy,
+            metrics: judged,
         };
         metrics.evaluation(&line)?;
         if line.eval_loss.is_some_and(|loss| !loss.is_finite()) {
@@ -365,7 +371,7 @@ fn skipped(step: u64, update: Update) -> Option<String> {
     match update {
         Update::Made => None,
         Update::NothingSupervised => Some(format!(
-            "step {step}: none of its rows has a supervised token; nothing was updated"
+            "step {step}: nothing in its rows is supervised; nothing was updated"
         )),
         Update::NotFinite => Some(format!(
             "step {step}: the loss or a gradient is not finite; nothing was updated"

@@ -2,7 +2,7 @@
 
 use crate::arguments::TrainArguments;
 use crate::output::print;
-use crate::progress::{Shown, percent};
+use crate::progress::{Shown, shown};
 use crate::verbs::run_file;
 use anyhow::Result;
 use lowrank::training::{EvalLine, Mode, StepLine};
@@ -55,9 +55,13 @@ fn compared(before: &EvalLine, after: &EvalLine) -> String {
     if let (Some(before), Some(after)) = losses {
         text += &format!("held-out loss         {before:.4} before training, {after:.4} after\n");
     }
-    if let (Some(before), Some(after)) = (before.eval_accuracy, after.eval_accuracy) {
-        let (before, after) = (percent(before), percent(after));
-        text += &format!("held-out accuracy     {before} before training, {after} after\n");
+    for (name, after) in &after.metrics {
+        let Some(before) = before.metrics.get(name) else {
+            continue;
+        };
+        let (before, after) = (shown(name, *before), shown(name, *after));
+        let what = format!("held-out {name}");
+        text += &format!("{what:<21} {before} before training, {after} after\n");
     }
     text
 }
