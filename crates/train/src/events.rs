@@ -1,12 +1,12 @@
 //! `tb/`: a file of events for each time that the run was started or resumed.
 
+use crate::append::append;
 use crate::error::{Error, Result};
 use crate::run_folder::{EVENTS, list, remove};
 use lowrank_format::atomic_write_file;
 use lowrank_report::{Line, cut, scalars, start, version};
 use serde_json::{Map, Value};
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -81,7 +81,7 @@ impl Events {
             Some(file) => file,
             None => self.create()?,
         };
-        let written = file.write_all(&record).map_err(Error::io("write", &path));
+        let written = append(&mut file, &record).map_err(Error::io("write", &path));
         self.file = Some((path, file));
         written
     }
@@ -113,7 +113,8 @@ impl Events {
         }
         let file = File::options().create_new(true).append(true).open(&path);
         let mut file = file.map_err(Error::io("create", &path))?;
-        file.write_all(&head).map_err(Error::io("write", &path))?;
+        let written = append(&mut file, &head);
+        written.map_err(Error::writing("write", &path, Some(head.len() as u64)))?;
         Ok((path, file))
     }
 }

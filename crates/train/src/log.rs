@@ -41,6 +41,11 @@ impl<'a> Log<'a> {
         Ok(log)
     }
 
+    /// The lines so far.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
     /// Adds a training line.
     ///
     /// # Errors
@@ -94,15 +99,18 @@ impl<'a> Log<'a> {
     ///
     /// # Errors
     /// The run's own error; else, if a file cannot be written.
-    pub fn ended(mut self, outcome: Result<()>) -> Result<Metrics> {
-        if let Err(error) = outcome {
-            self.run.failure = Some(error.to_string());
-            // What stopped the run, as a full disk, may stop this as well, and matters more.
-            drop(self.show());
-            return Err(error);
-        }
+    pub fn ended<T>(mut self, outcome: Result<T>) -> Result<(T, Metrics)> {
+        let end = match outcome {
+            Ok(end) => end,
+            Err(error) => {
+                self.run.failure = Some(error.to_string());
+                // What stopped the run, as a full disk, may stop this as well, and matters more.
+                drop(self.show());
+                return Err(error);
+            }
+        };
         self.show()?;
-        Ok(self.metrics)
+        Ok((end, self.metrics))
     }
 
     fn event_of(&mut self, line: &impl Serialize) -> Result<()> {

@@ -66,8 +66,8 @@ impl Setting {
         let params = attached.params.clone();
         let folder = RunFolder::open(dir, mode)?;
         let rows = Rows {
-            train: &self.train,
-            eval: &self.eval,
+            train: (&self.train).into(),
+            eval: (&self.eval).into(),
             references: &self.references,
         };
         let mut trainable = Trainable::adapter(&model, &mut attached);
