@@ -96,7 +96,7 @@ impl Chart {
         };
         let title = escaped(&self.title);
         let note = if in_factors {
-            " <span class=\"quiet\">in factors</span>"
+            " <span class=\"quiet\">logarithmic</span>"
         } else {
             ""
         };
