@@ -112,6 +112,8 @@ enum Base {
         id: String,
         revision: Option<String>,
     },
+    /// A model that is part of lowrank, or one that only lowrank calls so.
+    Named(String),
     /// A folder or a file of the machine on which the adapter was trained: its path says nothing elsewhere, and the hub
     /// refuses cards that name one.
     Local(String),
@@ -127,6 +129,7 @@ impl Base {
                 id: id.name().to_owned(),
                 revision: revision.or(id.revision()).map(str::to_owned),
             },
+            Err(_) if !name.contains(['/', '\\']) => Self::Named(name.to_owned()),
             Err(_) => {
                 let last = name
                     .trim_end_matches(['/', '\\'])
@@ -141,7 +144,7 @@ impl Base {
         match self {
             Self::Unknown => "a base that is not recorded".to_owned(),
             Self::Hub { id, .. } => code(id),
-            Self::Local(name) => code(name),
+            Self::Named(name) | Self::Local(name) => code(name),
         }
     }
 
@@ -153,6 +156,7 @@ impl Base {
                 revision: Some(revision),
             } => quoted(&format!("{id}@{revision}")),
             Self::Hub { id, .. } => quoted(id),
+            Self::Named(name) => quoted(name),
             Self::Unknown | Self::Local(_) => "BASE".to_owned(),
         }
     }
@@ -216,6 +220,9 @@ fn usage(out: &mut String, base: &Base, task: &Task, in_peft: Option<&str>) {
                  LoRA that PEFT reads, if the update has that form.\n";
         return;
     };
+    if let Base::Named(_) = base {
+        return;
+    }
     let class = task.class();
     let (python, revision) = match base {
         Base::Hub { id, revision } => {
@@ -381,7 +388,7 @@ mod tests {
     #[test]
     fn a_card_names_neither_paths_nor_a_library_that_cannot_read_it() {
         let base = config(
-            json!({"peft_type": "MOR", "base_model_name_or_path": "/home/me/models/odd: `name`\n# x/"}),
+            json!({"peft_type": "MOR", "base_model_name_or_path": "/srv/mine/models/odd: `name`\n# x/"}),
         );
         let card = card(&base, "mor", HELD, None);
         assert!(
@@ -389,12 +396,17 @@ mod tests {
                 || card.starts_with("---\nlibrary_name: lowrank\ntags:\n- lowrank\n- \"mor\"\n---\n# An adapter of ``odd: `name` # x``\n"),
             "{card}"
         );
-        assert!(!card.contains("/home") && !card.contains("import"));
+        assert!(!card.contains("/srv") && !card.contains("import"));
         assert!(card.contains("--model BASE ") && card.contains("PEFT does not know this type"));
         assert!(!card.contains("Training") && !card.contains("generate"));
 
         let none = super::card(&Map::new(), "lora", HELD, None);
         assert!(none.contains("# An adapter of a base that is not recorded\n"));
+        let named = config(json!({"peft_type": "LORA", "base_model_name_or_path": "tiny"}));
+        let card = super::card(&named, "lora", HELD, None);
+        assert!(
+            card.contains("--model tiny ") && !card.contains("import") && !card.contains("BASE")
+        );
         let classes = config(json!({"peft_type": "LOHA", "task_type": "SEQ_CLS"}));
         let card = super::card(&classes, "loha", HELD, None);
         assert!(card.contains("pipeline_tag: text-classification\n"));

@@ -27,6 +27,12 @@ pub(crate) fn training(
     let settings: Table = run.resolved().parse().unwrap_or_default();
     let kind = settings.get("task").and_then(|task| task.get("kind"));
     let files = data.summary().files.iter();
+    // What the folder holds at the end is what this evaluation was of.
+    let kept = summary
+        .best
+        .as_ref()
+        .filter(|_| run.train.judging.load_best);
+    let kept = kept.map(|best| best.step);
     let metrics = fs::read_to_string(folder.metrics()).unwrap_or_default();
     Training {
         task: kind.and_then(Value::as_str).unwrap_or_default().to_owned(),
@@ -38,15 +44,17 @@ pub(crate) fn training(
             .collect(),
         held_out: held_out.map_or(0, |data| data.summary().rows),
         steps: summary.steps,
-        measures: measures(&Lines::parse(&metrics)),
+        measures: measures(&Lines::parse(&metrics), kept),
         settings: flat(&settings),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
 
-/// Every `eval_` key of the first and the last evaluation.
-fn measures(lines: &Lines) -> Vec<Measure> {
-    let (Some(first), Some(last)) = (lines.evaluations.first(), lines.evaluations.last()) else {
+/// Every `eval_` key of the first evaluation and the last, or the one after the step that was kept.
+fn measures(lines: &Lines, kept: Option<u64>) -> Vec<Measure> {
+    let mut after = lines.evaluations.iter();
+    let last = after.rfind(|line| kept.is_none_or(|step| line.step == step));
+    let (Some(first), Some(last)) = (lines.evaluations.first(), last) else {
         return Vec::new();
     };
     let numbers = last.numbers().filter(|(key, _)| *key != "eval_tokens");
@@ -89,18 +97,22 @@ mod tests {
             after,
         };
         assert_eq!(
-            measures(&Lines::parse(text)),
+            measures(&Lines::parse(text), None),
             [
                 measure("loss", Some(2.5), None),
                 measure("matthews", None, Some(0.5))
             ]
         );
-        assert!(measures(&Lines::default()).is_empty());
+        assert_eq!(
+            measures(&Lines::parse(text), Some(4)),
+            [measure("loss", Some(2.5), Some(1.0))]
+        );
+        assert!(measures(&Lines::default(), None).is_empty());
     }
 
     #[test]
     fn settings_name_no_paths() {
-        let text = "[model]\nsource = \"/home/me/base\"\ndtype = \"f32\"\n[train]\nlearning_rate = 0.5\nwords = [\"a\", \"b\"]\n";
+        let text = "[model]\nsource = \"/srv/mine/base\"\ndtype = \"f32\"\n[train]\nlearning_rate = 0.5\nwords = [\"a\", \"b\"]\n";
         let settings: Table = text.parse().unwrap_or_default();
         let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         assert_eq!(
