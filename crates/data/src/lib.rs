@@ -45,6 +45,7 @@
 //! # Ok::<(), lowrank_data::Error>(())
 //! ```
 
+mod answer;
 mod batch;
 mod chat;
 mod chat_functions;
@@ -59,6 +60,7 @@ mod source;
 mod stream;
 mod tokenizer;
 
+pub use answer::Answer;
 pub use batch::Padded;
 pub use chat::{ChatTemplate, GenerationPrompt, Message};
 pub use dataset::{Dataset, FileSummary, Options, Summary};

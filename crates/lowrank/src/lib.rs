@@ -22,7 +22,9 @@
 //! ```
 
 mod adapters;
+mod answers;
 mod base;
+mod chat;
 mod device;
 mod error;
 mod export;
@@ -36,7 +38,9 @@ mod plan;
 mod run;
 
 pub use adapters::{AdapterSource, Reading, StrictBase, load_adapter, save_adapter};
+pub use answers::{Answered, answers};
 pub use base::{Base, precision};
+pub use chat::{Chat, Turn};
 pub use device::device;
 pub use error::{Error, Result};
 pub use export::{ExportedSite, Plain, export_lora};

@@ -31,9 +31,11 @@
 //! ```
 
 mod checkpoint;
+mod choices;
 mod clip;
 mod error;
 mod evaluate;
+mod interval;
 mod keys;
 mod metrics;
 mod optimizer;
@@ -46,9 +48,11 @@ mod schedule;
 mod trainer;
 
 pub use checkpoint::{Checkpoint, Record};
+pub use choices::{Prediction, choices};
 pub use clip::{clip_factor, find_non_finite, global_norm};
 pub use error::{Change, Error, Result};
-pub use evaluate::{Evaluation, Prediction, batch, choices, logits, loss, packed};
+pub use evaluate::{Evaluation, batch, logits, loss, packed};
+pub use interval::wilson;
 pub use metrics::{EvalLine, Metrics, StepLine, peak_rss_mb};
 pub use optimizer::{AdamW, Ages, Group, Optimizer};
 pub use place::Place;

@@ -1,9 +1,10 @@
 //! A whole run: from its folder and its rows to the last checkpoint.
 
 use crate::checkpoint::{self, Checkpoint, Place};
+use crate::choices::choices;
 use crate::clip::find_non_finite_param;
 use crate::error::{Change, Error, Result};
-use crate::evaluate::{choices, loss};
+use crate::evaluate::loss;
 use crate::metrics::{EvalLine, Metrics, StepLine, peak_rss_mb};
 use crate::resolved;
 use crate::run_file::RunFile;
