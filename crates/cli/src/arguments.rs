@@ -69,8 +69,8 @@ pub enum Verb {
     /// Talk with a model, with or without adapters: each line is a message
     #[command(
         after_help = "Messages are read from stdin, a line each, and answers are written to stdout; the end of stdin ends the \
-                      conversation. What the model has read is kept: a turn costs its own tokens. On a terminal, Ctrl-C ends \
-                      the program.\n\n\
+                      conversation. What the model has read is kept: a turn costs its own tokens. On a terminal, Ctrl-C ends an answer \
+                      and leaves the conversation, and otherwise ends the program.\n\n\
                       Lines that begin with / are commands:\n  \
                       /reset        forget the conversation, but not the system message\n  \
                       /system TEXT  set the system message; without a text, take it away\n  \

@@ -10,10 +10,14 @@ use lowrank::format::atomic_write_file;
 use lowrank::{Chat, Error, Generator, Turn, precision};
 use serde::Serialize;
 use serde_json::json;
+use signal_hook::consts::SIGINT;
+use signal_hook::flag;
 use std::io::{BufRead as _, IsTerminal as _};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const HELP: &str = "/reset, /system TEXT, /save FILE, /help or /exit";
 
@@ -106,7 +110,12 @@ pub fn run(arguments: &ChatArguments, quiet: bool) -> Result<ExitCode> {
         chat.set_system(system);
     }
     let terminal = std::io::stdin().is_terminal();
+    let interrupt = Interrupt::default();
+    if terminal && let Err(error) = interrupt.catch() {
+        tracing::warn!("Ctrl-C ends the program: {error}");
+    }
     let mut talk = Talk {
+        interrupt,
         json: arguments.json,
         output: Output::default(),
         answers: Vec::new(),
@@ -151,8 +160,46 @@ pub fn run(arguments: &ChatArguments, quiet: bool) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(failed)))
 }
 
+/// Ctrl-C ends an answer that is being written, and otherwise the program.
+struct Interrupt {
+    /// No answer is being written.
+    idle: Arc<AtomicBool>,
+    came: Arc<AtomicBool>,
+}
+
+impl Default for Interrupt {
+    fn default() -> Self {
+        Self {
+            idle: Arc::new(AtomicBool::new(true)),
+            came: Arc::default(),
+        }
+    }
+}
+
+impl Interrupt {
+    fn catch(&self) -> std::io::Result<()> {
+        flag::register_conditional_default(SIGINT, Arc::clone(&self.idle))?;
+        flag::register(SIGINT, Arc::clone(&self.came))?;
+        Ok(())
+    }
+
+    fn answering(&self) {
+        self.came.store(false, Ordering::SeqCst);
+        self.idle.store(false, Ordering::SeqCst);
+    }
+
+    fn answered(&self) {
+        self.idle.store(true, Ordering::SeqCst);
+    }
+
+    fn came(&self) -> bool {
+        self.came.load(Ordering::SeqCst)
+    }
+}
+
 /// What becomes of lines.
 struct Talk {
+    interrupt: Interrupt,
     json: bool,
     output: Output,
     answers: Vec<Answer>,
@@ -184,13 +231,15 @@ impl Talk {
 
     fn say(&mut self, chat: &mut Chat<'_>, text: &str) -> ControlFlow<()> {
         let begun = std::mem::take(&mut self.output.begun);
-        let (json, output) = (self.json, &mut self.output);
+        let (json, output, interrupt) = (self.json, &mut self.output, &self.interrupt);
+        interrupt.answering();
         let turn = chat.say(text, &mut |piece| {
-            if json {
-                return ControlFlow::Continue(());
+            if !json && output.write(piece).is_break() || interrupt.came() {
+                return ControlFlow::Break(());
             }
-            output.write(piece)
+            ControlFlow::Continue(())
         });
+        interrupt.answered();
         if !json && (turn.is_ok() || output.begun) {
             let _: ControlFlow<()> = output.write("\n");
         }
