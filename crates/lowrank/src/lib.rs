@@ -24,6 +24,7 @@
 mod adapters;
 mod answers;
 mod base;
+mod card;
 mod chat;
 mod device;
 mod error;
@@ -60,4 +61,5 @@ pub use lowrank_merge as merge;
 pub use lowrank_models as models;
 pub use lowrank_ops as ops;
 pub use lowrank_registry as registry;
+pub use lowrank_report as report;
 pub use lowrank_train as training;

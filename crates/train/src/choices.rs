@@ -23,6 +23,9 @@ pub struct Prediction {
     pub correct: Option<bool>,
 }
 
+/// So many batches of questions are sorted by length, and then handed out.
+const WINDOW: usize = 4;
+
 /// Scores multiple choices and hands each prediction to `each`, in the order of the rows. The prompts of `batch_size`
 /// questions of similar lengths run side by side, once; their choices continue them in batches of that size. The loss is
 /// that of the examples: each is the prompt and the right completion with its end token, as the data set made it from the
@@ -38,27 +41,61 @@ pub fn choices<'a>(
     each: &mut dyn FnMut(Prediction) -> Result<()>,
 ) -> Result<Evaluation> {
     let rows: Vec<(&Example, &ChoiceExample)> = rows.into_iter().collect();
-    let asked: Vec<Asked<'_>> = rows
-        .iter()
-        .map(|(example, question)| Asked::new(example, question))
-        .collect();
-    let mut order: Vec<usize> = (0..asked.len()).collect();
-    order.sort_by_key(|&row| asked[row].prompt.len());
-    let mut losses: Vec<Vec<Vec<f64>>> = vec![Vec::new(); asked.len()];
-    for some in order.chunks(batch_size.get()) {
-        let questions: Vec<&Asked<'_>> = some.iter().map(|&row| &asked[row]).collect();
-        let found = follow(model, selection, &questions, batch_size)?;
-        for (&row, found) in some.iter().zip(found) {
-            losses[row] = found;
+    let mut counted = Counted::default();
+    for rows in rows.chunks(batch_size.get().saturating_mul(WINDOW)) {
+        let asked: Vec<Asked<'_>> = rows
+            .iter()
+            .map(|(example, question)| Asked::new(example, question))
+            .collect();
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.sort_by_key(|&row| asked[row].prompt.len());
+        let mut losses: Vec<Vec<Vec<f64>>> = vec![Vec::new(); rows.len()];
+        for some in order.chunks(batch_size.get()) {
+            let questions: Vec<&Asked<'_>> = some.iter().map(|&row| &asked[row]).collect();
+            let found = follow(model, selection, &questions, batch_size)?;
+            for (&row, found) in some.iter().zip(found) {
+                losses[row] = found;
+            }
+        }
+        for ((example, question), (asked, losses)) in rows.iter().zip(asked.iter().zip(&losses)) {
+            counted.tokens += example.ids.len() as u64;
+            counted.loss.add(asked.completion_loss(losses));
+            each(counted.judge(question, losses))?;
         }
     }
+    let Counted {
+        examples,
+        tokens,
+        loss,
+        right,
+        right_norm,
+    } = counted;
+    Ok(Evaluation {
+        examples: examples as u64,
+        tokens,
+        supervised_tokens: loss.count,
+        loss: loss.mean(),
+        accuracy: right.mean(),
+        accuracy_interval: right.interval(),
+        accuracy_norm: right_norm.mean(),
+        accuracy_norm_interval: right_norm.interval(),
+        ..Evaluation::default()
+    })
+}
 
-    let mut evaluation = Evaluation::default();
-    let (mut loss, mut right, mut right_norm) = (Sum::default(), Sum::default(), Sum::default());
-    for (index, ((example, question), losses)) in rows.iter().zip(&losses).enumerate() {
-        evaluation.examples += 1;
-        evaluation.tokens += example.ids.len() as u64;
-        loss.add(asked[index].completion_loss(losses));
+/// What an evaluation adds up.
+#[derive(Default)]
+struct Counted {
+    examples: usize,
+    tokens: u64,
+    loss: Sum,
+    right: Sum,
+    right_norm: Sum,
+}
+
+impl Counted {
+    /// The next question, given the losses of all that may follow it.
+    fn judge(&mut self, question: &ChoiceExample, losses: &[Vec<f64>]) -> Prediction {
         let scores: Vec<f64> = losses
             .iter()
             .zip(&question.choices)
@@ -76,24 +113,19 @@ pub fn choices<'a>(
         let (prediction, prediction_norm) = (best(scores.iter().copied()), best(normed));
         let correct = question.gold.map(|gold| prediction == Some(gold));
         if let (Some(gold), Some(correct)) = (question.gold, correct) {
-            right.hit(correct);
-            right_norm.hit(prediction_norm == Some(gold));
+            self.right.hit(correct);
+            self.right_norm.hit(prediction_norm == Some(gold));
         }
-        each(Prediction {
+        let index = self.examples;
+        self.examples += 1;
+        Prediction {
             index,
             scores,
             prediction,
             answer: question.gold,
             correct,
-        })?;
+        }
     }
-    evaluation.supervised_tokens = loss.count;
-    evaluation.loss = loss.mean();
-    evaluation.accuracy = right.mean();
-    evaluation.accuracy_interval = right.interval();
-    evaluation.accuracy_norm = right_norm.mean();
-    evaluation.accuracy_norm_interval = right_norm.interval();
-    Ok(evaluation)
 }
 
 /// The highest of a few numbers, the first of several; none if none is a number.

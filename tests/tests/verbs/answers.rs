@@ -242,11 +242,18 @@ fn rows_that_cannot_be_answered() {
         "error: row 1 (counted from 0): there is no prompt to continue",
     );
     let long = vec!["w7"; 128].join(" ");
+    let long = format!("{good}\n{{\"prompt\":\"{long}\",\"completion\":\"w6\",\"answer\":\"7\"}}");
     check(
-        &format!(r#"{{"prompt":"{long}","completion":"w6","answer":"7"}}"#),
+        &long,
         &[],
         1,
-        "error: row 0 (counted from 0): the prompt has 128 tokens and the model reads at most 128 (`max_position_embeddings`)",
+        "error: a row of `rows.jsonl` has 130 tokens, more than the model's limit of 128",
+    );
+    check(
+        &long,
+        &["--max-length", "128"],
+        1,
+        "error: row 1 (counted from 0): the prompt has 128 tokens and the model reads at most 128 (`max_position_embeddings`)",
     );
     check(
         r#"{"prompt":"w5","completion":"w6","answer":7}"#,

@@ -1,8 +1,8 @@
 //! `lowrank chat`.
-#![expect(clippy::print_stderr, reason = "what is no answer goes there")]
 
 use crate::arguments::ChatArguments;
 use crate::output::print;
+use crate::say;
 use crate::verbs::generate::{Output, settings};
 use anyhow::{Result, anyhow};
 use lowrank::data::Message;
@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
-use std::io::{BufRead as _, IsTerminal as _};
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
@@ -122,13 +122,13 @@ pub fn run(arguments: &ChatArguments, quiet: bool) -> Result<ExitCode> {
         failed: false,
     };
     if terminal && !quiet {
-        eprintln!("A line is a message; /exit ends, /reset starts anew, /help lists the commands.");
+        say("A line is a message; /exit ends, /reset starts anew, /help lists the commands.");
     }
     let mut stdin = std::io::stdin().lock();
     let mut line = Vec::new();
     loop {
         if terminal && !quiet {
-            eprint!("> ");
+            drop(write!(std::io::stderr(), "> "));
         }
         line.clear();
         let read = stdin
@@ -215,7 +215,7 @@ impl Talk {
             Line::System(text) => chat.set_system(text),
             Line::Save(path) => self.save(chat, Path::new(path)),
             Line::Say(text) => return self.say(chat, text),
-            Line::Help => eprintln!("{HELP}"),
+            Line::Help => say(HELP),
             Line::Unknown(text) => self.fail(&format!(
                 "expected {HELP}, found `{}` (a message that begins with / is written with two)",
                 text.chars().take(40).collect::<String>().escape_debug()
@@ -225,7 +225,7 @@ impl Talk {
     }
 
     fn fail(&mut self, what: &str) {
-        eprintln!("error: {what}");
+        say(&format!("error: {what}"));
         self.failed = true;
     }
 

@@ -7,13 +7,14 @@ use crate::verbs::{same, within};
 use anyhow::Result;
 use candle_core::DType;
 use lowrank::adapter::Selection;
-use lowrank::data::{ChoiceExample, Dataset, Example, Kind, Options, Reference};
+use lowrank::data::{ChoiceExample, Dataset, Example, Examples, Kind, Options, Reference};
 use lowrank::format::{Planned, atomic_write_file, write_safetensors_streaming};
 use lowrank::models::Embedded;
 use lowrank::training::{self, Evaluation, Prediction, peak_rss_mb, wilson};
 use lowrank::{Base, Error, Generation, Generator, answers, precision};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -88,7 +89,10 @@ pub fn run(arguments: &EvalArguments) -> Result<ExitCode> {
 }
 
 fn metrics(task: Task, evaluation: &Evaluation) -> Map<String, Value> {
-    let mut metrics = Map::new();
+    let metrics = evaluation.metrics.iter();
+    let mut metrics: Map<String, Value> = metrics
+        .map(|(name, value)| (name.clone(), (*value).into()))
+        .collect();
     if task == Task::Generate {
         metrics.insert("exact_match".to_owned(), evaluation.accuracy.into());
     }
@@ -192,15 +196,16 @@ fn generate(
         stop: stop_strings(&arguments.stop)?,
         ..Generation::default()
     };
-    let cut = data.examples().iter().filter(|row| row.supervised() == 0);
-    let cut = cut.count();
+    let examples = data.examples().iter();
+    let examples = examples.collect::<lowrank::data::Result<Vec<_>>>()?;
+    let cut = examples.iter().filter(|row| row.supervised() == 0).count();
     if cut > 0 {
         tracing::warn!(
             "{cut} prompts were cut at {} tokens and are answered as they are left; --max-length leaves more",
             arguments.max_length
         );
     }
-    let rows = data.examples().iter().zip(data.references());
+    let rows = examples.iter().map(Cow::as_ref).zip(data.references());
     let generator = Generator::new(base)?;
     let answered = answers(
         &generator,
@@ -232,7 +237,9 @@ fn choices(
     selection: &Selection,
     data: &Dataset,
 ) -> lowrank::Result<Evaluation> {
-    let rows = data.examples().iter().zip(data.references());
+    let examples = data.examples().iter();
+    let examples = examples.collect::<lowrank::data::Result<Vec<_>>>()?;
+    let rows = examples.iter().map(Cow::as_ref).zip(data.references());
     let rows = rows.filter_map(|(example, reference)| match reference {
         Reference::Choices(question) => Some((example, question)),
         _ => None,
@@ -260,16 +267,17 @@ fn write_logits(
     path: &Path,
     base: &Base,
     selection: &Selection,
-    examples: &[Example],
+    examples: Examples<'_>,
 ) -> lowrank::Result<()> {
-    let planned = |(row, example): (usize, &Example)| Planned {
+    let planned = |row: usize| Planned {
         name: format!("logits.{row}"),
         dtype: DType::F32,
-        shape: vec![example.ids.len(), base.info.vocab_size],
+        shape: vec![examples.tokens(row), base.info.vocab_size],
     };
-    let planned: Vec<Planned> = examples.iter().enumerate().map(planned).collect();
+    let planned: Vec<Planned> = (0..examples.len()).map(planned).collect();
     write_safetensors_streaming(path, &planned, &[], |row| {
-        let logits = training::logits(base.model.as_ref(), selection, &examples[row].ids)?;
+        let ids = &examples.get(row)?.ids;
+        let logits = training::logits(base.model.as_ref(), selection, ids)?;
         Ok(logits.to_dtype(DType::F32)?)
     })
 }
