@@ -1,4 +1,4 @@
-//! What a schedule, a warm-up and smoothed labels are in transformers (`golden/schedules.py`), and noise on embedded
+//! What schedules, warm-ups and smoothed labels are in torch and transformers (`golden/schedules.py`), and noise on embedded
 //! tokens.
 
 use crate::support::{StubConfig, Tiny, attached, examples, run_file};
@@ -56,7 +56,7 @@ fn rates_are_those_of_transformers() {
 
 /// A head with the identity as its weight makes logits of what it is given.
 #[test]
-fn smoothed_losses_are_those_of_transformers() {
+fn smoothed_losses_are_those_of_torch_and_transformers() {
     for case in golden()["smoothed"].as_array().unwrap() {
         let smoothing = case["epsilon"].as_f64().unwrap();
         let rows: Vec<Vec<f64>> = case["logits"]
@@ -86,6 +86,8 @@ fn smoothed_losses_are_those_of_transformers() {
             let mean = (ops::sum_all(&losses(&x)).unwrap() / targets.len() as f64).unwrap();
             let loss = mean.to_scalar::<f64>().unwrap();
             assert!((loss - case["loss"].as_f64().unwrap()).abs() < 1e-13);
+            // transformers adds up the classes in f32.
+            assert!((loss - case["label_smoother"].as_f64().unwrap()).abs() < 1e-6);
             let (_, grads) = ops::backward(&mean, &[], &[&x]).unwrap();
             let grads: Vec<Vec<f64>> = grads[0].as_ref().unwrap().to_vec2().unwrap();
             for (at, grad) in supervised.iter().zip(grads) {
