@@ -48,6 +48,7 @@
 mod batch;
 mod chat;
 mod chat_functions;
+mod classes;
 mod dataset;
 mod error;
 mod example;
@@ -62,6 +63,7 @@ mod tokenizer;
 
 pub use batch::Padded;
 pub use chat::{ChatTemplate, GenerationPrompt, Message};
+pub use classes::{Classes, Expected, Form, MAX_CLASSES};
 pub use dataset::{Dataset, FileSummary, Options, Summary};
 pub use error::{Error, Problem, Result};
 pub use example::{ChoiceExample, Example, Reference, UNSUPERVISED};
@@ -71,4 +73,4 @@ pub use packing::{Packing, Sequence};
 pub use row::Kind;
 pub use source::check_supported;
 pub use stream::{StopStrings, TextStream};
-pub use tokenizer::{Special, Tokenizer};
+pub use tokenizer::{Special, Templated, Tokenizer};
