@@ -658,9 +658,12 @@ fn folders_are_not_lost_and_held_by_one_run() {
         [
             ".lock",
             "checkpoints",
+            "metrics.csv",
             "metrics.jsonl",
             "notes.txt",
-            "run.toml"
+            "report.html",
+            "run.toml",
+            "tb"
         ]
     );
     assert_eq!(metrics(&dir).len(), 3);
