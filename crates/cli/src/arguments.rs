@@ -29,7 +29,10 @@ pub struct Arguments {
 pub enum Verb {
     /// Fine-tune a model as a run file says
     #[command(
-        after_help = "Example: lowrank train run.toml --set train.steps=200 --set output.dir=runs/second"
+        after_help = "Ctrl-C (SIGINT) and SIGTERM end the run after the step or evaluation that it is in: the step is saved, \
+                      --resume goes on from it, and the exit status is 130 or 143. A second signal ends the run at once, \
+                      and --resume goes on from the last checkpoint.\n\n\
+                      Example: lowrank train run.toml --set train.steps=200 --set output.dir=runs/second"
     )]
     Train(TrainArguments),
     /// Say what a run file would do, without training: what it trains, how much memory it takes, what its rows become
