@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::example::{Encoder, Example, Reference};
-use crate::lines::Lines;
+use crate::reader::Reader;
 use crate::row::{Decided, Kind, parse};
 use crate::source;
 use crate::tokenizer::Tokenizer;
@@ -114,13 +114,13 @@ impl Dataset {
     }
 
     fn read(&mut self, path: PathBuf, encoder: &Encoder<'_>, limit: usize) -> Result<()> {
-        let mut lines = Lines::open(&path)?;
+        let mut reader = Reader::open(&path)?;
         let mut decided: Decided = None;
         let first = self.examples.len();
         while self.examples.len() < limit
-            && let Some((line, text)) = lines.next()?
+            && let Some((line, fields)) = reader.next()?
         {
-            let row = parse(text, decided)
+            let row = parse(fields, decided)
                 .and_then(|(kind, row)| Ok((kind, encoder.encode(kind, &row)?)));
             let (kind, (example, reference)) = row.map_err(|problem| problem.at(&path, line))?;
             decided.get_or_insert((kind, line));

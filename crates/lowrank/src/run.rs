@@ -83,6 +83,10 @@ impl Prepared {
         base.set_compute(run.train.compute);
         base.place(&device)
             .map_err(Error::under(origin, "model.device"))?;
+        if let Some(template) = &run.data.chat_template {
+            base.set_chat_template(template)
+                .map_err(Error::under(origin, "data.chat_template"))?;
+        }
         let options = Options {
             max_length: run.data.max_length,
             end_token: base.info.eos_token_ids.first().copied(),
@@ -383,7 +387,8 @@ fn written_keys(config: &AdapterConfig) -> Map<String, Value> {
     sorted.into_iter().collect()
 }
 
-/// Opens rows with the base's tokenizer; rows of token ids need none. A file may be one of the hub's:
+/// Opens rows with the base's tokenizer, which rows of token ids do not need, and its chat template, which rows of messages
+/// need. A file may be one of the hub's:
 /// `hub:org/name/file` or `hub:org/name@revision/file`.
 ///
 /// # Errors
@@ -391,7 +396,11 @@ fn written_keys(config: &AdapterConfig) -> Map<String, Value> {
 pub fn open_data(files: &[String], base: &Base, options: &Options) -> Result<Dataset> {
     let (tokenizer, broken): (Option<Tokenizer>, Option<Error>) = match base.has_tokenizer() {
         true => match base.tokenizer() {
-            Ok(tokenizer) => (Some(tokenizer), None),
+            Ok(tokenizer) => {
+                let template = base.chat_template();
+                let template = template.map_err(|error| error.to_string());
+                (Some(tokenizer.with_chat_template(template)), None)
+            }
             Err(error) => (None, Some(error)),
         },
         false => (None, None),
