@@ -220,6 +220,7 @@ fn environment() -> Environment<'static> {
     environment.set_unknown_method_callback(chat_functions::python_method);
     environment.add_filter("tojson", python_json);
     environment.add_filter("trim", chat_functions::trim);
+    environment.add_test("sequence", chat_functions::is_sequence);
     chat_marks::hide(&mut environment);
     environment.add_function("raise_exception", chat_functions::raise_exception);
     environment.add_function("strftime_now", chat_functions::strftime_now);

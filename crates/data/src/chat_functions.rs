@@ -1,7 +1,7 @@
 //! What templates written for transformers call: `raise_exception`, `strftime_now`, Python's methods, and `tojson` as
 //! Python writes it.
 
-use minijinja::value::{Kwargs, Value as Jinja, from_args};
+use minijinja::value::{Kwargs, Tuple, Value as Jinja, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::Serialize;
@@ -68,8 +68,28 @@ pub(crate) fn python_method(
             Some(result) => Ok(result),
             None => unknown_method_callback(state, value, method, arguments),
         },
+        None if method == "index" && value.kind() == ValueKind::Seq => {
+            let (item,): (Jinja,) = from_args(arguments)?;
+            let found = value.try_iter()?.position(|other| other == item);
+            place(found)
+        }
         None => unknown_method_callback(state, value, method, arguments),
     }
+}
+
+/// The test `sequence`: whatever Python finds items of by a place or a key.
+pub(crate) fn is_sequence(value: &Jinja) -> bool {
+    matches!(
+        value.kind(),
+        ValueKind::Seq | ValueKind::Map | ValueKind::String
+    )
+}
+
+/// Where something was found.
+fn place(found: Option<usize>) -> Result<Jinja, Error> {
+    found
+        .map(Jinja::from)
+        .ok_or_else(|| refused("nothing of the kind is in it".to_owned()))
 }
 
 /// What the library's methods of texts lack, or do in another way than Python; none for any other method.
@@ -110,7 +130,15 @@ fn method_of_text(text: &str, method: &str, arguments: &[Jinja]) -> Result<Optio
                 (None, false) => [text, "", ""],
                 (None, true) => ["", "", text],
             };
-            list(&parts)
+            Jinja::from(Tuple::from(parts.map(Jinja::from)))
+        }
+        "index" | "rindex" => {
+            let (part,): (String,) = from_args(arguments)?;
+            let found = match method {
+                "index" => text.find(&part),
+                _ => text.rfind(&part),
+            };
+            place(found.map(|at| text[..at].chars().count()))?
         }
         "removeprefix" => {
             let (prefix,): (String,) = from_args(arguments)?;

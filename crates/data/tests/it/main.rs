@@ -21,4 +21,6 @@ mod rows;
 #[cfg(test)]
 mod stream;
 #[cfg(test)]
+mod tables;
+#[cfg(test)]
 mod tokenizer;
