@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::example::{Encoder, Example, Reference};
+use crate::examples::Examples;
 use crate::reader::Reader;
 use crate::row::{Decided, Kind, parse};
 use crate::source;
@@ -167,8 +168,8 @@ impl Dataset {
 
     /// One example a row, in the order of the files.
     #[must_use]
-    pub fn examples(&self) -> &[Example] {
-        &self.examples
+    pub fn examples(&self) -> Examples<'_> {
+        (&self.examples).into()
     }
 
     /// What an evaluation compares with, one a row.
