@@ -1,6 +1,7 @@
 //! Rows as a user writes them: kinds, fields, types. Tokens come later.
 
 use crate::chat_row::Chat;
+use crate::classes::Label;
 use crate::error::Problem;
 use crate::instruction;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
@@ -18,6 +19,8 @@ pub enum Kind {
     Choices,
     /// The same with `answer`, the expected final answer of a generation; the choices are not given.
     Answer,
+    /// `{"text"[,"text_pair"],"label"}`: the class of a text or of a pair of texts, or a value.
+    Labelled,
     /// `{"input_ids","labels"}`: used as they are; -100 is unsupervised.
     Tokens,
     /// `{"messages"}`, each with `role` and `content`, and `tools`, unless there are none: what the model's chat template
@@ -32,7 +35,7 @@ pub enum Kind {
 
 impl Kind {
     /// The kinds as a user knows them.
-    pub(crate) const LIST: &'static str = r#"{"text"}, {"prompt","completion"[,"choices","answer"]}, {"messages"}, {"conversations"}, {"instruction","output"[,"input"]} or {"input_ids","labels"}"#;
+    pub(crate) const LIST: &'static str = r#"{"text"}, {"text"[,"text_pair"],"label"}, {"prompt","completion"[,"choices","answer"]}, {"messages"}, {"conversations"}, {"instruction","output"[,"input"]} or {"input_ids","labels"}"#;
 
     fn fields(self) -> &'static [&'static str] {
         match self {
@@ -40,6 +43,7 @@ impl Kind {
             Self::Completion => &["prompt", "completion"],
             Self::Choices => &["prompt", "completion", "choices", "answer"],
             Self::Answer => &["prompt", "completion", "answer"],
+            Self::Labelled => &["text", "text_pair", "label"],
             Self::Tokens => &["input_ids", "labels"],
             Self::Messages => &["messages", "tools"],
             Self::Conversations => &["conversations", "system", "tools", "id"],
@@ -56,6 +60,7 @@ impl Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let fields = match self {
+            Self::Labelled => return f.write_str(r#"{"text"[,"text_pair"],"label"}"#),
             Self::Messages | Self::Conversations => &self.fields()[..1],
             _ => self.fields(),
         };
@@ -71,6 +76,11 @@ pub(crate) enum Row {
         prompt: String,
         completion: String,
         asked: Asked,
+    },
+    Labelled {
+        text: String,
+        pair: Option<String>,
+        label: Label,
     },
     Tokens {
         ids: Vec<i64>,
@@ -118,6 +128,14 @@ pub(crate) fn parse(mut fields: Fields, decided: Decided) -> Result<(Kind, Row),
                 Kind::Answer => Asked::Answer(fields.string(kind, "answer")?),
                 _ => Asked::Nothing,
             },
+        },
+        Kind::Labelled => Row::Labelled {
+            text: fields.string(kind, "text")?,
+            pair: match fields.has("text_pair") {
+                true => Some(fields.string(kind, "text_pair")?),
+                false => None,
+            },
+            label: fields.label(kind)?,
         },
         Kind::Tokens => {
             let ids = fields.integers(kind, "input_ids")?;
@@ -191,9 +209,7 @@ impl Fields {
 
     /// What kind of row the fields make it; none if no field says so.
     fn kind(&self) -> Result<Option<Kind>, Problem> {
-        let planned = if self.has("text") && (self.has("label") || self.has("text_pair")) {
-            r#"{"text","label"}"#
-        } else if self.has("chosen") || self.has("rejected") {
+        let planned = if self.has("chosen") || self.has("rejected") {
             r#"{"prompt","chosen","rejected"}"#
         } else {
             return Ok(self.kind_here());
@@ -208,6 +224,8 @@ impl Fields {
             Some(Kind::Conversations)
         } else if self.has("instruction") {
             Some(Kind::Instruction)
+        } else if self.has("text") && (self.has("label") || self.has("text_pair")) {
+            Some(Kind::Labelled)
         } else if self.has("text") {
             Some(Kind::Text)
         } else if self.has("prompt") || self.has("completion") {
@@ -226,7 +244,7 @@ impl Fields {
     fn unknown_kind(&self) -> Problem {
         let known = || {
             [
-                Kind::Text,
+                Kind::Labelled,
                 Kind::Choices,
                 Kind::Tokens,
                 Kind::Messages,
@@ -301,6 +319,25 @@ impl Fields {
                 found: described(&other),
                 expected,
             }),
+        }
+    }
+
+    fn label(&mut self, kind: Kind) -> Result<Label, Problem> {
+        let value = self.take(kind, "label")?;
+        let wrong = |value: &Value| Problem::Type {
+            place: "label".to_owned(),
+            found: described(value),
+            expected: "an integer, a decimal number or a string",
+        };
+        match value {
+            Value::String(name) => Ok(Label::Name(name)),
+            Value::Number(number) => match (number.as_u64(), number.as_i64(), number.as_f64()) {
+                (Some(class), ..) => Ok(Label::Class(class)),
+                (_, Some(label), _) => Err(Problem::NegativeLabel { label }),
+                (.., Some(value)) if value.is_finite() => Ok(Label::Value(value)),
+                _ => Err(wrong(&Value::Number(number))),
+            },
+            other => Err(wrong(&other)),
         }
     }
 

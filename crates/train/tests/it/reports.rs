@@ -1,7 +1,7 @@
 //! What a run leaves for people.
 
 use crate::runs::{Copies, Setting, stirred};
-use crate::support::{StubConfig, run_file};
+use crate::support::run_file;
 use lowrank_report::{Kind, Lines, cut};
 use lowrank_train::Mode;
 use std::fs;

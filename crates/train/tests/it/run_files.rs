@@ -152,10 +152,7 @@ fn every_key_is_read() {
     assert_eq!(train.groups["gate"].learning_rate_factor, 10.0);
     assert_eq!(train.groups["gate"].weight_decay, Some(0.5));
     assert!(!run.data.shuffle);
-    assert_eq!(
-        run.data.chat_template.as_deref(),
-        Some("{{ messages }}")
-    );
+    assert_eq!(run.data.chat_template.as_deref(), Some("{{ messages }}"));
 }
 
 #[test]
