@@ -147,7 +147,7 @@ pub enum Task {
 pub struct EvalArguments {
     #[command(flatten)]
     pub model: ModelArguments,
-    /// Rows (JSON lines): a path, a glob, or hub:org/name[@revision]/file; may be given several times
+    /// Rows (JSON lines, CSV, TSV or Parquet): a path, a glob, or hub:org/name[@revision]/file; may be given several times
     #[arg(long, required = true)]
     pub data: Vec<String>,
     /// What to measure [default: by the kind of the rows]
@@ -162,6 +162,9 @@ pub struct EvalArguments {
     /// Longer rows lose their right end
     #[arg(long, default_value = "512")]
     pub max_length: NonZeroUsize,
+    /// What writes rows of messages, if not the model's own chat template: a file, or a template's text
+    #[arg(long, value_name = "TEMPLATE")]
+    pub chat_template: Option<String>,
     /// How the weights are held: as-stored, f32, bf16, f16, f64 or nf4
     #[arg(long, default_value = "as-stored")]
     pub dtype: String,

@@ -4,7 +4,7 @@ use crate::classes::{Classes, Expected, Labels};
 use crate::error::{Error, Result};
 use crate::example::{Encoder, Example, Reference};
 use crate::examples::Examples;
-use crate::lines::Lines;
+use crate::reader::Reader;
 use crate::row::{Decided, Kind, Row, parse};
 use crate::source;
 use crate::tokenizer::Tokenizer;
@@ -139,11 +139,11 @@ impl Dataset {
         labels: &mut Labels<'_>,
         limit: usize,
     ) -> Result<()> {
-        let mut lines = Lines::open(&path)?;
+        let mut reader = Reader::open(&path)?;
         let mut decided: Decided = None;
         let first = self.examples.len();
         while self.examples.len() < limit
-            && let Some((line, text)) = lines.next()?
+            && let Some((line, fields)) = reader.next()?
         {
             let mut encoded = |(kind, row): (Kind, Row)| {
                 let (mut example, reference) = encoder.encode(kind, &row)?;
@@ -152,7 +152,7 @@ impl Dataset {
                 }
                 Ok((kind, (example, reference)))
             };
-            let row = parse(text, decided).and_then(&mut encoded);
+            let row = parse(fields, decided).and_then(&mut encoded);
             let (kind, (example, reference)) = row.map_err(|problem| problem.at(&path, line))?;
             decided.get_or_insert((kind, line));
             self.push(example, reference);

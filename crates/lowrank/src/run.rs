@@ -93,7 +93,12 @@ impl Prepared {
         let plan = resolve(&mut run, origin)?;
         let device = device(run.model.device).map_err(Error::under(origin, "model.device"))?;
         let at_source = Error::under(origin, "model.source");
-        let files = BaseFiles::open(&run.model.source).map_err(&at_source)?;
+        let mut files = BaseFiles::open(&run.model.source).map_err(&at_source)?;
+        if let Some(template) = &run.data.chat_template {
+            files
+                .set_chat_template(template)
+                .map_err(Error::under(origin, "data.chat_template"))?;
+        }
         let known = plan.as_ref().and_then(|plan| plan.classes.clone());
         let rows = TaskRows::open(&run, &files, known.or(files.classes()), origin)?;
         let TaskRows { data, held_out } = rows;

@@ -4,6 +4,7 @@
     reason = "a file that the binary should have written fails the test"
 )]
 
+mod chats;
 mod choices;
 mod continuing;
 mod devices;

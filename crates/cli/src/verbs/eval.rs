@@ -44,7 +44,10 @@ pub fn run(arguments: &EvalArguments) -> Result<ExitCode> {
     let precision = precision(&arguments.dtype)?;
     check_outputs(arguments)?;
     let started = Instant::now();
-    let (base, selection) = super::open(&arguments.model, precision, arguments.device)?;
+    let (mut base, selection) = super::open(&arguments.model, precision, arguments.device)?;
+    if let Some(template) = &arguments.chat_template {
+        base.set_chat_template(template)?;
+    }
     let data = open_data(arguments, &base)?;
     let task = choose_task(arguments, &data)?;
     let evaluation = match task {

@@ -9,6 +9,8 @@ mod chat;
 #[cfg(test)]
 mod helpers;
 #[cfg(test)]
+mod masks;
+#[cfg(test)]
 mod order;
 #[cfg(test)]
 mod packing;
@@ -18,5 +20,7 @@ mod refusals;
 mod rows;
 #[cfg(test)]
 mod stream;
+#[cfg(test)]
+mod tables;
 #[cfg(test)]
 mod tokenizer;

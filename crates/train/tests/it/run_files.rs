@@ -86,6 +86,7 @@ eval = ["c.jsonl"]
 max_length = 64
 packing = true
 shuffle = false
+chat_template = "{{ messages }}"
 [train]
 steps = 300
 batch_size = 4
@@ -173,6 +174,7 @@ fn every_key_is_read() {
     assert_eq!(train.groups["gate"].learning_rate_factor, 10.0);
     assert_eq!(train.groups["gate"].weight_decay, Some(0.5));
     assert!(!run.data.shuffle);
+    assert_eq!(run.data.chat_template.as_deref(), Some("{{ messages }}"));
 }
 
 #[test]
