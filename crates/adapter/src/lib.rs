@@ -53,7 +53,7 @@ pub use gate::{GateId, Mask, RankGate, Revival};
 pub use kv_cache::KvCache;
 pub use linear::{Embedding, Linear, Norm, Weight};
 pub use lowrank_frozen::Compute;
-pub use lowrank_ops::{AttentionMask, Kind, Param, ParamInfo, Tracking};
+pub use lowrank_ops::{AttentionMask, Kind, Param, ParamInfo, Reach, Tracking};
 pub use model::{Ask, Batch, Model, Part, Tokens, UNSUPERVISED, causal_mask, run};
 pub use number::{
     AboveOne, BelowOne, Finite, Fraction, Negative, NonNegative, Positive, Probability,

@@ -495,10 +495,36 @@ impl Norm {
         }
     }
 
+    /// A norm that shifts too; `path` is the module's.
+    pub fn layer(path: impl Into<String>, weight: Tensor, bias: Tensor, eps: f64) -> Self {
+        let path = path.into();
+        Self {
+            bias: Some(Weight::new(format!("{path}.bias"), bias)),
+            ..Self::rms(path, weight, eps)
+        }
+    }
+
     /// The module's path.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// `x`: (.., hidden) -> the same shape: without its mean, divided by its deviation, scaled and shifted.
+    ///
+    /// # Errors
+    /// If the last dimension is not the weight's, or this is a norm that does not shift.
+    pub fn forward_layer(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let normed = || {
+            let Some(bias) = &self.bias else {
+                return Err(Error::Other(
+                    "a norm without a shift is no layer norm".into(),
+                ));
+            };
+            let (weight, bias) = (self.weight.get(pass)?, bias.get(pass)?);
+            Ok(ops::layer_norm(x, &weight, &bias, self.eps)?)
+        };
+        normed().map_err(|error| error.at(&self.path))
     }
 
     /// (x + y, and [`Self::forward_rms`] of that sum): a residual and the norm after it.

@@ -176,6 +176,17 @@ impl Batch {
         }
     }
 
+    /// Pairs of (flat position that predicts, target), row-major, where every token is predicted in its own place, as
+    /// encoders predict those that are masked.
+    #[must_use]
+    pub fn targets_in_place(&self) -> Vec<(u32, u32)> {
+        let labels = (0..).zip(&self.labels).zip(&self.tokens.segments);
+        labels
+            .filter(|((_, label), segment)| **label >= 0 && **segment != 0)
+            .map(|((at, label), _)| (at, *label as u32))
+            .collect()
+    }
+
     /// Pairs of (flat position that predicts, target), row-major: token i is predicted at i - 1 of its row, and only
     /// within its own segment.
     #[must_use]
@@ -199,7 +210,8 @@ impl Batch {
 /// What the head is asked for.
 #[derive(Debug, Clone)]
 pub enum Ask {
-    /// The loss of each of [`Batch::targets`], or of a classifier's [`Batch::row_targets`], in that order.
+    /// The loss of each of [`Batch::targets`] (of an encoder's [`Batch::targets_in_place`]), or of a classifier's
+    /// [`Batch::row_targets`], in that order.
     Losses,
     /// Logits at these flat positions: `[positions, vocab]`.
     Logits(Vec<u32>),
@@ -238,7 +250,7 @@ pub enum Part<'a> {
 
 /// A model that adapters can attach to.
 pub trait Model: Send + Sync {
-    /// The `model_type` of its config.json: `llama`.
+    /// The `model_type` of its config.json: `llama`, `bert`.
     fn model_type(&self) -> &str;
 
     /// Every part that holds weights, in the order of the forward pass.

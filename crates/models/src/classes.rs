@@ -35,13 +35,16 @@ pub fn classes_of(rows_of: impl Fn(&str) -> Option<usize>) -> Option<NonZeroUsiz
     rows.and_then(NonZeroUsize::new)
 }
 
+/// How many numbers a layer that is drawn may have.
+const MOST: usize = 1 << 30;
+
 /// A head for classes, and how it starts where the checkpoint has none.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Classes {
     pub num_labels: NonZeroUsize,
-    seed: u64,
+    pub seed: u64,
     /// The standard deviation of drawn weights; drawn biases are 0.
-    deviation: f64,
+    pub deviation: f64,
 }
 
 impl Classes {
@@ -73,6 +76,10 @@ impl Classes {
         let weight = match stored {
             true => checkpoint.table(&name)?,
             false => {
+                if n_out.checked_mul(n_in).is_none_or(|count| count > MOST) {
+                    let what = format!("{n_out} labels are too many");
+                    return Err(AdapterError::Other(what).into());
+                }
                 let mut stream = Key::new(self.seed, Purpose::Init).site(&name).stream();
                 let draw = || self.deviation * stream.normal();
                 let numbers: Vec<f64> = std::iter::repeat_with(draw).take(n_out * n_in).collect();
@@ -122,6 +129,11 @@ impl Classes {
     ) -> AdapterResult<Tensor> {
         let targets = batch.row_targets();
         if self.num_labels.get() == 1 {
+            if let Some((row, label)) = targets.iter().find(|(_, label)| !label.is_finite()) {
+                return Err(AdapterError::Other(format!(
+                    "row {row} of a batch has the label {label}, expected a number"
+                )));
+            }
             let values: Vec<f64> = targets.into_iter().map(|(_, value)| value).collect();
             let values = Tensor::new(values, x.device())?.to_dtype(x.dtype())?;
             let given = last.forward(x, pass)?.squeeze(1)?;
@@ -149,7 +161,6 @@ impl Classes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bias {
     None,
-    #[expect(dead_code, reason = "heads of encoders have one")]
     One,
 }
 
