@@ -1,12 +1,13 @@
 //! Running a run file.
 
-use crate::adapters::classes_in;
+use crate::adapters::{Beside, classes_in, save_trained};
 use crate::base::{Base, BaseFiles};
+use crate::card::training;
 use crate::device::device;
 use crate::families::FULL;
 use crate::paths::{absolute, real};
 use crate::rows::TaskRows;
-use crate::{Error, Result, hub, merge_into, save_classifier};
+use crate::{Error, Result, hub, merge_into};
 use candle_core::DType;
 use lowrank_adapter::{
     AdapterConfig, Attached, Param, SEQ_CLS, Selection, Source, Start, attach, train_all,
@@ -173,12 +174,16 @@ pub fn train(
         }
         Method::Adapter(attached) => {
             let fingerprint = base.fingerprint()?;
-            save_classifier(
+            let training = training(&run, &folder, &data, held_out.as_ref(), &summary);
+            save_trained(
                 &attached,
                 &fingerprint,
-                base.classes.as_ref(),
                 &folder.adapter(),
                 Existing::Replace,
+                Beside {
+                    classes: base.classes.as_ref(),
+                    training: Some(&training),
+                },
             )?
         }
     };
