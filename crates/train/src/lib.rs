@@ -57,7 +57,7 @@ pub use classify::{Answer, Classified, classify};
 pub use clip::{clip_factor, find_non_finite, global_norm};
 pub use error::{Change, Error, Result};
 pub use evaluate::{Evaluation, Prediction, batch, choices, logits, loss, packed};
-pub use metrics::{EvalLine, Metrics, StepLine, peak_rss_mb};
+pub use metrics::{EvalLine, Metrics, StepLine, peak_rss_mb, rss_mb};
 pub use optimizer::{AdamW, Ages, Algorithm, Chosen, Group, LoraFa, Optimizer, Sgd, Updated};
 pub use place::Place;
 pub use run::{Progress, Rows, Started, Summary, train};
@@ -66,4 +66,4 @@ pub use run_file::{
 };
 pub use run_folder::{Mode, RunFolder};
 pub use schedule::{Curve, Schedule, Warmup};
-pub use trainer::{Done, Summed, Trainable, Trainer, Update};
+pub use trainer::{Done, Summed, Trainable, Trainer, Update, check_reached};

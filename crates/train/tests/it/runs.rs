@@ -199,6 +199,19 @@ fn a_run_resumed_at_any_moment_ends_with_the_same_bits() {
             true,
             &[0, 1, 2, 3, 4, 5, 6, 7],
         ),
+        (
+            DType::F32,
+            "steps = 7\nsave_every = 1\noptimizer = \"sgd\"\nmomentum = 0.8\nnesterov = true\n",
+            false,
+            &[0, 1, 2, 3, 4, 5, 6, 7],
+        ),
+        // Nothing but ages.
+        (
+            DType::F64,
+            "steps = 7\nsave_every = 1\noptimizer = \"sgd\"\n",
+            false,
+            &[0, 1, 2, 3, 4, 5, 6, 7],
+        ),
     ] {
         let root = tempfile::tempdir().unwrap();
         let setting = Setting { dtype, ..stirred() };
