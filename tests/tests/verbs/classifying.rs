@@ -441,6 +441,27 @@ fn what_does_not_fit_a_classification_is_refused() {
     place
         .run(&["train", "run.toml", "--set", "train.steps=1", "--json"])
         .json();
+    let sets = [
+        "--set",
+        "adapter.init_from=run/adapter",
+        "--set",
+        "task.kind=causal-lm",
+    ];
+    let sets = [
+        &sets[..],
+        &[
+            "--set",
+            "data.train=[\"rows.jsonl\"]",
+            "--set",
+            "output.dir=other",
+        ],
+    ]
+    .concat();
+    place.refuses(
+        &[&["train", "run.toml"], &sets[..]].concat(),
+        2,
+        &["init_from holds an adapter of the task type SEQ_CLS, which `task.kind` contradicts"],
+    );
     let adapter = ["--model", "model", "--adapter", "run/adapter"];
     place.refuses(
         &[&["eval", "--data", "rows.jsonl"], &adapter[..]].concat(),
