@@ -1,6 +1,6 @@
 //! Running a run file.
 
-use crate::adapters::{Beside, classes_in, save_trained};
+use crate::adapters::{classes_in, save_trained};
 use crate::base::{Base, BaseFiles};
 use crate::card::training;
 use crate::device::device;
@@ -193,12 +193,10 @@ pub fn train(
             save_trained(
                 &attached,
                 &fingerprint,
+                base.classes.as_ref(),
                 &folder.adapter(),
                 Existing::Replace,
-                Beside {
-                    classes: base.classes.as_ref(),
-                    training: Some(&training),
-                },
+                Some(&training),
             )?
         }
     };
