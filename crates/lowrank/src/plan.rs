@@ -1,7 +1,9 @@
 //! What a run will be, without running it.
 
 use crate::Result;
+use crate::base::Base;
 use crate::run::{Method, NAME, Prepared};
+use lowrank_adapter::target::is_saved;
 use lowrank_adapter::{
     Attached, Batch, Footprint, Kind, Memory, Model, Param, Part, Pass, Selection, Share, Tokens,
     footprint, sweep,
@@ -108,7 +110,7 @@ pub fn plan(run: &RunFile, origin: &Path) -> Result<RunPlan> {
         Method::Adapter(_) => (params.iter().map(bytes).sum(), saved),
     };
     let outlook = &prepared.outlook;
-    let held = Held::new(prepared.base.model.as_ref(), params, &outlook.trained)?;
+    let held = Held::new(&prepared.base, params, &outlook.trained)?;
     let need = need(&prepared, &held);
     let parts = [
         weights,
@@ -147,7 +149,7 @@ fn bytes(param: &Param) -> usize {
     param.elem_count() * param.dtype().size_in_bytes()
 }
 
-/// The targeted modules.
+/// The targeted modules, and those that train whole beside them.
 fn adapted(attached: &Attached, trained: &[Param]) -> Result<Vec<PlannedSite>> {
     let site = |path: &String| {
         let prefix = format!("{path}.");
@@ -169,11 +171,20 @@ fn adapted(attached: &Attached, trained: &[Param]) -> Result<Vec<PlannedSite>> {
             parameters: trained.map(|param| attached.live_count(param)).sum(),
         })
     };
-    attached.sites.iter().map(site).collect()
+    let mut sites = attached
+        .sites
+        .iter()
+        .map(site)
+        .collect::<Result<Vec<_>>>()?;
+    sites.extend(modules(attached.params.iter().filter(|param| {
+        let path = param.name().rsplit_once('.').map_or("", |(path, _)| path);
+        is_saved(path, attached.config.common.modules_to_save())
+    })));
+    Ok(sites)
 }
 
 /// The modules that the parameters belong to, in order.
-fn modules(params: &[Param]) -> Vec<PlannedSite> {
+fn modules<'a>(params: impl IntoIterator<Item = &'a Param>) -> Vec<PlannedSite> {
     let mut sites: Vec<PlannedSite> = Vec::new();
     for param in params {
         let name = param.name();
@@ -273,7 +284,10 @@ fn need(prepared: &Prepared, held: &Held) -> Need {
     let number = trained
         .first()
         .map_or(0, |param| param.dtype().size_in_bytes());
-    let vocab = prepared.base.info.vocab_size;
+    let classes = prepared.base.classes.as_ref();
+    let vocab = classes.map_or(prepared.base.info.vocab_size, |classes| {
+        classes.count().get()
+    });
     let hidden = held.inputs.first().copied().unwrap_or(0.0);
     let gradients: usize = trained.iter().map(bytes).sum();
     let of = |size: Size| {
@@ -316,7 +330,8 @@ struct Held {
 impl Held {
     /// Runs two tiny batches through the model: what they differ in is what tokens need, the rest are parameters. A third
     /// goes back too: what no loss depends on would stop the run at its first step.
-    fn new(model: &dyn Model, params: &[Param], trained: &[Param]) -> Result<Self> {
+    fn new(base: &Base, params: &[Param], trained: &[Param]) -> Result<Self> {
+        let model = base.model.as_ref();
         const FEW: usize = 2;
         let batch = |rows: usize| {
             let tokens = Tokens {
@@ -326,7 +341,11 @@ impl Held {
                 segments: vec![1; rows * FEW],
                 positions: (0..rows).flat_map(|_| 0..FEW as u32).collect(),
             };
-            Batch::new(tokens, vec![0; rows * FEW])
+            let batch = Batch::new(tokens, vec![0; rows * FEW])?;
+            match base.classes {
+                Some(_) => batch.with_row_labels(vec![Some(0.0); rows]),
+                None => Ok(batch),
+            }
         };
         let held = params.iter().filter(|param| !trained.contains(param));
         let held: Arc<BTreeSet<Param>> = Arc::new(held.cloned().collect());

@@ -349,6 +349,13 @@ fn resolve(run: &mut RunFile, origin: &Path) -> Result<Option<Planned>> {
         let config = AdapterConfig::parse(family, &files.config, Source::AdapterFolder)
             .and_then(|config| config.read_as(run.adapter.residual_base))
             .map_err(&in_config)?;
+        if config.common.is_classifier() != (run.task != TaskKeys::CausalLm) {
+            let stored = config.common.task_type.as_deref().unwrap_or("none");
+            let what = format!(
+                "init_from holds an adapter of the task type {stored}, which `task.kind` contradicts"
+            );
+            return Err(wrong(lowrank_adapter::Error::Other(what)));
+        }
         keys = agree(&config, &keys).map_err(wrong)?;
         classes = classes_in(&files)?;
         tensors = Some(files.tensors);

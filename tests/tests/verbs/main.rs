@@ -6,6 +6,7 @@
 
 mod chats;
 mod choices;
+mod classifying;
 mod continuing;
 mod devices;
 mod eval;

@@ -2,7 +2,7 @@
 
 use crate::arguments::{EvalArguments, Task};
 use crate::output::print;
-use crate::verbs::{same, within};
+use crate::verbs::{classify, same, within};
 use anyhow::Result;
 use candle_core::DType;
 use lowrank::adapter::Selection;
@@ -23,7 +23,8 @@ struct Report {
     task: &'static str,
     examples: u64,
     tokens: u64,
-    supervised_tokens: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    supervised_tokens: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     loss: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -49,9 +50,11 @@ pub fn run(arguments: &EvalArguments) -> Result<ExitCode> {
         base.set_chat_template(template)?;
     }
     let data = open_data(arguments, &base)?;
+    classify::check(&base, &data)?;
     let task = choose_task(arguments, &data)?;
     let evaluation = match task {
         Task::Choices => choices(arguments, &base, &selection, &data)?,
+        Task::Classification => classify::measure(arguments, &base, &selection, &data)?,
         _ => {
             let model = base.model.as_ref();
             training::loss(model, &selection, data.examples(), arguments.batch_size)
@@ -63,23 +66,28 @@ pub fn run(arguments: &EvalArguments) -> Result<ExitCode> {
             "the loss is {loss}: the model or an adapter (or its weight) makes numbers that are not finite"
         );
     }
-    if let Some(path) = &arguments.logits {
+    let is_classification = task == Task::Classification;
+    if let Some(path) = arguments.logits.as_ref().filter(|_| !is_classification) {
         write_logits(path, &base, &selection, data.examples())?;
     }
     let report = Report {
-        task: if task == Task::Choices {
-            "choices"
-        } else {
-            "loss"
+        task: match task {
+            Task::Choices => "choices",
+            Task::Classification => "classification",
+            Task::Loss | Task::Generate => "loss",
         },
         examples: evaluation.examples,
         tokens: evaluation.tokens,
-        supervised_tokens: evaluation.supervised_tokens,
+        supervised_tokens: (!is_classification).then_some(evaluation.supervised_tokens),
         loss: evaluation.loss,
-        perplexity: evaluation.loss.map(f64::exp),
+        perplexity: evaluation.loss.filter(|_| !is_classification).map(f64::exp),
         accuracy: evaluation.accuracy,
         accuracy_norm: evaluation.accuracy_norm,
-        metrics: Map::new(),
+        metrics: evaluation
+            .metrics
+            .into_iter()
+            .map(|(name, value)| (name, value.into()))
+            .collect(),
         truncated: data.summary().truncated,
         seconds: started.elapsed().as_secs_f64(),
         peak_rss_mb: peak_rss_mb(),
@@ -101,14 +109,19 @@ fn open_data(arguments: &EvalArguments, base: &Base) -> lowrank::Result<Dataset>
 fn choose_task(arguments: &EvalArguments, data: &Dataset) -> lowrank::Result<Task> {
     let by_kind = match data.kind() {
         Some(Kind::Choices) => Task::Choices,
+        Some(Kind::Labelled) => Task::Classification,
         _ => Task::Loss,
     };
     let task = match arguments.task {
         None => by_kind,
-        Some(Task::Classification) => {
-            return Err(Error::Usage(
-                "--task classification is not yet supported".into(),
-            ));
+        Some(Task::Classification) if by_kind != Task::Classification => {
+            let rows = Kind::Labelled;
+            let what = format!("--task classification needs rows {rows}; these are others");
+            return Err(Error::Usage(what));
+        }
+        Some(given) if by_kind == Task::Classification && given != by_kind => {
+            let what = "rows with labels are measured by --task classification; leave the flag out";
+            return Err(Error::Usage(what.into()));
         }
         Some(Task::Generate) => {
             return Err(Error::Usage("--task generate is not yet supported".into()));
@@ -122,7 +135,7 @@ fn choose_task(arguments: &EvalArguments, data: &Dataset) -> lowrank::Result<Tas
     };
     if task == Task::Loss && arguments.predictions.is_some() {
         return Err(Error::Usage(
-            "--predictions needs rows with `choices`, and no --task loss".into(),
+            "--predictions needs rows with `choices` or `label`, and no --task loss".into(),
         ));
     }
     Ok(task)
