@@ -58,6 +58,7 @@ mod packing;
 mod row;
 mod source;
 mod stream;
+mod texts;
 mod tokenizer;
 
 pub use batch::Padded;
@@ -71,4 +72,5 @@ pub use packing::{Packing, Sequence};
 pub use row::Kind;
 pub use source::check_supported;
 pub use stream::{StopStrings, TextStream};
+pub use texts::read_texts;
 pub use tokenizer::{Special, Templated, Tokenizer};

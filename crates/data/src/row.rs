@@ -129,10 +129,10 @@ pub(crate) fn parse(line: &str, decided: Decided) -> Result<(Kind, Row), Problem
 }
 
 /// A JSON object in the order it was written, nothing merged.
-struct Fields(Vec<(String, Value)>);
+pub(crate) struct Fields(Vec<(String, Value)>);
 
 impl Fields {
-    fn parse(line: &str) -> Result<Self, Problem> {
+    pub(crate) fn parse(line: &str) -> Result<Self, Problem> {
         let fields: Self = serde_json::from_str(line).map_err(|error| {
             match line.trim_start().as_bytes().first() {
                 Some(b'[') if error.is_data() => Problem::NotObject { found: "an array" },
@@ -163,7 +163,7 @@ impl Fields {
         Ok(fields)
     }
 
-    fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.0.iter().any(|(field, _)| field == name)
     }
 
@@ -252,7 +252,7 @@ impl Fields {
             .ok_or(Problem::MissingField { field: name, kind })
     }
 
-    fn string(&mut self, kind: Kind, name: &'static str) -> Result<String, Problem> {
+    pub(crate) fn string(&mut self, kind: Kind, name: &'static str) -> Result<String, Problem> {
         let value = self.take(kind, name)?;
         string(value, || name.to_owned())
     }

@@ -2,7 +2,9 @@
 
 use crate::base::{Base, BaseFiles};
 use crate::{Error, Result, hub};
-use lowrank_data::{Classes, Dataset, Expected, Kind, Options, Reference, Tokenizer};
+use lowrank_data::{
+    Classes, Dataset, Example, Expected, Kind, Options, Reference, Tokenizer, read_texts,
+};
 use lowrank_train::{RunFile, TaskKeys};
 use std::path::Path;
 
@@ -86,6 +88,15 @@ pub fn open_data(files: &[String], base: &Base, options: &Options) -> Result<Dat
         None => Expected::Found(None),
     };
     open_expected(files, base, options, expected)
+}
+
+/// Opens the texts of rows to be embedded, in the base's own tokenizer; files are as [`open_data`]'s.
+///
+/// # Errors
+/// If there is no tokenizer that can be read, or a row cannot be read; the message names file and line.
+pub fn open_texts(files: &[String], base: &BaseFiles, options: &Options) -> Result<Vec<Example>> {
+    let tokenizer = base.tokenizer()?;
+    Ok(read_texts(&hub::data(files)?, &tokenizer, options)?)
 }
 
 fn open_expected(
