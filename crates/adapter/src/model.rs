@@ -34,6 +34,21 @@ impl Tokens {
             .filter(|&&segment| segment != 0)
             .count()
     }
+
+    /// Where each segment lies, padding left out: its first token's flat index and its length, in order.
+    pub(crate) fn runs(&self) -> Vec<(usize, usize)> {
+        let mut runs = Vec::with_capacity(self.rows);
+        for (row, segments) in self.segments.chunks(self.length.max(1)).enumerate() {
+            let mut start = row * self.length;
+            for run in segments.chunk_by(|a, b| a == b) {
+                if run[0] != 0 {
+                    runs.push((start, run.len()));
+                }
+                start += run.len();
+            }
+        }
+        runs
+    }
 }
 
 /// Tokens and what supervises them.
@@ -256,7 +271,7 @@ pub trait Model: Send + Sync {
     /// Every part that holds weights, in the order of the forward pass.
     fn parts(&mut self, visit: &mut dyn FnMut(Part<'_>));
 
-    /// Tokens to the first hidden state, `[rows, length, hidden]`.
+    /// Tokens to the first hidden state, `[rows, length, hidden]`; the words by [`Embedding::forward_tokens`].
     ///
     /// # Errors
     /// If a token is not in the vocabulary.
@@ -308,7 +323,7 @@ fn run_here(
     pass: &mut Pass,
 ) -> Result<Tensor> {
     pass.set_tokens(batch.tokens());
-    let mut h = model.embed(batch, pass)?;
+    let mut h = embed(model, batch, pass)?;
     for i in 0..model.blocks() {
         h = model.block(i, &h, batch, kv.as_deref_mut(), pass)?;
     }
@@ -316,6 +331,13 @@ fn run_here(
         kv.advance(batch);
     }
     model.head(&h, batch, ask, pass)
+}
+
+/// The first hidden state, with the noise of a pass that has any.
+pub(crate) fn embed(model: &dyn Model, batch: &Batch, pass: &mut Pass) -> Result<Tensor> {
+    let h = model.embed(batch, pass)?;
+    pass.check_noise(model.model_type())?;
+    Ok(h)
 }
 
 /// What tokens may see without a cache: earlier ones of their own segment.

@@ -140,7 +140,7 @@ pub enum Task {
     Loss,
     /// The accuracy of multiple choice, and the loss of the right completion
     Choices,
-    /// Not yet supported
+    /// The classes, or the values, of rows with labels: accuracy, F1 and Matthews' correlation, or Pearson's and Spearman's
     Classification,
     /// Not yet supported
     Generate,
@@ -175,7 +175,7 @@ pub struct EvalArguments {
     /// Write one JSON line a row: index, scores, prediction, answer, correct
     #[arg(long, value_name = "F.jsonl")]
     pub predictions: Option<PathBuf>,
-    /// Write the logits of every row, `logits.<row>` [tokens, vocab] in f32
+    /// Write the logits of every row, `logits.<row>` [tokens, vocab] in f32; a classifier's are `logits` [rows, classes]
     #[arg(long, value_name = "F.safetensors")]
     pub logits: Option<PathBuf>,
     /// Print one JSON object on stdout

@@ -1,5 +1,6 @@
 //! How a run shows itself: a bar on a terminal, plain lines otherwise. Everything goes to stderr.
 
+use crate::signals::Signals;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lowrank::training::{EvalLine, Progress, Started, StepLine};
 use std::io::IsTerminal;
@@ -11,6 +12,7 @@ pub struct Shown {
     lines: Lines,
     total: u64,
     before: Option<EvalLine>,
+    signals: Signals,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,6 +42,7 @@ impl Shown {
             lines,
             total: 0,
             before: None,
+            signals: Signals::default(),
         }
     }
 
@@ -48,10 +51,15 @@ impl Shown {
         self.before.as_ref()
     }
 
+    /// What the run was stopped by.
+    pub const fn signals(&self) -> &Signals {
+        &self.signals
+    }
+
     fn line(&self, text: &str) {
         match self.lines {
             Lines::Beside => self.bar.println(text),
-            Lines::Alone => eprintln!("{text}"),
+            Lines::Alone => crate::say(text),
             Lines::Quiet => {}
         }
     }
@@ -59,6 +67,10 @@ impl Shown {
 
 impl Progress for Shown {
     fn started(&mut self, start: &Started) {
+        // Not earlier: what is loaded until now need not be waited for.
+        if let Err(error) = self.signals.catch() {
+            self.warning(&format!("signals end the run at once: {error}"));
+        }
         self.total = start.total;
         self.bar.set_length(start.total);
         self.bar.set_position(start.done);
@@ -81,10 +93,10 @@ impl Progress for Shown {
         self.bar.set_message(format!("loss {loss}"));
         let every = (self.total / 20).max(1);
         if self.lines == Lines::Alone && (line.step.is_multiple_of(every) || line.step == 1) {
-            eprintln!(
+            crate::say(&format!(
                 "step {}/{}  loss {loss}  lr {:.3e}  {:.0} tokens/s",
                 line.step, self.total, line.lr, line.tokens_per_second
-            );
+            ));
         }
     }
 
@@ -111,6 +123,14 @@ impl Progress for Shown {
 
     fn warning(&mut self, message: &str) {
         self.line(&format!("warning: {message}"));
+    }
+
+    fn notice(&mut self, message: &str) {
+        self.line(message);
+    }
+
+    fn stops(&mut self) -> bool {
+        self.signals.came().is_some()
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::classes::{Classes, Expected, Labels};
 use crate::error::{Error, Result};
 use crate::example::{Encoder, Example, Reference};
+use crate::examples::Examples;
 use crate::lines::Lines;
 use crate::row::{Decided, Kind, Row, parse};
 use crate::source;
@@ -197,8 +198,8 @@ impl Dataset {
 
     /// One example a row, in the order of the files.
     #[must_use]
-    pub fn examples(&self) -> &[Example] {
-        &self.examples
+    pub fn examples(&self) -> Examples<'_> {
+        (&self.examples).into()
     }
 
     /// What an evaluation compares with, one a row.

@@ -4,7 +4,9 @@ use crate::base::{Base, BaseFiles};
 use crate::{Error, Result, hub};
 use lowrank_adapter::{AdapterConfig, Attached, ResidualBase, SEQ_CLS, Source, Start, attach};
 use lowrank_data::Classes;
-use lowrank_format::{AtomicFolder, CONFIG_FILE, Existing, Fingerprint, LowrankJson, PeftFolder};
+use lowrank_format::{
+    AtomicFolder, CONFIG_FILE, Existing, Fingerprint, LowrankJson, PeftFolder, Training,
+};
 use lowrank_models::{Head, Precision, classes_of};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -234,22 +236,29 @@ pub fn save_adapter(
     target: &Path,
     existing: Existing,
 ) -> Result<PathBuf> {
-    save_classifier(attached, base, None, target, existing)
+    save_trained(attached, base, target, existing, Beside::default())
 }
 
-/// [`save_adapter`] with the classes that a classifier tells apart, whose names are kept beside it.
-///
-/// # Errors
-/// As [`save_adapter`].
-pub fn save_classifier(
+/// What an adapter's folder says of a run beside the adapter.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Beside<'a> {
+    /// The classes that a classifier tells apart.
+    pub classes: Option<&'a Classes>,
+    /// What the model card says of the training.
+    pub training: Option<&'a Training>,
+}
+
+/// As [`save_adapter`], with what is known of the run.
+pub(crate) fn save_trained(
     attached: &Attached,
     base: &Fingerprint,
-    classes: Option<&Classes>,
     target: &Path,
     existing: Existing,
+    beside: Beside<'_>,
 ) -> Result<PathBuf> {
     let folder = AtomicFolder::create(target, existing)?;
     let exported = attached.exported()?;
+    let names = beside.classes.map_or(&[][..], Classes::names);
     let tensors = exported
         .tensors
         .iter()
@@ -259,7 +268,8 @@ pub fn save_classifier(
         folder.path(),
         &exported.config.to_peft(),
         tensors,
-        &LowrankJson::new(family, base).with_labels(classes.map_or(&[], Classes::names)),
+        &LowrankJson::new(family, base).with_labels(names),
+        beside.training,
     )?;
     Ok(folder.commit()?)
 }

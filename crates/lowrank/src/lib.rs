@@ -23,6 +23,7 @@
 
 mod adapters;
 mod base;
+mod card;
 mod device;
 mod embed;
 mod error;
@@ -39,7 +40,6 @@ mod run;
 
 pub use adapters::{
     AdapterSource, Reading, StrictBase, adapter_classes, load_adapter, save_adapter,
-    save_classifier,
 };
 pub use base::{Base, BaseFiles, precision};
 pub use device::device;
@@ -63,4 +63,5 @@ pub use lowrank_merge as merge;
 pub use lowrank_models as models;
 pub use lowrank_ops as ops;
 pub use lowrank_registry as registry;
+pub use lowrank_report as report;
 pub use lowrank_train as training;

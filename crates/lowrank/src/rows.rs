@@ -5,6 +5,7 @@ use crate::{Error, Result, hub};
 use lowrank_data::{
     Classes, Dataset, Example, Expected, Kind, Options, Reference, Tokenizer, read_texts,
 };
+use lowrank_models::Reading;
 use lowrank_train::{RunFile, TaskKeys};
 use std::path::Path;
 
@@ -120,6 +121,21 @@ fn open_expected(
         (Err(error), Some(broken)) if error.needs_tokenizer() => return Err(broken),
         (data, _) => data?,
     };
+    if base.info.reading == Reading::BothWays
+        && let Some(file) = data
+            .summary()
+            .files
+            .iter()
+            .find(|file| file.kind != Kind::Labelled)
+    {
+        return Err(Error::Usage(format!(
+            "{}: rows {} are for models that continue texts, and a {} reads texts as a whole; expected rows {} for a classifier",
+            file.path.display(),
+            file.kind,
+            base.info.model_type,
+            Kind::Labelled
+        )));
+    }
     let (longest, limit) = (longest(&data), base.info.max_position_embeddings);
     if longest > limit {
         return Err(Error::TooLong {

@@ -158,7 +158,7 @@ impl Model for Bert {
             .map(|(position, segment)| first + if *segment == 0 { 0 } else { *position })
             .collect();
         let shape = (tokens.rows, tokens.length);
-        let words = self.words.forward(&tokens.ids, shape, pass)?;
+        let words = self.words.forward_tokens(tokens, pass)?;
         let positions = self.positions.forward(&positions, shape, pass)?;
         let types = self.types.forward(types, shape, pass)?;
         let sum = ops::add(&ops::add(&words, &types)?, &positions)?;

@@ -216,8 +216,7 @@ impl Model for Llama {
         let tokens = batch.tokens();
         checks::vocabulary(tokens.ids.iter().copied(), self.config.vocab_size, "token")?;
         checks::positions(tokens, self.config.max_position_embeddings)?;
-        self.embedding
-            .forward(&tokens.ids, (tokens.rows, tokens.length), pass)
+        self.embedding.forward_tokens(tokens, pass)
     }
 
     fn blocks(&self) -> usize {

@@ -392,10 +392,23 @@ pub fn dropout(x: &Tensor, p: f64, key: Key) -> Result<Tensor> {
 /// # Errors
 /// If candle refuses the arguments.
 pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    smoothed_cross_entropy(logits, targets, 0.0)
+}
+
+/// As [`crate::smoothed_cross_entropy()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn smoothed_cross_entropy(logits: &Tensor, targets: &[u32], smoothing: f64) -> Result<Tensor> {
     let centred = logits.broadcast_sub(&logits.max_keepdim(1)?.detach())?;
     let log_sums = centred.exp()?.sum(1)?.log()?;
     let targets = Tensor::new(targets, logits.device())?.unsqueeze(1)?;
-    Ok((log_sums - centred.contiguous()?.gather(&targets, 1)?.squeeze(1)?)?)
+    let own = centred.contiguous()?.gather(&targets, 1)?.squeeze(1)?;
+    if smoothing == 0.0 {
+        return Ok((log_sums - own)?);
+    }
+    let mean = centred.mean(1)?;
+    Ok(((log_sums - (own * (1.0 - smoothing))?)? - (mean * smoothing)?)?)
 }
 
 /// As [`crate::sum_all()`].

@@ -5,8 +5,9 @@ use crate::evaluate::{Evaluation, batch, best};
 use crate::task_metrics::{of_classes, of_values};
 use candle_core::DType;
 use lowrank_adapter::{Ask, Model, Pass, Selection, run};
-use lowrank_data::Example;
+use lowrank_data::Examples;
 use serde::Serialize;
+use std::borrow::Cow;
 use std::num::NonZeroUsize;
 
 /// What a model gives a row.
@@ -40,30 +41,33 @@ pub enum Answer {
 ///
 /// # Errors
 /// Whatever the model refuses; one without a head for classes refuses all.
-pub fn classify(
+pub fn classify<'a>(
     model: &dyn Model,
     selection: &Selection,
-    examples: &[Example],
+    examples: impl Into<Examples<'a>>,
     batch_size: NonZeroUsize,
 ) -> Result<(Evaluation, Vec<Classified>)> {
+    let examples = examples.into();
     let mut order: Vec<usize> = (0..examples.len()).collect();
-    order.sort_by_key(|&row| examples[row].ids.len());
-    let mut scores: Vec<Vec<f64>> = vec![Vec::new(); examples.len()];
+    order.sort_by_key(|&row| examples.tokens(row));
+    let mut given: Vec<(Vec<f64>, Option<f64>)> = vec![Default::default(); examples.len()];
     for rows in order.chunks(batch_size.get()) {
-        let batch = batch(rows.iter().map(|&row| &examples[row]))?;
+        let read = rows.iter().map(|&row| examples.get(row));
+        let read = read.collect::<lowrank_data::Result<Vec<_>>>()?;
+        let batch = batch(read.iter().map(Cow::as_ref))?;
         let mut pass = Pass::evaluation(selection.clone());
-        let given = run(model, &batch, &Ask::Classes, None, &mut pass)?;
-        let given = given.detach().to_dtype(DType::F64)?.to_vec2::<f64>()?;
-        for (&row, numbers) in rows.iter().zip(given) {
-            scores[row] = numbers;
+        let classes = run(model, &batch, &Ask::Classes, None, &mut pass)?;
+        let classes = classes.detach().to_dtype(DType::F64)?.to_vec2::<f64>()?;
+        for ((&row, scores), example) in rows.iter().zip(classes).zip(read) {
+            given[row] = (scores, example.label);
         }
     }
-    let classified: Vec<Classified> = (0..)
-        .zip(scores)
-        .zip(examples)
-        .map(|((index, scores), example)| Classified::new(index, scores, example.label))
+    let rows = (0..).zip(given);
+    let classified: Vec<Classified> = rows
+        .map(|(index, (scores, label))| Classified::new(index, scores, label))
         .collect();
-    Ok((judge(&classified, examples), classified))
+    let tokens = (0..examples.len()).map(|row| examples.tokens(row) as u64);
+    Ok((judge(&classified, tokens.sum()), classified))
 }
 
 impl Classified {
@@ -107,11 +111,11 @@ impl Classified {
     }
 }
 
-fn judge(classified: &[Classified], examples: &[Example]) -> Evaluation {
+fn judge(classified: &[Classified], tokens: u64) -> Evaluation {
     let losses: Vec<f64> = classified.iter().filter_map(Classified::loss).collect();
     let mut evaluation = Evaluation {
-        examples: examples.len() as u64,
-        tokens: examples.iter().map(|row| row.ids.len() as u64).sum(),
+        examples: classified.len() as u64,
+        tokens,
         ..Evaluation::default()
     };
     if losses.is_empty() {

@@ -4,8 +4,9 @@
 use crate::error::Result;
 use candle_core::{DType, Tensor};
 use lowrank_adapter::{Ask, Batch, KvCache, Model, Pass, Selection, Tokens, run};
-use lowrank_data::{ChoiceExample, Example, Padded, UNSUPERVISED};
+use lowrank_data::{ChoiceExample, Example, Examples, Padded, UNSUPERVISED};
 use serde::Serialize;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
@@ -107,19 +108,26 @@ fn laid_out(padded: Padded) -> Result<Batch> {
 /// The loss of every row, in batches of `batch_size` rows.
 ///
 /// # Errors
-/// Whatever the model refuses.
-pub fn loss(
+/// Whatever the model refuses, or if a row cannot be read.
+pub fn loss<'a>(
     model: &dyn Model,
     selection: &Selection,
-    examples: &[Example],
+    examples: impl Into<Examples<'a>>,
     batch_size: NonZeroUsize,
 ) -> Result<Evaluation> {
     let mut evaluation = Evaluation::default();
     let mut sum = Sum::default();
-    for rows in examples.chunks(batch_size.get()) {
-        evaluation.examples += rows.len() as u64;
-        evaluation.tokens += rows.iter().map(|row| row.ids.len() as u64).sum::<u64>();
-        if rows.iter().any(|row| row.supervised() > 0) {
+    let mut rows = examples.into().iter();
+    loop {
+        let chunk = rows.by_ref().take(batch_size.get());
+        let chunk = chunk.collect::<lowrank_data::Result<Vec<Cow<'_, Example>>>>()?;
+        if chunk.is_empty() {
+            break;
+        }
+        evaluation.examples += chunk.len() as u64;
+        evaluation.tokens += chunk.iter().map(|row| row.ids.len() as u64).sum::<u64>();
+        if chunk.iter().any(|row| row.supervised() > 0) {
+            let rows = chunk.iter().map(Cow::as_ref);
             sum.add(batch_loss(model, selection, &batch(rows)?)?);
         }
     }

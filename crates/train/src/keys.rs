@@ -202,6 +202,11 @@ impl<'a> Keys<'a> {
     pub fn take(&mut self, key: &str) -> Option<Value> {
         self.table.remove(key)
     }
+
+    pub fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
     /// The keys that are left.
     pub fn rest(self) -> Table {
         self.table

@@ -1,12 +1,13 @@
 //! `metrics.jsonl`: one JSON object a line, written as the run goes on.
 
+use crate::append::append;
 use crate::error::{Error, Result};
 use lowrank_format::atomic_write_file;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write as _};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// What is logged of a training step. A number that is not finite is written as null.
@@ -14,7 +15,8 @@ use std::path::{Path, PathBuf};
 pub struct StepLine {
     /// The optimiser step, from 1.
     pub step: u64,
-    /// The task loss before the update, over the supervised tokens of the step; 0 if there are none.
+    /// The task loss before the update, over the supervised tokens of the step, with the smoothed labels and the noise
+    /// that it was computed with; 0 if there are none.
     pub loss: Option<f64>,
     /// The learning rate.
     pub lr: f64,
@@ -37,7 +39,7 @@ pub struct StepLine {
 pub struct EvalLine {
     /// After this many steps.
     pub step: u64,
-    /// The loss over all supervised tokens.
+    /// The loss over all supervised tokens, without smoothing or noise.
     pub eval_loss: Option<f64>,
     /// Tokens that are not padding.
     pub eval_tokens: u64,
@@ -91,6 +93,7 @@ pub struct Metrics {
     pub last_step: Option<StepLine>,
     /// The last evaluation line.
     pub last_evaluation: Option<EvalLine>,
+    kept: Vec<EvalLine>,
 }
 
 impl Metrics {
@@ -105,7 +108,8 @@ impl Metrics {
             Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
             Err(error) => return Err(Error::io("read", path)(error)),
         };
-        let (mut kept, mut last_step, mut last_evaluation) = (String::new(), None, None);
+        let (mut kept, mut last_step) = (String::new(), None);
+        let mut evaluations: Vec<EvalLine> = Vec::new();
         for line in text
             .split_inclusive('\n')
             .filter(|line| line.ends_with('\n'))
@@ -117,7 +121,7 @@ impl Metrics {
             }
             kept.push_str(line);
             last_step = serde_json::from_str(line).ok().or(last_step);
-            last_evaluation = serde_json::from_str(line).ok().or(last_evaluation);
+            evaluations.extend(serde_json::from_str::<EvalLine>(line));
         }
         if kept != text {
             atomic_write_file(path, kept.as_bytes())?;
@@ -127,8 +131,14 @@ impl Metrics {
             path: path.to_path_buf(),
             file: file.map_err(Error::io("open", path))?,
             last_step,
-            last_evaluation,
+            last_evaluation: evaluations.last().cloned(),
+            kept: evaluations,
         })
+    }
+
+    /// The lines of evaluations that were there when the file was opened, and were not cut.
+    pub(crate) fn evaluations(&self) -> &[EvalLine] {
+        &self.kept
     }
 
     /// Adds a training line.
@@ -168,7 +178,8 @@ impl Metrics {
     fn write(&mut self, line: &impl Serialize) -> Result<()> {
         // serde_json writes null for what JSON cannot hold.
         let written = serde_json::to_string(line).map_err(std::io::Error::from);
-        let written = written.and_then(|line| self.file.write_all(format!("{line}\n").as_bytes()));
+        let written =
+            written.and_then(|line| append(&mut self.file, format!("{line}\n").as_bytes()));
         written.map_err(Error::io("write", &self.path))
     }
 }
@@ -176,11 +187,19 @@ impl Metrics {
 /// The largest memory that this process has held (VmHWM), in MiB; none where the system does not tell.
 #[must_use]
 pub fn peak_rss_mb() -> Option<f64> {
+    memory_mb("VmHWM:")
+}
+
+/// The memory that this process holds now (VmRSS), in MiB; none where the system does not tell.
+#[must_use]
+pub fn rss_mb() -> Option<f64> {
+    memory_mb("VmRSS:")
+}
+
+fn memory_mb(line: &str) -> Option<f64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kilobytes: f64 = line.split_whitespace().next()?.parse().ok()?;
+    let found = status.lines().find_map(|found| found.strip_prefix(line))?;
+    let kilobytes: f64 = found.split_whitespace().next()?.parse().ok()?;
     Some(kilobytes / 1024.0)
 }
 

@@ -3,18 +3,21 @@
 use crate::clip::{clip_factor, find_non_finite, find_non_finite_param, global_norm};
 use crate::error::{Error, Result};
 use crate::evaluate::{batch, numbers, packed};
-use crate::optimizer::Optimizer;
+use crate::optimizer::{Optimizer, Updated};
 use crate::run_file::{DataKeys, OnNonFinite, TrainKeys};
 use crate::schedule::Schedule;
 use candle_core::DType;
 use lowrank_adapter::{
-    self as adapter, Ask, Attached, Batch, Controller, Masks, Model, Param, Pass, Probe, Records,
-    Selection, Share, Step, masked_losses, run, sweep,
+    self as adapter, Ask, Attached, Batch, Controller, Kind, Masks, Model, Pair, Param, Pass,
+    Probe, Records, Selection, Share, Step, masked_losses, run, sweep,
 };
-use lowrank_data::{Example, Order, Packing, Plan, StepRows};
+use lowrank_data::{Example, Examples, Order, Packing, Plan, StepRows};
 use lowrank_ops::rng::{Key, Purpose};
 use lowrank_ops::{self as ops, Grads};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// What is trained: an adapter in its model, or a whole model.
 pub struct Trainable<'a> {
@@ -22,11 +25,13 @@ pub struct Trainable<'a> {
     pub model: &'a dyn Model,
     /// Every parameter, trained or not: all of them are in checkpoints.
     pub params: Vec<Param>,
+    /// The factors of layers that learn a product and nothing else.
+    pub pairs: Vec<Pair>,
     /// What acts between steps.
     pub controller: Option<&'a mut dyn Controller>,
     /// What training passes select.
     pub selection: Selection,
-    /// Scalars that are trained at the start.
+    /// Scalars that are declared as trained, at the start.
     pub trainable_parameters: usize,
 }
 
@@ -37,6 +42,7 @@ impl<'a> Trainable<'a> {
             model,
             trainable_parameters: attached.trainable_parameters(),
             params: attached.params.clone(),
+            pairs: attached.pairs.clone(),
             selection: Selection::one(attached.name.clone()),
             controller: match &mut attached.controller {
                 Some(controller) => Some(controller.as_mut()),
@@ -51,6 +57,7 @@ impl<'a> Trainable<'a> {
             model,
             trainable_parameters: params.iter().map(Param::elem_count).sum(),
             params,
+            pairs: Vec::new(),
             selection: Selection::one(name),
             controller: None,
         }
@@ -60,7 +67,7 @@ impl<'a> Trainable<'a> {
 /// The gradient of a step, before anything looks at it.
 #[derive(Debug)]
 pub struct Summed {
-    /// Gradients of the mean loss over the step's supervised tokens, and of auxiliary losses and penalties.
+    /// Gradients of the mean loss over the step's supervised tokens (with smoothed labels, if they are smoothed), and of auxiliary losses and penalties.
     pub grads: Grads,
     /// The mean loss; 0 if nothing is supervised.
     pub loss: f64,
@@ -109,13 +116,15 @@ pub enum Update {
 /// Makes steps.
 pub struct Trainer<'a, 'b> {
     trainable: &'b mut Trainable<'a>,
-    examples: &'b [Example],
-    held_out: &'b [Example],
+    examples: Examples<'b>,
+    held_out: Examples<'b>,
     keys: &'b TrainKeys,
     plan: Plan,
     schedule: Schedule,
-    optimizer: Optimizer,
+    optimizer: Box<dyn Optimizer>,
     trained: Vec<Param>,
+    /// What is declared as trained, and the optimiser leaves as it is.
+    held: Arc<BTreeSet<Param>>,
     /// Whether every trained tensor has been seen in the gradients.
     reached: bool,
 }
@@ -129,11 +138,12 @@ impl<'a, 'b> Trainer<'a, 'b> {
     /// than can be packed.
     pub fn new(
         trainable: &'b mut Trainable<'a>,
-        examples: &'b [Example],
-        held_out: &'b [Example],
+        examples: impl Into<Examples<'b>>,
+        held_out: impl Into<Examples<'b>>,
         data: &DataKeys,
         keys: &'b TrainKeys,
     ) -> Result<Self> {
+        let (examples, held_out) = (examples.into(), held_out.into());
         let len = std::num::NonZeroUsize::new(examples.len()).ok_or(Error::NoRows)?;
         let order = Order {
             seed: keys.seed,
@@ -145,8 +155,20 @@ impl<'a, 'b> Trainer<'a, 'b> {
             plan = plan.packed(Packing::new(examples, data.max_length))?;
         }
         let total = plan.total_steps();
-        let optimizer = Optimizer::new(&trainable.params, keys.adamw, &keys.groups)?
-            .relative_to(keys.learning_rate);
+        let optimizer = keys.optimizer.start(&Updated {
+            params: &trainable.params,
+            pairs: &trainable.pairs,
+            groups: &keys.groups,
+            lora_plus_ratio: keys.lora_plus_ratio,
+            learning_rate: keys.learning_rate,
+        })?;
+        let trained = optimizer.params().to_vec();
+        let declared = trainable.params.iter();
+        let declared = declared.filter(|param| param.info().kind == Kind::Trained);
+        let held = declared.filter(|param| !trained.contains(param)).cloned();
+        if keys.judging.needs_evaluations() && held_out.is_empty() {
+            return Err(Error::NothingToJudge);
+        }
         let wanted = trainable
             .controller
             .as_ref()
@@ -158,13 +180,15 @@ impl<'a, 'b> Trainer<'a, 'b> {
             controller.begin(total)?;
         }
         Ok(Self {
-            trained: optimizer.params().cloned().collect(),
+            held: Arc::new(held.collect()),
+            trained,
             optimizer,
             schedule: Schedule {
                 base: keys.learning_rate,
                 curve: keys.schedule,
                 warmup: keys.warmup.steps(total),
                 total,
+                least: keys.least_rate,
             },
             trainable,
             examples,
@@ -183,8 +207,22 @@ impl<'a, 'b> Trainer<'a, 'b> {
 
     /// The optimiser.
     #[must_use]
-    pub fn optimizer(&self) -> &Optimizer {
-        &self.optimizer
+    pub fn optimizer(&self) -> &dyn Optimizer {
+        self.optimizer.as_ref()
+    }
+
+    /// Scalars that are trained at the start, without those that the optimiser leaves as they are.
+    #[must_use]
+    pub fn trainable_parameters(&self) -> usize {
+        let held: usize = self.held.iter().map(Param::elem_count).sum();
+        self.trainable.trainable_parameters - held
+    }
+
+    /// A pass that trains what this trainer does.
+    #[must_use]
+    pub fn pass(&self, key: Key) -> Pass {
+        let pass = Pass::training_pass(self.trainable.selection.clone(), key);
+        pass.holding(Arc::clone(&self.held)).blurred(self.keys.blur)
     }
 
     /// What is trained.
@@ -194,9 +232,9 @@ impl<'a, 'b> Trainer<'a, 'b> {
     }
 
     /// For a checkpoint: the optimiser and what is trained, to be set to what they were.
-    pub(crate) fn restorable(&mut self) -> (&mut Optimizer, &mut Trainable<'a>) {
+    pub(crate) fn restorable(&mut self) -> (&mut dyn Optimizer, &mut Trainable<'a>) {
         self.reached = true;
-        (&mut self.optimizer, self.trainable)
+        (self.optimizer.as_mut(), self.trainable)
     }
 
     /// Runs one step: micro-batches, sum, finite check, `after_backward`, clip, update, `after_update`.
@@ -281,8 +319,14 @@ impl<'a, 'b> Trainer<'a, 'b> {
         let step = self.place(rows.step);
         let mut batches: Vec<Batch> = Vec::with_capacity(rows.micro_batches.len());
         for sequences in &rows.micro_batches {
-            let of = |&row: &usize| &self.examples[row];
-            batches.push(packed(sequences.iter().map(|rows| rows.iter().map(of)))?);
+            let read = |rows: &Vec<usize>| -> lowrank_data::Result<Vec<Cow<'_, Example>>> {
+                rows.iter().map(|&row| self.examples.get(row)).collect()
+            };
+            let read = sequences.iter().map(read);
+            let read = read.collect::<lowrank_data::Result<Vec<_>>>()?;
+            batches.push(packed(
+                read.iter().map(|rows| rows.iter().map(Cow::as_ref)),
+            )?);
         }
         let tokens: Vec<usize> = batches.iter().map(|batch| batch.tokens().count()).collect();
         let all_tokens: usize = tokens.iter().sum();
@@ -300,14 +344,13 @@ impl<'a, 'b> Trainer<'a, 'b> {
             return Ok(summed);
         }
         let key = Key::new(self.keys.seed, Purpose::Dropout).step(rows.step);
-        let selection = &self.trainable.selection;
         let (mut loss, mut auxiliary) = (0.0, 0.0);
         for ((micro, batch), tokens) in (0..).zip(&batches).zip(tokens) {
             let share = Share {
                 token: 1.0 / supervised as f64,
                 auxiliary: tokens as f64 / all_tokens as f64,
             };
-            let mut pass = Pass::training_pass(selection.clone(), key.micro(micro));
+            let mut pass = self.pass(key.micro(micro));
             let model = self.trainable.model;
             let swept = sweep(
                 model,
@@ -331,7 +374,7 @@ impl<'a, 'b> Trainer<'a, 'b> {
         summed.loss = loss / supervised as f64;
         let mut has_auxiliary = auxiliary != 0.0;
         if let Some(controller) = &self.trainable.controller {
-            let pass = Pass::training_pass(selection.clone(), key);
+            let pass = self.pass(key);
             if let Some(penalty) = controller.penalty(step, &pass)? {
                 auxiliary += penalty.detach().to_dtype(DType::F64)?.to_scalar::<f64>()?;
                 has_auxiliary = true;
@@ -353,22 +396,13 @@ impl<'a, 'b> Trainer<'a, 'b> {
         }
     }
 
-    /// A gradient of 0 is fine, none at all is not: such a tensor would silently stay what it was.
+    /// Once is enough.
     fn check_reached(&mut self, grads: &Grads) -> Result<()> {
-        if self.reached {
-            return Ok(());
+        if !self.reached {
+            check_reached(&self.trained, grads)?;
+            self.reached = true;
         }
-        // A tensor without numbers (of rank 0) has nothing to be reached.
-        let missed = |param: &&Param| param.elem_count() > 0 && grads.get(param).is_none();
-        match self.trained.iter().find(missed) {
-            Some(param) => Err(Error::Unreachable {
-                param: param.name().to_owned(),
-            }),
-            None => {
-                self.reached = true;
-                Ok(())
-            }
-        }
+        Ok(())
     }
 
     /// Where the first number that is not finite appears when `batch` runs once more, without dropout.
@@ -408,6 +442,22 @@ impl<'a, 'b> Trainer<'a, 'b> {
     }
 }
 
+/// Refuses gradients that lack a trained tensor's. One of 0 is fine, none at all is not: such a tensor would silently stay
+/// what it was.
+///
+/// # Errors
+/// [`Error::Unreachable`] names the first one.
+pub fn check_reached(trained: &[Param], grads: &Grads) -> Result<()> {
+    // A tensor without numbers (of rank 0) has nothing to be reached.
+    let missed = |param: &&Param| param.elem_count() > 0 && grads.get(param).is_none();
+    match trained.iter().find(missed) {
+        Some(param) => Err(Error::Unreachable {
+            param: param.name().to_owned(),
+        }),
+        None => Ok(()),
+    }
+}
+
 /// [`find_non_finite`] of gradients whose norm is known: a finite one spares the search.
 fn find_non_finite_of(grads: &Grads, norm: f64) -> Result<Option<&str>> {
     if norm.is_finite() {
@@ -432,7 +482,7 @@ fn not_finite(done: &Done, grads: &Grads, origin: Option<String>) -> Result<Opti
 struct HeldOut<'a> {
     model: &'a dyn Model,
     selection: &'a Selection,
-    examples: &'a [Example],
+    examples: Examples<'a>,
     rows: usize,
     seed: u64,
 }
@@ -448,7 +498,10 @@ impl Probe for HeldOut<'_> {
             len,
         };
         let rows = order.stream_at(0).take(self.rows.min(len.get()));
-        let batch = batch(rows.map(|row| &self.examples[row]));
+        let rows = rows.map(|row| self.examples.get(row));
+        let rows = rows.collect::<lowrank_data::Result<Vec<_>>>();
+        let rows = rows.map_err(|error| other(&error.to_string()))?;
+        let batch = batch(rows.iter().map(Cow::as_ref));
         let batch = batch.map_err(|error| other(&error.to_string()))?;
         if batch.supervised() == 0 {
             return Err(other(

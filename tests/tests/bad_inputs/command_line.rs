@@ -96,7 +96,7 @@ fn flags() {
     );
     check_eval(
         &["--predictions", "p.jsonl"],
-        "error: --predictions needs rows with `choices`, and no --task loss",
+        "error: --predictions needs rows with `choices` or `label`, and no --task loss",
     );
     check_eval(
         &["--logits", "none/l.safetensors"],

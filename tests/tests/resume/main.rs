@@ -1,5 +1,6 @@
 //! The binary, killed with SIGKILL at random moments: a resumed run gives the bytes and the losses of one that nothing
-//! interrupted, and a killed merge gives the whole model or nothing. Products in bf16, too, train to the same bytes.
+//! interrupted, and a killed merge gives the whole model or nothing. Products in bf16, and every optimiser, train to the
+//! same bytes, too.
 #![cfg(unix)]
 #![expect(
     clippy::unwrap_used,
@@ -10,5 +11,6 @@ mod folders;
 mod half;
 mod kill;
 mod merge;
+mod optimisers;
 mod scene;
 mod train;

@@ -5,6 +5,7 @@
 )]
 
 mod choices;
+mod classifying;
 mod continuing;
 mod devices;
 mod eval;

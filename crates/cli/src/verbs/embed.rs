@@ -4,7 +4,7 @@ use crate::arguments::EmbedArguments;
 use crate::output::print;
 use crate::verbs::{attach, check_output};
 use anyhow::Result;
-use lowrank::data::{Example, Options, read_texts};
+use lowrank::data::{Example, Options};
 use lowrank::format::{PYTORCH, write_safetensors};
 use lowrank::training::peak_rss_mb;
 use lowrank::{Base, Error, Scale, device, embed, precision};

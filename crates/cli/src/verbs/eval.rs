@@ -2,16 +2,17 @@
 
 use crate::arguments::{EvalArguments, Task};
 use crate::output::print;
-use crate::verbs::{check_output, same};
+use crate::verbs::{check_output, classify, same};
 use anyhow::Result;
 use candle_core::DType;
 use lowrank::adapter::Selection;
-use lowrank::data::{ChoiceExample, Dataset, Example, Kind, Options, Reference};
+use lowrank::data::{ChoiceExample, Dataset, Example, Examples, Kind, Options, Reference};
 use lowrank::format::{Planned, atomic_write_file, write_safetensors_streaming};
 use lowrank::training::{self, Evaluation, Prediction, peak_rss_mb};
 use lowrank::{Base, Error, precision};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -21,7 +22,8 @@ struct Report {
     task: &'static str,
     examples: u64,
     tokens: u64,
-    supervised_tokens: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    supervised_tokens: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     loss: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -44,9 +46,11 @@ pub fn run(arguments: &EvalArguments) -> Result<ExitCode> {
     let started = Instant::now();
     let (base, selection) = super::open(&arguments.model, precision, arguments.device)?;
     let data = open_data(arguments, &base)?;
+    classify::check(&base, &data)?;
     let task = choose_task(arguments, &data)?;
     let evaluation = match task {
         Task::Choices => choices(arguments, &base, &selection, &data)?,
+        Task::Classification => classify::measure(arguments, &base, &selection, &data)?,
         _ => {
             let model = base.model.as_ref();
             training::loss(model, &selection, data.examples(), arguments.batch_size)
@@ -58,23 +62,28 @@ pub fn run(arguments: &EvalArguments) -> Result<ExitCode> {
             "the loss is {loss}: the model or an adapter (or its weight) makes numbers that are not finite"
         );
     }
-    if let Some(path) = &arguments.logits {
+    let is_classification = task == Task::Classification;
+    if let Some(path) = arguments.logits.as_ref().filter(|_| !is_classification) {
         write_logits(path, &base, &selection, data.examples())?;
     }
     let report = Report {
-        task: if task == Task::Choices {
-            "choices"
-        } else {
-            "loss"
+        task: match task {
+            Task::Choices => "choices",
+            Task::Classification => "classification",
+            Task::Loss | Task::Generate => "loss",
         },
         examples: evaluation.examples,
         tokens: evaluation.tokens,
-        supervised_tokens: evaluation.supervised_tokens,
+        supervised_tokens: (!is_classification).then_some(evaluation.supervised_tokens),
         loss: evaluation.loss,
-        perplexity: evaluation.loss.map(f64::exp),
+        perplexity: evaluation.loss.filter(|_| !is_classification).map(f64::exp),
         accuracy: evaluation.accuracy,
         accuracy_norm: evaluation.accuracy_norm,
-        metrics: Map::new(),
+        metrics: evaluation
+            .metrics
+            .into_iter()
+            .map(|(name, value)| (name, value.into()))
+            .collect(),
         truncated: data.summary().truncated,
         seconds: started.elapsed().as_secs_f64(),
         peak_rss_mb: peak_rss_mb(),
@@ -96,14 +105,19 @@ fn open_data(arguments: &EvalArguments, base: &Base) -> lowrank::Result<Dataset>
 fn choose_task(arguments: &EvalArguments, data: &Dataset) -> lowrank::Result<Task> {
     let by_kind = match data.kind() {
         Some(Kind::Choices) => Task::Choices,
+        Some(Kind::Labelled) => Task::Classification,
         _ => Task::Loss,
     };
     let task = match arguments.task {
         None => by_kind,
-        Some(Task::Classification) => {
-            return Err(Error::Usage(
-                "--task classification is not yet supported".into(),
-            ));
+        Some(Task::Classification) if by_kind != Task::Classification => {
+            let rows = Kind::Labelled;
+            let what = format!("--task classification needs rows {rows}; these are others");
+            return Err(Error::Usage(what));
+        }
+        Some(given) if by_kind == Task::Classification && given != by_kind => {
+            let what = "rows with labels are measured by --task classification; leave the flag out";
+            return Err(Error::Usage(what.into()));
         }
         Some(Task::Generate) => {
             return Err(Error::Usage("--task generate is not yet supported".into()));
@@ -117,7 +131,7 @@ fn choose_task(arguments: &EvalArguments, data: &Dataset) -> lowrank::Result<Tas
     };
     if task == Task::Loss && arguments.predictions.is_some() {
         return Err(Error::Usage(
-            "--predictions needs rows with `choices`, and no --task loss".into(),
+            "--predictions needs rows with `choices` or `label`, and no --task loss".into(),
         ));
     }
     Ok(task)
@@ -129,7 +143,9 @@ fn choices(
     selection: &Selection,
     data: &Dataset,
 ) -> lowrank::Result<Evaluation> {
-    let rows = data.examples().iter().zip(data.references());
+    let examples = data.examples().iter();
+    let examples = examples.collect::<lowrank::data::Result<Vec<_>>>()?;
+    let rows = examples.iter().map(Cow::as_ref).zip(data.references());
     let rows = rows.filter_map(|(example, reference)| match reference {
         Reference::Choices(question) => Some((example, question)),
         _ => None,
@@ -157,16 +173,17 @@ fn write_logits(
     path: &Path,
     base: &Base,
     selection: &Selection,
-    examples: &[Example],
+    examples: Examples<'_>,
 ) -> lowrank::Result<()> {
-    let planned = |(row, example): (usize, &Example)| Planned {
+    let planned = |row: usize| Planned {
         name: format!("logits.{row}"),
         dtype: DType::F32,
-        shape: vec![example.ids.len(), base.info.vocab_size],
+        shape: vec![examples.tokens(row), base.info.vocab_size],
     };
-    let planned: Vec<Planned> = examples.iter().enumerate().map(planned).collect();
+    let planned: Vec<Planned> = (0..examples.len()).map(planned).collect();
     write_safetensors_streaming(path, &planned, &[], |row| {
-        let logits = training::logits(base.model.as_ref(), selection, &examples[row].ids)?;
+        let ids = &examples.get(row)?.ids;
+        let logits = training::logits(base.model.as_ref(), selection, ids)?;
         Ok(logits.to_dtype(DType::F32)?)
     })
 }

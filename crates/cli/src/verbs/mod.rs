@@ -1,5 +1,6 @@
 //! One module a verb.
 
+pub mod classify;
 pub mod embed;
 pub mod eval;
 pub mod export;

@@ -9,6 +9,8 @@ mod chat;
 #[cfg(test)]
 mod helpers;
 #[cfg(test)]
+mod labels;
+#[cfg(test)]
 mod order;
 #[cfg(test)]
 mod packing;

@@ -4,8 +4,7 @@ use crate::helpers::{Folder, count, options, tokenizer};
 use lowrank_data::{Dataset, Error, Options, Problem};
 use std::fs::File;
 
-const KINDS: &str =
-    r#"{"text"}, {"prompt","completion"[,"choices","answer"]} or {"input_ids","labels"}"#;
+const KINDS: &str = r#"{"text"}, {"text"[,"text_pair"],"label"}, {"prompt","completion"[,"choices","answer"]} or {"input_ids","labels"}"#;
 
 /// Each file is refused with the message beside it.
 fn check(cases: &[(&str, &str)]) {
@@ -126,7 +125,6 @@ fn kinds_that_are_planned() {
             r#"{"instruction": "a", "output": "b"}"#,
             r#"{"instruction","input","output"}"#,
         ),
-        (r#"{"text": "a", "label": 1}"#, r#"{"text","label"}"#),
         (
             r#"{"prompt": "a", "chosen": "b", "rejected": "c"}"#,
             r#"{"prompt","chosen","rejected"}"#,
