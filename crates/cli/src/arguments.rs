@@ -1,10 +1,10 @@
 //! The command line.
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use lowrank::AdapterSource;
 use lowrank::adapter::ResidualBase;
 use lowrank::models::{Temperature, TopP};
 use lowrank::training::Place;
+use lowrank::{AdapterSource, Pooling};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -48,6 +48,13 @@ pub enum Verb {
         after_help = "Example: lowrank eval --model models/base --adapter runs/first/adapter --data test.jsonl"
     )]
     Eval(EvalArguments),
+    /// Turn texts into vectors with a model, with or without adapters
+    #[command(
+        after_help = "Rows are {\"text\"} or {\"text\",\"text_pair\"}; what else they hold is not looked at. The file has one \
+                      tensor, `embeddings` [rows, dimensions] in f32, in the order of the rows.\n\n\
+                      Example: lowrank embed --model models/all-MiniLM-L6-v2 --data texts.jsonl --out texts.safetensors --normalize"
+    )]
+    Embed(EmbedArguments),
     /// Let a model, with or without adapters, continue a text or answer a message
     #[command(
         after_help = "Example: lowrank generate --model models/base --adapter runs/first/adapter --chat --prompt 'Hello!'"
@@ -177,6 +184,79 @@ pub struct EvalArguments {
     /// Write the logits of every row, `logits.<row>` [tokens, vocab] in f32; a classifier's are `logits` [rows, classes]
     #[arg(long, value_name = "F.safetensors")]
     pub logits: Option<PathBuf>,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What becomes of the hidden states of a text's tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Pool {
+    /// Their mean
+    Mean,
+    /// The first token's, [CLS] of encoders
+    Cls,
+    /// The last token's
+    Last,
+}
+
+impl Pool {
+    /// As it is written on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Mean => "mean",
+            Self::Cls => "cls",
+            Self::Last => "last",
+        }
+    }
+}
+
+impl From<Pool> for Pooling {
+    fn from(pool: Pool) -> Self {
+        match pool {
+            Pool::Mean => Self::Mean,
+            Pool::Cls => Self::Cls,
+            Pool::Last => Self::Last,
+        }
+    }
+}
+
+/// `lowrank embed`.
+#[derive(Debug, Args)]
+pub struct EmbedArguments {
+    #[command(flatten)]
+    pub model: ModelArguments,
+    /// Rows with a `text`, and a `text_pair` if they are pairs: a path, a glob, or hub:org/name[@revision]/file; may be given
+    /// several times
+    #[arg(long, required = true)]
+    pub data: Vec<String>,
+    /// The file to write
+    #[arg(long, value_name = "F.safetensors")]
+    pub out: PathBuf,
+    /// What becomes of the last hidden states of a text's tokens
+    #[arg(long, default_value = "mean")]
+    pub pooling: Pool,
+    /// Give every vector the length 1
+    #[arg(long)]
+    pub normalize: bool,
+    /// Only the first rows
+    #[arg(long)]
+    pub limit: Option<NonZeroUsize>,
+    /// Rows that run side by side
+    #[arg(long, default_value = "32")]
+    pub batch_size: NonZeroUsize,
+    /// Longer texts lose their right end [default: 512, or what the model reads if that is less]
+    #[arg(long)]
+    pub max_length: Option<NonZeroUsize>,
+    /// How the weights are held: as-stored, f32, bf16, f16, f64 or nf4
+    #[arg(long, default_value = "as-stored")]
+    pub dtype: String,
+    /// What the model is computed on: cpu or cuda
+    #[arg(long, default_value = "cpu")]
+    pub device: Place,
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub force: bool,
     /// Print one JSON object on stdout
     #[arg(long)]
     pub json: bool,

@@ -24,6 +24,7 @@ fn main() -> ExitCode {
     let result = match &arguments.verb {
         Verb::Train(verb) => verbs::train::run(verb, arguments.quiet),
         Verb::Plan(verb) => verbs::plan::run(verb),
+        Verb::Embed(verb) => verbs::embed::run(verb),
         Verb::Eval(verb) => verbs::eval::run(verb),
         Verb::Generate(verb) => verbs::generate::run(verb),
         Verb::Merge(verb) => verbs::merge::run(verb),

@@ -152,7 +152,7 @@ impl Encoder<'_> {
     }
 
     /// A text or a pair in the tokenizer's template, without its label.
-    fn labelled(&self, kind: Kind, text: &str, pair: Option<&str>) -> Result<Example, Problem> {
+    pub fn labelled(&self, kind: Kind, text: &str, pair: Option<&str>) -> Result<Example, Problem> {
         let tokenizer = self.tokenizer.ok_or(Problem::NeedsTokenizer { kind })?;
         let max_length = self.max_length.get();
         let special = tokenizer.special_tokens(pair.is_some());

@@ -67,6 +67,7 @@ mod row;
 mod source;
 mod stream;
 mod table;
+mod texts;
 mod tokenizer;
 
 pub use batch::Padded;
@@ -81,4 +82,5 @@ pub use packing::{Packing, Sequence};
 pub use row::Kind;
 pub use source::check_supported;
 pub use stream::{StopStrings, TextStream};
+pub use texts::read_texts;
 pub use tokenizer::{Special, Templated, Tokenizer};

@@ -301,7 +301,7 @@ impl Fields {
             .ok_or(Problem::MissingField { field: name, kind })
     }
 
-    fn string(&mut self, kind: Kind, name: &'static str) -> Result<String, Problem> {
+    pub(crate) fn string(&mut self, kind: Kind, name: &'static str) -> Result<String, Problem> {
         let value = self.take(kind, name)?;
         string(value, || name.to_owned())
     }

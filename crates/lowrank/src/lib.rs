@@ -25,6 +25,7 @@ mod adapters;
 mod base;
 mod card;
 mod device;
+mod embed;
 mod error;
 mod export;
 mod families;
@@ -42,6 +43,7 @@ pub use adapters::{
 };
 pub use base::{Base, BaseFiles, precision};
 pub use device::device;
+pub use embed::{Embedded, Pooling, Scale, embed};
 pub use error::{Error, Result};
 pub use export::{ExportedSite, Plain, export_lora};
 pub use families::{Capabilities, Merges, ToLora, families};
@@ -50,7 +52,7 @@ pub use inspect::{Inspection, SiteSummary, TensorSummary, inspect};
 pub use merged::{Written, merge_into};
 pub use paths::real as real_path;
 pub use plan::{MemoryEstimate, PlannedSite, Rendered, RunPlan, plan};
-pub use rows::open_data;
+pub use rows::{open_data, open_texts};
 pub use run::{Trained, train};
 
 pub use lowrank_adapter as adapter;

@@ -2,7 +2,10 @@
 
 use crate::base::{Base, BaseFiles};
 use crate::{Error, Result, hub};
-use lowrank_data::{Classes, Dataset, Expected, Kind, Options, Reference, Tokenizer};
+use lowrank_data::{
+    Classes, Dataset, Example, Expected, Kind, Options, Reference, Tokenizer, read_texts,
+};
+use lowrank_models::Reading;
 use lowrank_train::{RunFile, TaskKeys};
 use std::path::Path;
 
@@ -89,6 +92,15 @@ pub fn open_data(files: &[String], base: &Base, options: &Options) -> Result<Dat
     open_expected(files, base, options, expected)
 }
 
+/// Opens the texts of rows to be embedded, in the base's own tokenizer; files are as [`open_data`]'s.
+///
+/// # Errors
+/// If there is no tokenizer that can be read, or a row cannot be read; the message names file and line.
+pub fn open_texts(files: &[String], base: &BaseFiles, options: &Options) -> Result<Vec<Example>> {
+    let tokenizer = base.tokenizer()?;
+    Ok(read_texts(&hub::data(files)?, &tokenizer, options)?)
+}
+
 fn open_expected(
     files: &[String],
     base: &BaseFiles,
@@ -114,6 +126,21 @@ fn open_expected(
         (Err(error), Some(broken)) if error.needs_tokenizer() => return Err(broken),
         (data, _) => data?,
     };
+    if base.info.reading == Reading::BothWays
+        && let Some(file) = data
+            .summary()
+            .files
+            .iter()
+            .find(|file| file.kind != Kind::Labelled)
+    {
+        return Err(Error::Usage(format!(
+            "{}: rows {} are for models that continue texts, and a {} reads texts as a whole; expected rows {} for a classifier",
+            file.path.display(),
+            file.kind,
+            base.info.model_type,
+            Kind::Labelled
+        )));
+    }
     let (longest, limit) = (longest(&data), base.info.max_position_embeddings);
     if longest > limit {
         return Err(Error::TooLong {

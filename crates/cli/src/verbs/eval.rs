@@ -2,13 +2,12 @@
 
 use crate::arguments::{EvalArguments, Task};
 use crate::output::print;
-use crate::verbs::{classify, same, within};
+use crate::verbs::{check_output, classify, same};
 use anyhow::Result;
 use candle_core::DType;
 use lowrank::adapter::Selection;
 use lowrank::data::{ChoiceExample, Dataset, Example, Examples, Kind, Options, Reference};
 use lowrank::format::{Planned, atomic_write_file, write_safetensors_streaming};
-use lowrank::models::Embedded;
 use lowrank::training::{self, Evaluation, Prediction, peak_rss_mb};
 use lowrank::{Base, Error, precision};
 use serde::Serialize;
@@ -192,31 +191,13 @@ fn write_logits(
     })
 }
 
-/// What is only found when all is computed would cost a user the time of an evaluation.
 fn check_outputs(arguments: &EvalArguments) -> lowrank::Result<()> {
     for (flag, path) in [
         ("--predictions", &arguments.predictions),
         ("--logits", &arguments.logits),
     ] {
         let Some(path) = path else { continue };
-        let parent = path.parent().filter(|parent| *parent != Path::new(""));
-        if path.is_dir() || parent.is_some_and(|parent| !parent.is_dir()) {
-            return Err(Error::Usage(format!(
-                "{flag} {}: expected a file in a folder that exists",
-                path.display()
-            )));
-        }
-        let model = &arguments.model.model;
-        let in_model = Embedded::named(model).is_none() && within(path, Path::new(model));
-        let mut adapters = arguments.model.adapters.iter();
-        let in_adapter = adapters.any(|adapter| within(path, &adapter.path));
-        let mut inputs = arguments.data.iter().map(Path::new);
-        if inputs.any(|input| same(input, path)) || in_model || in_adapter {
-            return Err(Error::Usage(format!(
-                "{flag} {}: this would overwrite what the evaluation reads",
-                path.display()
-            )));
-        }
+        check_output(flag, path, &arguments.model, &arguments.data)?;
     }
     match (&arguments.predictions, &arguments.logits) {
         (Some(predictions), Some(logits)) if same(predictions, logits) => Err(Error::Usage(
