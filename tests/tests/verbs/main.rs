@@ -18,6 +18,7 @@ mod memory;
 mod merging;
 mod output;
 mod packing;
+mod planned_memory;
 mod planning;
 mod training;
 
