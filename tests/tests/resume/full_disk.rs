@@ -71,7 +71,7 @@ fn a_full_disk_leaves_the_last_checkpoint_whole_and_a_message() {
     for part in 1.. {
         let kept = root.path().join(part.to_string());
         let run = disk.join("run");
-        let output = on_a_disk(total * part / 10, &disk, &kept, &scene.train(&run, &[]));
+        let output = on_a_disk(total * part / 6, &disk, &kept, &scene.train(&run, &[]));
         let said = String::from_utf8(output.stderr).unwrap();
         if output.status.success() {
             break;
@@ -133,7 +133,7 @@ fn a_full_disk_leaves_the_last_checkpoint_whole_and_a_message() {
         );
         assert_eq!(metrics(&second), expected.metrics, "{part}");
     }
-    assert!(failed >= 8, "{failed} {blamed:?}");
+    assert!(failed >= 5, "{failed} {blamed:?}");
     assert!(blamed.len() >= 3, "{blamed:?}");
     assert!(
         blamed.contains("params.safetensors") || blamed.contains("moments.safetensors"),

@@ -125,7 +125,7 @@ fn runs_that_are_terminated_at_any_moment_go_on_to_the_same_bytes() {
                 assert_eq!(last, step, "{what}");
             }
             // Before the first step, or by the second signal.
-            (None, Some(15)) => assert_eq!(said, "", "{what}"),
+            (None, Some(15)) => assert!(said.is_empty() || signals.len() == 2, "{what}"),
             _ => panic!("{what}"),
         }
         check_lines(&folder, &expected);

@@ -132,7 +132,8 @@ impl Session<'_, '_, '_> {
     /// A step whose update overflows is found before it is saved: from such a checkpoint no run could go on.
     fn save(&self, step: u64, state: &mut State<'_>, progress: &mut dyn Progress) -> Result<()> {
         if state.saved == Some(step) {
-            return Ok(());
+            // An evaluation that was made after it may have found another best.
+            return self.prune(step, state.judge.kept());
         }
         state.log.sync()?;
         if let Some(name) = find_non_finite_param(self.trainer.optimizer().params())? {
