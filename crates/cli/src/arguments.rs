@@ -1,10 +1,10 @@
 //! The command line.
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use lowrank::AdapterSource;
 use lowrank::adapter::ResidualBase;
 use lowrank::models::{Temperature, TopP};
 use lowrank::training::Place;
+use lowrank::{AdapterSource, Pooling};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -29,7 +29,10 @@ pub struct Arguments {
 pub enum Verb {
     /// Fine-tune a model as a run file says
     #[command(
-        after_help = "Example: lowrank train run.toml --set train.steps=200 --set output.dir=runs/second"
+        after_help = "Ctrl-C (SIGINT) and SIGTERM end the run after the step or evaluation that it is in: the step is saved, \
+                      --resume goes on from it, and the exit status is 130 or 143. A second signal ends the run at once, \
+                      and --resume goes on from the last checkpoint.\n\n\
+                      Example: lowrank train run.toml --set train.steps=200 --set output.dir=runs/second"
     )]
     Train(TrainArguments),
     /// Say what a run file would do, without training: what it trains, how much memory it takes, what its rows become
@@ -43,7 +46,8 @@ pub enum Verb {
     /// Measure a model, with or without adapters: loss, perplexity, accuracy of choices and of written answers, logits
     #[command(
         after_help = "Rows with `choices` are measured by --task choices, rows with `answer` and no `choices` by --task \
-                      generate, and others by --task loss, unless --task says otherwise.\n\n\
+                      generate, rows with `label` by --task classification, and others by --task loss, unless --task says \
+                      otherwise.\n\n\
                       --task choices scores each choice by the sum of its tokens' log-probabilities without the end token, \
                       and takes the highest, the first of several; `accuracy_norm` divides the scores by the choices' \
                       lengths in UTF-8 bytes.\n\n\
@@ -61,6 +65,13 @@ pub enum Verb {
                       Question: --max-new-tokens 200"
     )]
     Eval(EvalArguments),
+    /// Turn texts into vectors with a model, with or without adapters
+    #[command(
+        after_help = "Rows are {\"text\"} or {\"text\",\"text_pair\"}; what else they hold is not looked at. The file has one \
+                      tensor, `embeddings` [rows, dimensions] in f32, in the order of the rows.\n\n\
+                      Example: lowrank embed --model models/all-MiniLM-L6-v2 --data texts.jsonl --out texts.safetensors --normalize"
+    )]
+    Embed(EmbedArguments),
     /// Let a model, with or without adapters, continue a text or answer a message
     #[command(
         after_help = "Example: lowrank generate --model models/base --adapter runs/first/adapter --chat --prompt 'Hello!'"
@@ -164,7 +175,7 @@ pub enum Task {
     Loss,
     /// The accuracy of multiple choice, and the loss of the right completion
     Choices,
-    /// Not yet supported
+    /// The classes, or the values, of rows with labels: accuracy, F1 and Matthews' correlation, or Pearson's and Spearman's
     Classification,
     /// The exact match of the final answers that the model writes, and the loss
     Generate,
@@ -187,7 +198,7 @@ impl Task {
 pub struct EvalArguments {
     #[command(flatten)]
     pub model: ModelArguments,
-    /// Rows (JSON lines): a path, a glob, or hub:org/name[@revision]/file; may be given several times
+    /// Rows (JSON lines, CSV, TSV or Parquet): a path, a glob, or hub:org/name[@revision]/file; may be given several times
     #[arg(long, required = true)]
     pub data: Vec<String>,
     /// What to measure [default: by the kind of the rows]
@@ -202,6 +213,9 @@ pub struct EvalArguments {
     /// Longer rows lose their right end
     #[arg(long, default_value = "512")]
     pub max_length: NonZeroUsize,
+    /// What writes rows of messages, if not the model's own chat template: a file, or a template's text
+    #[arg(long, value_name = "TEMPLATE")]
+    pub chat_template: Option<String>,
     /// How the weights are held: as-stored, f32, bf16, f16, f64 or nf4
     #[arg(long, default_value = "as-stored")]
     pub dtype: String,
@@ -217,7 +231,7 @@ pub struct EvalArguments {
     /// Write one JSON line a row: index, scores (of choices), prediction, answer, correct, text (of written answers)
     #[arg(long, value_name = "F.jsonl")]
     pub predictions: Option<PathBuf>,
-    /// Write the logits of every row, `logits.<row>` [tokens, vocab] in f32
+    /// Write the logits of every row, `logits.<row>` [tokens, vocab] in f32; a classifier's are `logits` [rows, classes]
     #[arg(long, value_name = "F.safetensors")]
     pub logits: Option<PathBuf>,
     /// Print one JSON object on stdout
@@ -243,6 +257,79 @@ pub struct SamplingArguments {
     /// What draws depend on: the same seed writes the same text
     #[arg(long, default_value = "42")]
     pub seed: u64,
+}
+
+/// What becomes of the hidden states of a text's tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Pool {
+    /// Their mean
+    Mean,
+    /// The first token's, [CLS] of encoders
+    Cls,
+    /// The last token's
+    Last,
+}
+
+impl Pool {
+    /// As it is written on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Mean => "mean",
+            Self::Cls => "cls",
+            Self::Last => "last",
+        }
+    }
+}
+
+impl From<Pool> for Pooling {
+    fn from(pool: Pool) -> Self {
+        match pool {
+            Pool::Mean => Self::Mean,
+            Pool::Cls => Self::Cls,
+            Pool::Last => Self::Last,
+        }
+    }
+}
+
+/// `lowrank embed`.
+#[derive(Debug, Args)]
+pub struct EmbedArguments {
+    #[command(flatten)]
+    pub model: ModelArguments,
+    /// Rows with a `text`, and a `text_pair` if they are pairs: a path, a glob, or hub:org/name[@revision]/file; may be given
+    /// several times
+    #[arg(long, required = true)]
+    pub data: Vec<String>,
+    /// The file to write
+    #[arg(long, value_name = "F.safetensors")]
+    pub out: PathBuf,
+    /// What becomes of the last hidden states of a text's tokens
+    #[arg(long, default_value = "mean")]
+    pub pooling: Pool,
+    /// Give every vector the length 1
+    #[arg(long)]
+    pub normalize: bool,
+    /// Only the first rows
+    #[arg(long)]
+    pub limit: Option<NonZeroUsize>,
+    /// Rows that run side by side
+    #[arg(long, default_value = "32")]
+    pub batch_size: NonZeroUsize,
+    /// Longer texts lose their right end [default: 512, or what the model reads if that is less]
+    #[arg(long)]
+    pub max_length: Option<NonZeroUsize>,
+    /// How the weights are held: as-stored, f32, bf16, f16, f64 or nf4
+    #[arg(long, default_value = "as-stored")]
+    pub dtype: String,
+    /// What the model is computed on: cpu or cuda
+    #[arg(long, default_value = "cpu")]
+    pub device: Place,
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `lowrank generate`.
@@ -280,6 +367,9 @@ pub struct ChatArguments {
     /// The system message
     #[arg(long, allow_hyphen_values = true)]
     pub system: Option<String>,
+    /// What writes the conversation, if not the model's own chat template: a file, or a template's text
+    #[arg(long, value_name = "TEMPLATE")]
+    pub chat_template: Option<String>,
     /// How many tokens an answer has at most
     #[arg(long, default_value = "512")]
     pub max_new_tokens: NonZeroUsize,

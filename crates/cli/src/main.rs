@@ -27,6 +27,7 @@ fn main() -> ExitCode {
     let result = match &arguments.verb {
         Verb::Train(verb) => verbs::train::run(verb, arguments.quiet),
         Verb::Plan(verb) => verbs::plan::run(verb),
+        Verb::Embed(verb) => verbs::embed::run(verb),
         Verb::Eval(verb) => verbs::eval::run(verb),
         Verb::Generate(verb) => verbs::generate::run(verb),
         Verb::Chat(verb) => verbs::chat::run(verb, arguments.quiet),

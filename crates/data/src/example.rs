@@ -1,5 +1,7 @@
 //! Rows as tokens: what a model reads, and which predictions count.
 
+use crate::chat_mask::{Writer, covered};
+use crate::chat_row::Chat;
 use crate::error::{Error, Problem};
 use crate::row::{Asked, Kind, Row};
 use crate::tokenizer::{Special, Tokenizer};
@@ -111,7 +113,12 @@ impl Encoder<'_> {
                     ..Example::default()
                 }
             }
+            Row::Labelled { text, pair, .. } => {
+                let example = self.labelled(kind, text, pair.as_deref())?;
+                return Ok((example, reference));
+            }
             Row::Tokens { ids, labels } => self.as_they_are(ids, labels)?,
+            Row::Chat(chat) => self.chat(kind, chat)?,
         };
         if example.ids.is_empty() {
             return Err(Problem::NoTokens);
@@ -142,6 +149,41 @@ impl Encoder<'_> {
             self.known(field, position, i64::from(id))?;
         }
         Ok(ids)
+    }
+
+    /// A text or a pair in the tokenizer's template, without its label.
+    pub fn labelled(&self, kind: Kind, text: &str, pair: Option<&str>) -> Result<Example, Problem> {
+        let tokenizer = self.tokenizer.ok_or(Problem::NeedsTokenizer { kind })?;
+        let max_length = self.max_length.get();
+        let special = tokenizer.special_tokens(pair.is_some());
+        if special > max_length {
+            return Err(Problem::NoRoom {
+                max_length,
+                special,
+            });
+        }
+        let encoded = tokenizer.encode_template(text, pair, max_length);
+        let encoded = encoded.map_err(|error| Problem::Tokenize {
+            field: "text",
+            message: match error {
+                Error::Tokenize { message } => message,
+                other => other.to_string(),
+            },
+        })?;
+        if encoded.ids.is_empty() {
+            return Err(Problem::NoTokens);
+        }
+        for (position, &id) in encoded.ids.iter().enumerate() {
+            self.known("text", position, i64::from(id))?;
+        }
+        let has_types = encoded.types.iter().any(|&kind| kind != 0);
+        Ok(Example {
+            labels: vec![UNSUPERVISED; encoded.ids.len()],
+            ids: encoded.ids,
+            types: if has_types { encoded.types } else { Vec::new() },
+            truncated: encoded.truncated,
+            label: None,
+        })
     }
 
     /// Adds the end token, unless the text or the template already did.
@@ -183,6 +225,39 @@ impl Encoder<'_> {
             gold,
             choice_bytes,
             truncated,
+        })
+    }
+
+    /// A chat as one text, of which the assistant's part is supervised.
+    fn chat(&self, kind: Kind, chat: &Chat) -> Result<Example, Problem> {
+        let tokenizer = self.tokenizer.ok_or(Problem::NeedsTokenizer { kind })?;
+        let wrong = |error: Error| Problem::Template {
+            message: error.to_string(),
+        };
+        let template = tokenizer
+            .chat_template()
+            .map_err(|message| Problem::Template { message })?;
+        let writer = Writer::new(template, chat);
+        let text = writer.text().map_err(wrong)?;
+        let (ids, places) = tokenizer.encode_located(&text).map_err(|error| {
+            let message = error.to_string();
+            Problem::Tokenize {
+                field: kind.field(),
+                message,
+            }
+        })?;
+        for (position, &id) in ids.iter().enumerate() {
+            self.known(kind.field(), position, i64::from(id))?;
+        }
+        let kept = &places[..places.len().min(self.max_length.get())];
+        let end = kept.last().map_or(0, |(_, end)| *end);
+        let said = covered(&places, &writer.said(&text, end).map_err(wrong)?);
+        let labels = ids.iter().zip(said);
+        let labels = labels.map(|(&id, said)| if said { label(id) } else { UNSUPERVISED });
+        Ok(Example {
+            labels: labels.collect(),
+            ids,
+            ..Example::default()
         })
     }
 

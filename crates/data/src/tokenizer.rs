@@ -1,12 +1,12 @@
 //! Text to tokens and back, with the library's surprises taken out.
 
+use crate::chat::ChatTemplate;
 use crate::error::{Error, Result};
-use std::cell::Cell;
+use crate::guard;
 use std::fs;
-use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Once;
-use tokenizers::ModelWrapper;
+use std::sync::Arc;
+use tokenizers::{ModelWrapper, PostProcessor as _, TruncationParams, truncate_encodings};
 
 /// Files that hold tokenizers in forms that are not read.
 const OTHER_FORMATS: [&str; 6] = [
@@ -27,13 +27,28 @@ pub enum Special {
     Omit,
 }
 
+/// A text or a pair of texts in tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Templated {
+    /// The tokens.
+    pub ids: Vec<u32>,
+    /// The type of each.
+    pub types: Vec<u32>,
+    /// Whether a text lost its right end.
+    pub truncated: bool,
+}
+
 /// A `tokenizer.json`. Truncation and padding that such a file may ask for are switched off: rows are cut and padded
 /// here, where it is counted.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     vocab_size: usize,
+    chat: Option<Arc<Result<ChatTemplate, String>>>,
 }
+
+/// Tokens, and the bytes of the text that each of them stands for.
+pub(crate) type Located = (Vec<u32>, Vec<(usize, usize)>);
 
 impl Tokenizer {
     /// Reads a tokenizer file.
@@ -77,7 +92,11 @@ impl Tokenizer {
             .values()
             .max()
             .map_or(0, |&id| id as usize + 1);
-        let tokenizer = Self { inner, vocab_size };
+        let tokenizer = Self {
+            inner,
+            vocab_size,
+            chat: None,
+        };
         // A template may name tokens that the file does not define: the library would panic at the first text.
         tokenizer
             .encode("", Special::Add)
@@ -112,6 +131,79 @@ impl Tokenizer {
         guarded(|| self.inner.encode_fast(text, special == Special::Add))
             .map(|encoding| encoding.get_ids().to_vec())
             .map_err(|message| Error::Tokenize { message })
+    }
+
+    /// With the template that writes rows of messages, or why there is none: the first such row is told, and others need
+    /// none.
+    #[must_use]
+    pub fn with_chat_template(mut self, template: Result<ChatTemplate, String>) -> Self {
+        self.chat = Some(Arc::new(template));
+        self
+    }
+
+    /// That template, or why there is none.
+    pub(crate) fn chat_template(&self) -> Result<&ChatTemplate, String> {
+        match self.chat.as_deref() {
+            Some(template) => template.as_ref().map_err(Clone::clone),
+            None => Err("the tokenizer comes without a chat template".to_owned()),
+        }
+    }
+
+    /// The tokens of a text, nothing added, with their places.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub(crate) fn encode_located(&self, text: &str) -> Result<Located> {
+        guarded(|| self.inner.encode(text, false))
+            .map(|encoding| (encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
+            .map_err(|message| Error::Tokenize { message })
+    }
+
+    /// A text, or two, in the tokenizer's own template, at most `max_length` tokens long: the longer text loses its right end
+    /// first, special tokens are kept.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`], and if the special tokens alone are longer.
+    pub fn encode_template(
+        &self,
+        text: &str,
+        pair: Option<&str>,
+        max_length: usize,
+    ) -> Result<Templated> {
+        let special = self.special_tokens(pair.is_some());
+        let room = max_length.checked_sub(special).ok_or_else(|| {
+            let message = format!("{special} special tokens are more than {max_length}");
+            Error::Tokenize { message }
+        })?;
+        let params = TruncationParams {
+            max_length: room,
+            ..TruncationParams::default()
+        };
+        let encoded = guarded(|| {
+            let first = self.inner.encode_fast(text, false)?;
+            let second = pair.map(|pair| self.inner.encode_fast(pair, false));
+            let mut second = second.transpose()?;
+            let mut length = first.len();
+            if let Some(second) = &mut second {
+                length += second.len();
+                // Templates number their own; without one the second text is still the second.
+                second.set_type_ids(vec![1; second.len()]);
+            }
+            let (first, second) = truncate_encodings(first, second, &params)?;
+            Ok((self.inner.post_process(first, second, true)?, length > room))
+        });
+        let (encoding, truncated) = encoded.map_err(|message| Error::Tokenize { message })?;
+        Ok(Templated {
+            ids: encoding.get_ids().to_vec(),
+            types: encoding.get_type_ids().to_vec(),
+            truncated,
+        })
+    }
+
+    /// How many tokens the template adds to a text, or to a pair.
+    pub(crate) fn special_tokens(&self, is_pair: bool) -> usize {
+        let processor = self.inner.get_post_processor();
+        processor.map_or(0, |processor| processor.added_tokens(is_pair))
     }
 
     /// The text of tokens. Tokens that do not exist leave no trace.
@@ -164,25 +256,9 @@ impl Tokenizer {
 
 /// Calls the library. It panics on some files that lie (a template's token that is not defined), which is an error here.
 fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    /// A panic that becomes an error is not also printed.
-    static HOOK: Once = Once::new();
-    thread_local! {
-        static GUARDED: Cell<bool> = const { Cell::new(false) };
-    }
-    HOOK.call_once(|| {
-        let before = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if !GUARDED.get() {
-                before(info);
-            }
-        }));
-    });
-    GUARDED.set(true);
-    let called = catch_unwind(AssertUnwindSafe(call));
-    GUARDED.set(false);
-    match called {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Err(
+    match guard::guarded(call) {
+        Some(result) => result.map_err(|error| error.to_string()),
+        None => Err(
             "the file contradicts itself, for example a special token that is not defined"
                 .to_owned(),
         ),

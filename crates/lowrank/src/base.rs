@@ -4,26 +4,49 @@ use crate::paths::absolute;
 use crate::{Error, Result, hub};
 use candle_core::DType;
 use lowrank_adapter::{Compute, Model, Part};
-use lowrank_data::{ChatTemplate, Tokenizer};
+use lowrank_data::{ChatTemplate, Classes, Tokenizer};
 use lowrank_format::{
     Checkpoint, Fingerprint, Gguf, HubId, Safetensors, atomic_write_file, copy_side_files,
     fingerprint, read_json_object,
 };
 use lowrank_frozen::{Encoding, Weights};
-use lowrank_models::{Embedded, Head, ModelInfo, Precision};
+use lowrank_models::{Embedded, Head, ModelInfo, Precision, stored_classes};
 use serde_json::{Map, Value};
+use std::ops::Deref;
 use std::path::Path;
+
+/// How the names of classes begin that have none.
+pub(crate) const UNNAMED: &str = "LABEL_";
 
 /// A base model with what lies beside its weights.
 pub struct Base {
     /// The model.
     pub model: Box<dyn Model>,
+    /// The classes that it was opened to tell apart, if it was.
+    pub classes: Option<Classes>,
+    files: BaseFiles,
+}
+
+/// What a base model is read from: everything but its weights is known.
+pub struct BaseFiles {
     /// Vocabulary, end tokens, limits.
     pub info: ModelInfo,
     /// config.json as it stands.
     pub config: Map<String, Value>,
     files: Files,
     hub: Option<HubId>,
+    /// Where the configuration stands, for messages.
+    origin: String,
+    /// A chat template in place of its own: its text, and where it comes from.
+    template: Option<(String, String)>,
+}
+
+impl Deref for Base {
+    type Target = BaseFiles;
+
+    fn deref(&self) -> &BaseFiles {
+        &self.files
+    }
 }
 
 /// What a model was read from.
@@ -59,6 +82,14 @@ impl Files {
 }
 
 impl Base {
+    /// As [`BaseFiles::set_chat_template`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_chat_template(&mut self, template: &str) -> Result<()> {
+        self.files.set_chat_template(template)
+    }
+
     /// Chooses what products with frozen weights are computed in.
     pub fn set_compute(&mut self, compute: Compute) {
         self.model.parts(&mut |part| match part {
@@ -82,6 +113,16 @@ impl Base {
     /// # Errors
     /// As [`Self::open`], and if this kind of model has no such head.
     pub fn open_with(source: &str, precision: Precision, head: Head) -> Result<Self> {
+        BaseFiles::open(source)?.load(precision, head)
+    }
+}
+
+impl BaseFiles {
+    /// Opens what [`Base::open`] does, without reading weights.
+    ///
+    /// # Errors
+    /// As [`Base::open`], but for what is wrong with the weights.
+    pub fn open(source: &str) -> Result<Self> {
         let (files, hub) = Files::open(source)?;
         let (config, origin) = match &files {
             Files::Folder(checkpoint) => {
@@ -91,15 +132,49 @@ impl Base {
             Files::Gguf(gguf) => (gguf.config().clone(), source.to_owned()),
             Files::Embedded(model, _) => (embedded_config(model), format!("{source}/config.json")),
         };
-        let info = ModelInfo::from_json(&config, &origin)?;
-        let model = lowrank_models::load(&config, &origin, files.weights(), precision, head)?;
         Ok(Self {
-            model,
-            info,
+            info: ModelInfo::from_json(&config, &origin)?,
             config,
             files,
             hub,
+            origin,
+            template: None,
         })
+    }
+
+    /// Reads the weights.
+    ///
+    /// # Errors
+    /// If one is missing, damaged or not supported, or this kind of model has no such head.
+    pub fn load(self, precision: Precision, head: Head) -> Result<Base> {
+        let weights = self.files.weights();
+        let model = lowrank_models::load(&self.config, &self.origin, weights, precision, head)?;
+        let classes = match head {
+            Head::Classes { num_labels, .. } => {
+                let own = self.classes().filter(|own| own.count() == num_labels);
+                Some(own.unwrap_or(Classes::new(num_labels)))
+            }
+            Head::Language | Head::None => None,
+        };
+        Ok(Base {
+            model,
+            classes,
+            files: self,
+        })
+    }
+
+    /// The classes that the checkpoint's own head tells apart, with their names in the configuration (`id2label`) if they
+    /// have any; none if there is no such head.
+    #[must_use]
+    pub fn classes(&self) -> Option<Classes> {
+        let count = stored_classes(self.files.weights())?;
+        let names = self.config.get("id2label").and_then(Value::as_object);
+        let name = |class: usize| Some(names?.get(&class.to_string())?.as_str()?.to_owned());
+        let names: Option<Vec<String>> = (0..count.get()).map(name).collect();
+        // transformers calls classes without names so.
+        let given = names.filter(|names| !names.iter().any(|name| name.starts_with(UNNAMED)));
+        let named = given.and_then(|names| Classes::named(count, names));
+        Some(named.unwrap_or(Classes::new(count)))
     }
 
     /// The folder or the GGUF file that the model was read from; for one of the hub, a folder of its cache; of an embedded
@@ -147,25 +222,56 @@ impl Base {
         }
     }
 
-    /// Its chat template.
+    /// Its chat template, or the one that was set.
     ///
     /// # Errors
     /// If there is none, or none that can be read.
     pub fn chat_template(&self) -> Result<ChatTemplate> {
-        match &self.files {
-            Files::Folder(checkpoint) => Ok(ChatTemplate::from_folder(checkpoint.folder())?),
+        let (mut config, origin) = match &self.files {
+            Files::Folder(checkpoint) => {
+                let folder = checkpoint.folder();
+                (ChatTemplate::config(folder)?, folder.display().to_string())
+            }
             Files::Gguf(gguf) => {
                 let config = gguf.tokenizer_config()?;
-                let origin = gguf.path().display().to_string();
-                let empty = Map::new();
-                let config = config.as_object().unwrap_or(&empty);
-                Ok(ChatTemplate::from_config(config, &origin)?)
+                let config = config.as_object().cloned().unwrap_or_default();
+                (config, gguf.path().display().to_string())
             }
-            Files::Embedded(model, _) => {
-                let config = embedded_object(model.tokenizer_config);
-                Ok(ChatTemplate::from_config(&config, model.name)?)
-            }
-        }
+            Files::Embedded(model, _) => (
+                embedded_object(model.tokenizer_config),
+                model.name.to_owned(),
+            ),
+        };
+        let Some((text, origin)) = &self.template else {
+            return Ok(ChatTemplate::from_config(&config, &origin)?);
+        };
+        config.insert("chat_template".into(), text.as_str().into());
+        Ok(ChatTemplate::from_config(&config, origin)?)
+    }
+
+    /// Writes chats by another template than the model's own: a file's, or one that is given as text. The names of special
+    /// tokens stay the model's.
+    ///
+    /// # Errors
+    /// If it is neither a file that can be read nor a text with a Jinja tag, or no template.
+    pub fn set_chat_template(&mut self, template: &str) -> Result<()> {
+        let path = Path::new(template);
+        let text = if path.is_file() {
+            let text = std::fs::read_to_string(path);
+            let text = text.map_err(|source| lowrank_data::Error::Read {
+                path: path.to_owned(),
+                source,
+            })?;
+            (text, template.to_owned())
+        } else if template.contains("{{") || template.contains("{%") {
+            (template.to_owned(), "the run".to_owned())
+        } else {
+            return Err(Error::Usage(format!(
+                "chat template `{template}` is neither a file nor a template (one has `{{{{` or `{{%` in it)"
+            )));
+        };
+        self.template = Some(text);
+        self.chat_template().map(drop)
     }
 
     /// The tokens that end a text that it writes: those of its configuration, and those of generation_config.json.

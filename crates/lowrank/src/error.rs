@@ -100,6 +100,14 @@ pub enum Error {
         /// How many tokens the model reads.
         limit: usize,
     },
+    /// A text whose vector says nothing.
+    #[error(
+        "the embedding of row {} is not finite: the model or an adapter (or its weight) makes numbers that are not", row + 1
+    )]
+    NotFinite {
+        /// The row, from 0.
+        row: usize,
+    },
     /// An adapter that was trained on another base.
     #[error("{}: {what}", path.display())]
     OtherBase {

@@ -27,6 +27,7 @@ mod base;
 mod card;
 mod chat;
 mod device;
+mod embed;
 mod error;
 mod export;
 mod families;
@@ -36,13 +37,17 @@ mod inspect;
 mod merged;
 mod paths;
 mod plan;
+mod rows;
 mod run;
 
-pub use adapters::{AdapterSource, Reading, StrictBase, load_adapter, save_adapter};
+pub use adapters::{
+    AdapterSource, Reading, StrictBase, adapter_classes, load_adapter, save_adapter,
+};
 pub use answers::{Answered, answers};
-pub use base::{Base, precision};
+pub use base::{Base, BaseFiles, precision};
 pub use chat::{Chat, Turn};
 pub use device::device;
+pub use embed::{Embedded, Pooling, Scale, embed};
 pub use error::{Error, Result};
 pub use export::{ExportedSite, Plain, export_lora};
 pub use families::{Capabilities, Merges, ToLora, families};
@@ -51,7 +56,8 @@ pub use inspect::{Inspection, SiteSummary, TensorSummary, inspect};
 pub use merged::{Written, merge_into};
 pub use paths::real as real_path;
 pub use plan::{MemoryEstimate, PlannedSite, Rendered, RunPlan, plan};
-pub use run::{Trained, open_data, train};
+pub use rows::{open_data, open_texts};
+pub use run::{Trained, train};
 
 pub use lowrank_adapter as adapter;
 pub use lowrank_data as data;

@@ -1,4 +1,6 @@
-//! The models: built from a config.json and [`Weights`](lowrank_frozen::Weights), as blocks that adapters attach to;
+//! The models: built from a config.json and [`Weights`](lowrank_frozen::Weights), as blocks that adapters attach to:
+//! decoders ([`Llama`], which is Mistral and Qwen2 too) and encoders ([`Bert`], which is RoBERTa too), with the [`Head`] that is
+//! wanted;
 //! and how any of them continues a text, a token at a time ([`Continuation`]), or several side by
 //! side ([`continue_all`]).
 //!
@@ -34,6 +36,7 @@ mod sample;
 pub use bert::Bert;
 pub use bert_config::{Activation, BertConfig};
 pub use checkpoint::Precision;
+pub use classes::{classes_of, stored_classes};
 pub use config::{Biases, LlamaConfig};
 pub use embedded::{Embedded, TINY};
 pub use error::{Error, Result};

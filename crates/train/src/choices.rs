@@ -129,7 +129,7 @@ impl Counted {
 }
 
 /// The highest of a few numbers, the first of several; none if none is a number.
-fn best(scores: impl Iterator<Item = f64>) -> Option<usize> {
+pub(crate) fn best(scores: impl Iterator<Item = f64>) -> Option<usize> {
     let (mut best, mut highest) = (None, f64::NEG_INFINITY);
     for (index, score) in scores.enumerate() {
         if score > highest {

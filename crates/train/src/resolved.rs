@@ -80,20 +80,28 @@ pub(crate) fn table(run: &RunFile) -> Table {
     adapter.extend(keys.filter_map(|(key, value)| Some((key.as_str(), to_toml(value)?))));
     section("adapter", adapter);
 
-    let TaskKeys::CausalLm = run.task;
-    section("task", vec![("kind", "causal-lm".into())]);
+    let mut task: Vec<(&str, Value)> = Vec::new();
+    match run.task {
+        TaskKeys::CausalLm => task.push(("kind", "causal-lm".into())),
+        TaskKeys::Classification { num_labels } => {
+            task.push(("kind", "classification".into()));
+            let count = num_labels.map(|count| integer(count.get() as u64));
+            task.extend(count.map(|count| ("num_labels", count)));
+        }
+    }
+    section("task", task);
 
     let data = &run.data;
-    section(
-        "data",
-        vec![
-            ("train", paths(&data.train)),
-            ("eval", paths(&data.eval)),
-            ("max_length", integer(data.max_length.get() as u64)),
-            ("packing", data.packing.into()),
-            ("shuffle", data.shuffle.into()),
-        ],
-    );
+    let mut rows = vec![
+        ("train", paths(&data.train)),
+        ("eval", paths(&data.eval)),
+        ("max_length", integer(data.max_length.get() as u64)),
+        ("packing", data.packing.into()),
+        ("shuffle", data.shuffle.into()),
+    ];
+    let template = data.chat_template.as_deref();
+    rows.extend(template.map(|template| ("chat_template", located(template))));
+    section("data", rows);
     section("train", train(run));
     section("output", vec![("dir", absolute(&run.output.dir))]);
     root

@@ -3,12 +3,13 @@
 use crate::best::Best;
 use crate::checkpoint::{self, Checkpoint};
 use crate::choices::choices;
+use crate::classify::classify;
 use crate::error::{Change, Error, Result};
 use crate::evaluate::loss;
 use crate::log::Log;
 use crate::metrics::{EvalLine, StepLine, peak_rss_mb};
 use crate::resolved;
-use crate::run_file::RunFile;
+use crate::run_file::{RunFile, TaskKeys};
 use crate::run_folder::{Mode, RunFolder};
 use crate::schedule::{Curve, Warmup};
 use crate::trainer::{Done, Trainable, Trainer, Update};
@@ -61,7 +62,8 @@ pub trait Progress {
     fn warning(&mut self, _message: &str) {}
     /// Something that happened as it should, in one line.
     fn notice(&mut self, _message: &str) {}
-    /// Whether the run is to stop now: it ends the step it is in, saves, and returns [`Error::Interrupted`].
+    /// Whether the run is to stop now: it ends the step or the evaluation that it is in, saves, and returns
+    /// [`Error::Interrupted`].
     fn stops(&mut self) -> bool {
         false
     }
@@ -94,6 +96,8 @@ pub struct Summary {
     pub steps: u64,
     /// Whether it ended early, for lack of better evaluations.
     pub ended_early: bool,
+    /// The step that the result is of: with `load_best` that of the best evaluation, else the last one.
+    pub result_of: u64,
     /// The best evaluation after a step, by `best_metric`.
     pub best: Option<Best>,
     /// The step that the run was resumed after; none if it started at step 1.
@@ -168,11 +172,12 @@ pub fn train(
         End::Early(step) => (step, true),
         End::Stopped(step) => return Err(Error::Interrupted { step, total }),
     };
-    session.load_best(step, &state.judge, progress)?;
+    let result_of = session.load_best(step, &state.judge, progress)?;
     Ok(Summary {
         folder: folder.path().to_owned(),
         steps: step,
         ended_early,
+        result_of,
         best: state.judge.best(),
         resumed_after: done,
         last_step: metrics.last_step,
@@ -296,7 +301,9 @@ impl Session<'_, '_, '_> {
         });
         let questions: Option<Vec<&ChoiceExample>> = questions.collect();
         let questions = questions.filter(|questions| questions.len() == eval.len());
-        let evaluation = if let Some(questions) = questions {
+        let evaluation = if self.run.task != TaskKeys::CausalLm {
+            classify(model, selection, eval, batch_size)?.0
+        } else if let Some(questions) = questions {
             let examples = eval.iter().collect::<lowrank_data::Result<Vec<_>>>()?;
             let rows = examples.iter().map(Cow::as_ref).zip(questions);
             let total = self.plan.total_steps();
@@ -309,17 +316,14 @@ impl Session<'_, '_, '_> {
         } else {
             loss(model, selection, eval, batch_size)?
         };
-        let mut metrics_of_task = evaluation.metrics;
-        metrics_of_task.extend(
-            evaluation
-                .accuracy
-                .map(|share| ("accuracy".to_owned(), share)),
-        );
+        let mut judged = evaluation.metrics;
+        let accuracy = evaluation.accuracy;
+        judged.extend(accuracy.map(|share| ("accuracy".to_owned(), share)));
         let line = EvalLine {
             step,
             eval_loss: evaluation.loss,
             eval_tokens: evaluation.tokens,
-            metrics: metrics_of_task,
+            metrics: judged,
         };
         log.evaluation(&line)?;
         if line.eval_loss.is_some_and(|loss| !loss.is_finite()) {
@@ -383,7 +387,7 @@ fn skipped(step: u64, update: Update) -> Option<String> {
     match update {
         Update::Made => None,
         Update::NothingSupervised => Some(format!(
-            "step {step}: none of its rows has a supervised token; nothing was updated"
+            "step {step}: nothing in its rows is supervised; nothing was updated"
         )),
         Update::NotFinite => Some(format!(
             "step {step}: the loss or a gradient is not finite; nothing was updated"

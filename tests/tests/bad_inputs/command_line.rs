@@ -80,7 +80,7 @@ fn flags() {
     );
     check_eval(
         &["--task", "generate"],
-        "error: --task generate needs rows with `prompt` and `completion`, and with no `choices`",
+        "error: --task generate needs rows with a prompt and what follows it, and with no `choices`",
     );
     check_eval(
         &["--task", "classification"],

@@ -282,7 +282,7 @@ fn rows_that_cannot_be_answered() {
         r#"{"text":"w5 w6"}"#,
         &["--task", "generate"],
         2,
-        "error: --task generate needs rows with `prompt` and `completion`, and with no `choices`",
+        "error: --task generate needs rows with a prompt and what follows it, and with no `choices`",
     );
 
     // A prompt that lost its end is answered as it is, and said to be cut.

@@ -6,8 +6,10 @@
 )]
 
 mod answers;
+mod chats;
 mod chatting;
 mod choices;
+mod classifying;
 mod continuing;
 mod devices;
 mod eval;
@@ -19,6 +21,7 @@ mod memory;
 mod merging;
 mod output;
 mod packing;
+mod planned_memory;
 mod planning;
 mod smollm2;
 mod training;

@@ -103,7 +103,10 @@ impl<'a> Line<'a> {
 pub fn run(arguments: &ChatArguments, quiet: bool) -> Result<ExitCode> {
     let precision = precision(&arguments.dtype)?;
     let generation = settings(&arguments.sampling, arguments.max_new_tokens)?;
-    let (base, selection) = super::open(&arguments.model, precision, arguments.device)?;
+    let (mut base, selection) = super::open(&arguments.model, precision, arguments.device)?;
+    if let Some(template) = &arguments.chat_template {
+        base.set_chat_template(template)?;
+    }
     let generator = Generator::new(&base)?;
     let mut chat = Chat::new(&generator, selection, generation)?;
     if let Some(system) = &arguments.system {

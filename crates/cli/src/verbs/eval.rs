@@ -3,13 +3,12 @@
 use crate::arguments::{EvalArguments, Task};
 use crate::output::print;
 use crate::verbs::generate::stop_strings;
-use crate::verbs::{same, within};
+use crate::verbs::{check_output, classify, same};
 use anyhow::Result;
 use candle_core::DType;
 use lowrank::adapter::Selection;
 use lowrank::data::{ChoiceExample, Dataset, Example, Examples, Kind, Options, Reference};
 use lowrank::format::{Planned, atomic_write_file, write_safetensors_streaming};
-use lowrank::models::Embedded;
 use lowrank::training::{self, Evaluation, Prediction, peak_rss_mb, wilson};
 use lowrank::{Base, Error, Generation, Generator, answers, precision};
 use serde::Serialize;
@@ -29,7 +28,8 @@ struct Report {
     task: &'static str,
     examples: u64,
     tokens: u64,
-    supervised_tokens: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    supervised_tokens: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     loss: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,29 +50,35 @@ pub fn run(arguments: &EvalArguments) -> Result<ExitCode> {
     let precision = precision(&arguments.dtype)?;
     check_outputs(arguments)?;
     let started = Instant::now();
-    let (base, selection) = super::open(&arguments.model, precision, arguments.device)?;
+    let (mut base, selection) = super::open(&arguments.model, precision, arguments.device)?;
+    if let Some(template) = &arguments.chat_template {
+        base.set_chat_template(template)?;
+    }
     let data = open_data(arguments, &base)?;
+    classify::check(&base, &data)?;
     let task = choose_task(arguments, &data)?;
     let evaluation = match task {
         Task::Choices => choices(arguments, &base, &selection, &data)?,
+        Task::Classification => classify::measure(arguments, &base, &selection, &data)?,
         Task::Generate => generate(arguments, &base, &selection, &data)?,
-        Task::Loss | Task::Classification => loss(arguments, &base, &selection, &data)?,
+        Task::Loss => loss(arguments, &base, &selection, &data)?,
     };
     if let Some(loss) = evaluation.loss.filter(|loss| !loss.is_finite()) {
         anyhow::bail!(
             "the loss is {loss}: the model or an adapter (or its weight) makes numbers that are not finite"
         );
     }
-    if let Some(path) = &arguments.logits {
+    let is_classification = task == Task::Classification;
+    if let Some(path) = arguments.logits.as_ref().filter(|_| !is_classification) {
         write_logits(path, &base, &selection, data.examples())?;
     }
     let report = Report {
         task: task.as_str(),
         examples: evaluation.examples,
         tokens: evaluation.tokens,
-        supervised_tokens: evaluation.supervised_tokens,
+        supervised_tokens: (!is_classification).then_some(evaluation.supervised_tokens),
         loss: evaluation.loss,
-        perplexity: evaluation.loss.map(f64::exp),
+        perplexity: evaluation.loss.filter(|_| !is_classification).map(f64::exp),
         accuracy: evaluation.accuracy,
         accuracy_norm: evaluation.accuracy_norm,
         metrics: metrics(task, &evaluation),
@@ -122,18 +128,23 @@ fn choose_task(arguments: &EvalArguments, data: &Dataset) -> lowrank::Result<Tas
     let by_kind = match data.kind() {
         Some(Kind::Choices) => Task::Choices,
         Some(Kind::Answer) => Task::Generate,
+        Some(Kind::Labelled) => Task::Classification,
         _ => Task::Loss,
     };
     let task = match arguments.task {
         None => by_kind,
-        Some(Task::Classification) => {
-            return Err(Error::Usage(
-                "--task classification is not yet supported".into(),
-            ));
+        Some(Task::Classification) if by_kind != Task::Classification => {
+            let rows = Kind::Labelled;
+            let what = format!("--task classification needs rows {rows}; these are others");
+            return Err(Error::Usage(what));
+        }
+        Some(given) if by_kind == Task::Classification && given != by_kind => {
+            let what = "rows with labels are measured by --task classification; leave the flag out";
+            return Err(Error::Usage(what.into()));
         }
         Some(Task::Generate) if !data.summary().files.iter().all(|file| is_asked(file.kind)) => {
             return Err(Error::Usage(
-                "--task generate needs rows with `prompt` and `completion`, and with no `choices`"
+                "--task generate needs rows with a prompt and what follows it, and with no `choices`"
                     .into(),
             ));
         }
@@ -166,7 +177,10 @@ fn choose_task(arguments: &EvalArguments, data: &Dataset) -> lowrank::Result<Tas
 
 /// Whether rows of a kind have a prompt that can be continued.
 const fn is_asked(kind: Kind) -> bool {
-    matches!(kind, Kind::Answer | Kind::Completion)
+    matches!(
+        kind,
+        Kind::Answer | Kind::Completion | Kind::Messages | Kind::Conversations | Kind::Instruction
+    )
 }
 
 fn loss(
@@ -282,31 +296,13 @@ fn write_logits(
     })
 }
 
-/// What is only found when all is computed would cost a user the time of an evaluation.
 fn check_outputs(arguments: &EvalArguments) -> lowrank::Result<()> {
     for (flag, path) in [
         ("--predictions", &arguments.predictions),
         ("--logits", &arguments.logits),
     ] {
         let Some(path) = path else { continue };
-        let parent = path.parent().filter(|parent| *parent != Path::new(""));
-        if path.is_dir() || parent.is_some_and(|parent| !parent.is_dir()) {
-            return Err(Error::Usage(format!(
-                "{flag} {}: expected a file in a folder that exists",
-                path.display()
-            )));
-        }
-        let model = &arguments.model.model;
-        let in_model = Embedded::named(model).is_none() && within(path, Path::new(model));
-        let mut adapters = arguments.model.adapters.iter();
-        let in_adapter = adapters.any(|adapter| within(path, &adapter.path));
-        let mut inputs = arguments.data.iter().map(Path::new);
-        if inputs.any(|input| same(input, path)) || in_model || in_adapter {
-            return Err(Error::Usage(format!(
-                "{flag} {}: this would overwrite what the evaluation reads",
-                path.display()
-            )));
-        }
+        check_output(flag, path, &arguments.model, &arguments.data)?;
     }
     match (&arguments.predictions, &arguments.logits) {
         (Some(predictions), Some(logits)) if same(predictions, logits) => Err(Error::Usage(

@@ -25,6 +25,7 @@ fn details(plan: &RunPlan) -> Result<String> {
         optimizer,
         activations,
         logits,
+        overhead,
         total,
     } = plan.memory_mb;
     for (part, megabytes) in [
@@ -33,6 +34,7 @@ fn details(plan: &RunPlan) -> Result<String> {
         ("optimizer", optimizer),
         ("activations", activations),
         ("logits", logits),
+        ("overhead", overhead),
         ("total", total),
     ] {
         writeln!(text, "  {part:11}  {megabytes:10.1}")?;
