@@ -1,7 +1,7 @@
 //! Chats as tokens, and which of them the assistant writes: against transformers (`tests/golden/masks.py`), and what templates
 //! do that rewrite a chat as it goes on.
 
-use crate::helpers::{Folder, count, options};
+use crate::helpers::{Folder, count, examples, options};
 use lowrank_data::{ChatTemplate, Example, Options, Tokenizer, UNSUPERVISED};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -33,7 +33,7 @@ fn example(row: &Value, tokenizer: &Tokenizer, options: &Options) -> Result<Exam
     let (first, rest) = content.split_once('\n').unwrap();
     let folder = Folder::new(&[("a.jsonl", first.as_bytes()), ("b.jsonl", rest.as_bytes())]);
     match folder.open(&["a.jsonl", "b.jsonl"], Some(tokenizer), options) {
-        Ok(data) => Ok(data.examples()[1].clone()),
+        Ok(data) => Ok(examples(&data)[1].clone()),
         Err(error) => Err(folder.message(&error)),
     }
 }

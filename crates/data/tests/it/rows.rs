@@ -273,8 +273,11 @@ fn instructions_are_written_as_alpaca_was_trained() {
         Write a response that appropriately completes the request.\n\n### Instruction:\nthe cat\n\n### Response:";
     let expected = |prompt: &str| {
         let row = serde_json::json!({"prompt": prompt, "completion": "sat"}).to_string();
-        read(&row, &options()).examples()[0].clone()
+        crate::helpers::examples(&read(&row, &options()))[0].clone()
     };
     let (with, without) = (expected(prompt), expected(bare));
-    assert_eq!(rows.examples(), [with, without.clone(), without]);
+    assert_eq!(
+        crate::helpers::examples(&rows),
+        [with, without.clone(), without]
+    );
 }

@@ -1,7 +1,7 @@
 //! Rows of CSV, TSV and Parquet files: the same as those of JSON lines, or refused with file and line.
 
-use crate::helpers::{Folder, options, tokenizer};
-use lowrank_data::{Dataset, Example, Kind, Reference};
+use crate::helpers::{Folder, examples, options, tokenizer};
+use lowrank_data::{Dataset, Kind, Reference};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ fn same(name: &str, content: &[u8], rows: &[Value]) -> Dataset {
     let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
     let expected = open("d.jsonl", lines.as_bytes()).unwrap();
     let found = open(name, content).unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(found.examples(), expected.examples());
+    assert_eq!(examples(&found), examples(&expected));
     assert_eq!(found.references(), expected.references());
     assert_eq!(found.kind(), expected.kind());
     found
@@ -190,7 +190,8 @@ fn columns_hold_chats() {
     let data = folder
         .open(&["d.parquet"], Some(&tokenizer), &options())
         .unwrap();
-    let [first, second, third] = data.examples() else {
+    let rows = examples(&data);
+    let [first, second, third] = rows.as_slice() else {
         panic!("{data:?}")
     };
     // A name that is null is not there.
@@ -273,7 +274,7 @@ proptest! {
             lines += &format!("{}\n", json!({"prompt": prompt, "completion": completion}));
         }
         let (csv, lines) = (open("d.csv", csv.as_bytes()).unwrap(), open("d.jsonl", lines.as_bytes()).unwrap());
-        prop_assert_eq!(csv.examples(), lines.examples());
+        prop_assert_eq!(examples(&csv), examples(&lines));
     }
 
     #[test]
@@ -297,7 +298,7 @@ proptest! {
             content.truncate(cut.index(content.len()));
         }
         let data = open("d.parquet", &content);
-        let longest = data.iter().flat_map(Dataset::examples).map(|example: &Example| example.ids.len()).max();
+        let longest = data.iter().flat_map(examples).map(|example| example.ids.len()).max();
         prop_assert!(longest.is_none_or(|longest| longest <= 64));
     }
 }
