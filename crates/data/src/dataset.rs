@@ -157,6 +157,7 @@ impl Dataset {
             decided.get_or_insert(kind);
             self.push(example, reference);
         }
+        drop(reader);
         let Some(kind) = decided else {
             return Err(Error::NoRows { path });
         };
