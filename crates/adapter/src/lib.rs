@@ -45,7 +45,7 @@ mod update;
 pub use adapter::{Adapter, LowRank, Merge, Merged};
 pub use attach::{Attach, Start, attach, detach, train_all};
 pub use attached::{Attached, Export, Exported, Pair};
-pub use config::{AdapterConfig, BiasMode, Common, PEFT_VERSION, ResidualBase, Source};
+pub use config::{AdapterConfig, BiasMode, Common, PEFT_VERSION, ResidualBase, SEQ_CLS, Source};
 pub use controller::{Controller, Outcome, Probe, State, Step};
 pub use error::{Error, Result, nearest};
 pub use family::{AnyFamily, Attachment, Family};
@@ -53,12 +53,12 @@ pub use gate::{GateId, Mask, RankGate, Revival};
 pub use kv_cache::KvCache;
 pub use linear::{Embedding, Linear, Norm, Weight};
 pub use lowrank_frozen::Compute;
-pub use lowrank_ops::{AttentionMask, Kind, Param, ParamInfo, Tracking};
+pub use lowrank_ops::{AttentionMask, Kind, Param, ParamInfo, Reach, Tracking};
 pub use model::{Ask, Batch, Model, Part, Tokens, UNSUPERVISED, causal_mask, run};
 pub use number::{
     AboveOne, BelowOne, Finite, Fraction, Negative, NonNegative, Positive, Probability,
 };
-pub use pass::{Chain, Masks, Pass, Records, Selection};
+pub use pass::{Blur, Chain, Masks, Pass, Records, Selection};
 pub use place::place;
 pub use probe::masked_losses;
 pub use site::{Site, SiteId};

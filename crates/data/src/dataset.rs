@@ -1,9 +1,11 @@
 //! All rows of a few files, in memory.
 
+use crate::classes::{Classes, Expected, Labels};
 use crate::error::{Error, Result};
 use crate::example::{Encoder, Example, Reference};
+use crate::examples::Examples;
 use crate::lines::Lines;
-use crate::row::{Decided, Kind, parse};
+use crate::row::{Decided, Kind, Row, parse};
 use crate::source;
 use crate::tokenizer::Tokenizer;
 use std::num::NonZeroUsize;
@@ -27,6 +29,7 @@ pub struct Options {
 pub struct Dataset {
     examples: Vec<Example>,
     references: Vec<Reference>,
+    classes: Option<Classes>,
     summary: Summary,
 }
 
@@ -72,6 +75,19 @@ impl Dataset {
         tokenizer: Option<&Tokenizer>,
         options: &Options,
     ) -> Result<Self> {
+        Self::open_with(patterns, tokenizer, options, Expected::Found(None))
+    }
+
+    /// [`Self::open`] with what is known of the classes that labels name.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and if a label is none of the classes, labels are of several forms, or all of them are one class.
+    pub fn open_with(
+        patterns: &[String],
+        tokenizer: Option<&Tokenizer>,
+        options: &Options,
+        expected: Expected<'_>,
+    ) -> Result<Self> {
         let Options {
             max_length,
             end_token,
@@ -93,14 +109,17 @@ impl Dataset {
         let mut dataset = Self {
             examples: Vec::new(),
             references: Vec::new(),
+            classes: None,
             summary: Summary::default(),
         };
+        let mut labels = Labels::new(expected);
         for path in source::files(patterns)? {
             if dataset.examples.len() == limit {
                 break;
             }
-            dataset.read(path, &encoder, limit)?;
+            dataset.read(path, &encoder, &mut labels, limit)?;
         }
+        dataset.classes = labels.finish(&mut dataset.examples)?;
         let summary = &dataset.summary;
         if summary.supervised == 0 {
             return Err(Error::NothingSupervised {
@@ -113,15 +132,27 @@ impl Dataset {
         Ok(dataset)
     }
 
-    fn read(&mut self, path: PathBuf, encoder: &Encoder<'_>, limit: usize) -> Result<()> {
+    fn read(
+        &mut self,
+        path: PathBuf,
+        encoder: &Encoder<'_>,
+        labels: &mut Labels<'_>,
+        limit: usize,
+    ) -> Result<()> {
         let mut lines = Lines::open(&path)?;
         let mut decided: Decided = None;
         let first = self.examples.len();
         while self.examples.len() < limit
             && let Some((line, text)) = lines.next()?
         {
-            let row = parse(text, decided)
-                .and_then(|(kind, row)| Ok((kind, encoder.encode(kind, &row)?)));
+            let mut encoded = |(kind, row): (Kind, Row)| {
+                let (mut example, reference) = encoder.encode(kind, &row)?;
+                if let Row::Labelled { label, .. } = &row {
+                    example.label = Some(labels.read(label, &path, line)?);
+                }
+                Ok((kind, (example, reference)))
+            };
+            let row = parse(text, decided).and_then(&mut encoded);
             let (kind, (example, reference)) = row.map_err(|problem| problem.at(&path, line))?;
             decided.get_or_insert((kind, line));
             self.push(example, reference);
@@ -167,14 +198,20 @@ impl Dataset {
 
     /// One example a row, in the order of the files.
     #[must_use]
-    pub fn examples(&self) -> &[Example] {
-        &self.examples
+    pub fn examples(&self) -> Examples<'_> {
+        (&self.examples).into()
     }
 
     /// What an evaluation compares with, one a row.
     #[must_use]
     pub fn references(&self) -> &[Reference] {
         &self.references
+    }
+
+    /// The classes that the rows' labels name; none unless rows have labels.
+    #[must_use]
+    pub fn classes(&self) -> Option<&Classes> {
+        self.classes.as_ref()
     }
 
     /// The numbers.

@@ -48,9 +48,11 @@
 mod batch;
 mod chat;
 mod chat_functions;
+mod classes;
 mod dataset;
 mod error;
 mod example;
+mod examples;
 mod lines;
 mod order;
 mod packing;
@@ -61,12 +63,14 @@ mod tokenizer;
 
 pub use batch::Padded;
 pub use chat::{ChatTemplate, GenerationPrompt, Message};
+pub use classes::{Classes, Expected, Form, MAX_CLASSES};
 pub use dataset::{Dataset, FileSummary, Options, Summary};
 pub use error::{Error, Problem, Result};
 pub use example::{ChoiceExample, Example, Reference, UNSUPERVISED};
+pub use examples::Examples;
 pub use order::{Length, Order, Plan, StepRows, Steps, Stream};
 pub use packing::{Packing, Sequence};
 pub use row::Kind;
 pub use source::check_supported;
 pub use stream::{StopStrings, TextStream};
-pub use tokenizer::{Special, Tokenizer};
+pub use tokenizer::{Special, Templated, Tokenizer};

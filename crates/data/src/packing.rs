@@ -4,7 +4,7 @@
 //! most [`OPEN`] are, and where a row fits in none the oldest makes way for a new one. An epoch ends with all of them
 //! closed, so that every epoch holds every row once. Sequences come in the order in which they were begun.
 
-use crate::example::Example;
+use crate::examples::Examples;
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -33,9 +33,12 @@ struct Open {
 impl Packing {
     /// For sequences of at most `max_length` tokens. A row that is longer has one of its own.
     #[must_use]
-    pub fn new(examples: &[Example], max_length: NonZeroUsize) -> Self {
+    pub fn new<'a>(examples: impl Into<Examples<'a>>, max_length: NonZeroUsize) -> Self {
+        let examples = examples.into();
         Self {
-            lengths: examples.iter().map(|example| example.ids.len()).collect(),
+            lengths: (0..examples.len())
+                .map(|row| examples.tokens(row))
+                .collect(),
             max_length,
         }
     }

@@ -23,6 +23,7 @@
 
 mod adapters;
 mod base;
+mod card;
 mod device;
 mod error;
 mod export;
@@ -33,10 +34,13 @@ mod inspect;
 mod merged;
 mod paths;
 mod plan;
+mod rows;
 mod run;
 
-pub use adapters::{AdapterSource, Reading, StrictBase, load_adapter, save_adapter};
-pub use base::{Base, precision};
+pub use adapters::{
+    AdapterSource, Reading, StrictBase, adapter_classes, load_adapter, save_adapter,
+};
+pub use base::{Base, BaseFiles, precision};
 pub use device::device;
 pub use error::{Error, Result};
 pub use export::{ExportedSite, Plain, export_lora};
@@ -46,7 +50,8 @@ pub use inspect::{Inspection, SiteSummary, TensorSummary, inspect};
 pub use merged::{Written, merge_into};
 pub use paths::real as real_path;
 pub use plan::{MemoryEstimate, PlannedSite, Rendered, RunPlan, plan};
-pub use run::{Trained, open_data, train};
+pub use rows::open_data;
+pub use run::{Trained, train};
 
 pub use lowrank_adapter as adapter;
 pub use lowrank_data as data;
@@ -56,4 +61,5 @@ pub use lowrank_merge as merge;
 pub use lowrank_models as models;
 pub use lowrank_ops as ops;
 pub use lowrank_registry as registry;
+pub use lowrank_report as report;
 pub use lowrank_train as training;

@@ -252,12 +252,12 @@ fn sizes(prepared: &Prepared) -> BTreeSet<Size> {
     let steps = prepared.outlook.steps.steps_after(0);
     let micro_batches = steps.flat_map(|step| step.micro_batches);
     for sequences in micro_batches {
-        let tokens = |rows: &Vec<usize>| rows.iter().map(|&row| examples[row].ids.len()).sum();
+        let tokens = |rows: &Vec<usize>| rows.iter().map(|&row| examples.tokens(row)).sum();
         let longest: usize = sequences.iter().map(tokens).max().unwrap_or(0);
         let rows = || sequences.iter().flatten();
         sizes.insert(Size {
             tokens: sequences.len() * longest,
-            supervised: rows().map(|&row| examples[row].supervised()).sum(),
+            supervised: rows().map(|&row| examples.supervised(row)).sum(),
         });
         seen += rows().count();
         if seen >= LOOKED_AT {
@@ -378,8 +378,7 @@ impl Held {
 }
 
 fn render(prepared: &Prepared) -> Result<Rendered> {
-    let examples = prepared.data.examples();
-    let example = examples.first().ok_or(lowrank_train::Error::NoRows)?;
+    let example = prepared.data.examples().get(0)?;
     let is_text = prepared.base.has_tokenizer();
     let tokens = if is_text {
         prepared.base.tokenizer()?.decode_tokens(&example.ids)?

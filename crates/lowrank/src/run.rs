@@ -1,18 +1,23 @@
 //! Running a run file.
 
-use crate::base::Base;
+use crate::adapters::{classes_in, save_trained};
+use crate::base::{Base, BaseFiles};
+use crate::card::training;
 use crate::device::device;
 use crate::families::FULL;
 use crate::paths::{absolute, real};
-use crate::{Error, Result, hub, merge_into, save_adapter};
+use crate::rows::TaskRows;
+use crate::{Error, Result, hub, merge_into};
 use candle_core::DType;
 use lowrank_adapter::{
-    AdapterConfig, Attached, Param, Selection, Source, Start, attach, train_all,
+    AdapterConfig, Attached, Param, SEQ_CLS, Selection, Source, Start, attach, train_all,
 };
-use lowrank_data::{Dataset, Options, Plan, Reference, Tokenizer};
+use lowrank_data::{Classes, Dataset, Plan};
 use lowrank_format::{CONFIG_FILE, Existing, PeftFolder};
-use lowrank_models::{Embedded, Precision};
-use lowrank_train::{Held, Mode, Progress, Rows, RunFile, RunFolder, Summary, Trainable, Trainer};
+use lowrank_models::{Embedded, Head, Precision};
+use lowrank_train::{
+    Held, Mode, Progress, Rows, RunFile, RunFolder, Summary, TaskKeys, Trainable, Trainer,
+};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,6 +27,8 @@ pub(crate) const NAME: &str = "default";
 
 /// The key that may hold a word for names that only the model knows.
 const TARGETS: &str = "target_modules";
+
+const TASK_TYPE: &str = "task_type";
 
 /// What a run left behind.
 #[derive(Debug)]
@@ -85,25 +92,25 @@ impl Prepared {
         RunFolder::check(&folder).map_err(|error| at_output(origin, error))?;
         let plan = resolve(&mut run, origin)?;
         let device = device(run.model.device).map_err(Error::under(origin, "model.device"))?;
-        let mut base = Base::open(&run.model.source, precision(run.model.dtype))
-            .map_err(Error::under(origin, "model.source"))?;
+        let at_source = Error::under(origin, "model.source");
+        let files = BaseFiles::open(&run.model.source).map_err(&at_source)?;
+        let known = plan.as_ref().and_then(|plan| plan.classes.clone());
+        let rows = TaskRows::open(&run, &files, known.or(files.classes()), origin)?;
+        let TaskRows { data, held_out } = rows;
+        let head = match data.classes() {
+            Some(classes) => Head::Classes {
+                num_labels: classes.count(),
+                seed: run.train.seed,
+            },
+            None => Head::Language,
+        };
+        let mut base = files
+            .load(precision(run.model.dtype), head)
+            .map_err(at_source)?;
+        base.classes = data.classes().cloned();
         base.set_compute(run.train.compute);
         base.place(&device)
             .map_err(Error::under(origin, "model.device"))?;
-        let options = Options {
-            max_length: run.data.max_length,
-            end_token: base.info.eos_token_ids.first().copied(),
-            vocab: base.info.vocab_size,
-            limit: None,
-        };
-        let open = |files: &[String], key| {
-            open_data(files, &base, &options).map_err(Error::under(origin, key))
-        };
-        let data = open(&run.data.train, "data.train")?;
-        let held_out = match run.data.eval.as_slice() {
-            [] => None,
-            files => Some(open(files, "data.eval")?),
-        };
         let mut method = method(plan, &run, &mut base, origin)?;
         // What a trainer refuses, before there is a folder, and before what is in it is removed.
         let rows = Rows::new(&data, held_out.as_ref());
@@ -182,11 +189,14 @@ pub fn train(
         }
         Method::Adapter(attached) => {
             let fingerprint = base.fingerprint()?;
-            save_adapter(
+            let training = training(&run, &folder, &data, held_out.as_ref(), &summary);
+            save_trained(
                 &attached,
                 &fingerprint,
+                base.classes.as_ref(),
                 &folder.adapter(),
                 Existing::Replace,
+                Some(&training),
             )?
         }
     };
@@ -212,11 +222,16 @@ fn precision(held: Held) -> Precision {
 struct Planned {
     config: AdapterConfig,
     start: Start,
+    /// Those that the adapter that is started from tells apart.
+    classes: Option<Classes>,
 }
 
 /// Puts what is trained into the model.
 fn method(plan: Option<Planned>, run: &RunFile, base: &mut Base, origin: &Path) -> Result<Method> {
-    let Some(Planned { mut config, start }) = plan else {
+    let Some(Planned {
+        mut config, start, ..
+    }) = plan
+    else {
         return Ok(Method::Whole(train_all(base.model.as_mut(), NAME)?));
     };
     let (name, revision) = base.name();
@@ -303,7 +318,8 @@ fn resolve(run: &mut RunFile, origin: &Path) -> Result<Option<Planned>> {
         }
         return Ok(None);
     }
-    let mut tensors = None;
+    task_type(&mut keys, run.task).map_err(wrong)?;
+    let (mut tensors, mut classes) = (None, None);
     let word = named.as_deref().unwrap_or("lora");
     let mut family = lowrank_registry::by_name(word).map_err(|error| {
         // The registry lists adapters, and this is none.
@@ -329,6 +345,7 @@ fn resolve(run: &mut RunFile, origin: &Path) -> Result<Option<Planned>> {
             .and_then(|config| config.read_as(run.adapter.residual_base))
             .map_err(&in_config)?;
         keys = agree(&config, &keys).map_err(wrong)?;
+        classes = classes_in(&files)?;
         tensors = Some(files.tensors);
     }
     let config = AdapterConfig::parse(family, &keys, Source::RunFile).map_err(wrong)?;
@@ -341,7 +358,32 @@ fn resolve(run: &mut RunFile, origin: &Path) -> Result<Option<Planned>> {
         },
         None => Start::Seed(run.train.seed),
     };
-    Ok(Some(Planned { config, start }))
+    Ok(Some(Planned {
+        config,
+        start,
+        classes,
+    }))
+}
+
+/// A classifier's adapter says so, as PEFT's does, and trains the head by that.
+fn task_type(keys: &mut Map<String, Value>, task: TaskKeys) -> Result<(), lowrank_adapter::Error> {
+    let is_classifier = task != TaskKeys::CausalLm;
+    match keys.get(TASK_TYPE).and_then(Value::as_str) {
+        None if is_classifier => {
+            keys.insert(TASK_TYPE.into(), SEQ_CLS.into());
+        }
+        Some(given) if is_classifier != (given == SEQ_CLS) => {
+            let kind = if is_classifier {
+                "classification"
+            } else {
+                "causal-lm"
+            };
+            let what = format!("`{TASK_TYPE} = \"{given}\"` contradicts `task.kind = \"{kind}\"`");
+            return Err(lowrank_adapter::Error::Config { what });
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// The keys of a stored configuration; what the run file gives beside them must say the same.
@@ -400,48 +442,4 @@ fn written_keys(config: &AdapterConfig) -> Map<String, Value> {
     keys.retain(|_, value| !value.is_null());
     let sorted: BTreeMap<String, Value> = keys.into_iter().collect();
     sorted.into_iter().collect()
-}
-
-/// Opens rows with the base's tokenizer; rows of token ids need none. A file may be one of the hub's:
-/// `hub:org/name/file` or `hub:org/name@revision/file`.
-///
-/// # Errors
-/// If a row cannot be read (the message names file and line), or is longer than the model can.
-pub fn open_data(files: &[String], base: &Base, options: &Options) -> Result<Dataset> {
-    let (tokenizer, broken): (Option<Tokenizer>, Option<Error>) = match base.has_tokenizer() {
-        true => match base.tokenizer() {
-            Ok(tokenizer) => (Some(tokenizer), None),
-            Err(error) => (None, Some(error)),
-        },
-        false => (None, None),
-    };
-    let data = match (
-        Dataset::open(&hub::data(files)?, tokenizer.as_ref(), options),
-        broken,
-    ) {
-        // A tokenizer that cannot be read matters to rows that need one.
-        (Err(error), Some(broken)) if error.needs_tokenizer() => return Err(broken),
-        (data, _) => data?,
-    };
-    let (longest, limit) = (longest(&data), base.info.max_position_embeddings);
-    if longest > limit {
-        return Err(Error::TooLong {
-            files: format!("`{}`", files.join("`, `")),
-            longest,
-            limit,
-        });
-    }
-    Ok(data)
-}
-
-/// The most tokens that a row or one of its choices has.
-fn longest(data: &Dataset) -> usize {
-    let choices = data.references().iter().map(|reference| match reference {
-        Reference::Choices(question) => {
-            let longest = question.choices.iter().map(Vec::len).max();
-            question.prompt.len() + longest.unwrap_or(0)
-        }
-        _ => 0,
-    });
-    choices.max().unwrap_or(0).max(data.summary().longest)
 }

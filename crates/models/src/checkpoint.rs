@@ -149,6 +149,15 @@ impl<'a> Checkpoint<'a> {
         self.finite(name, table)
     }
 
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.weights.info(name).is_some()
+    }
+
+    /// What is computed in.
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     fn encoding(&self, name: &str) -> Option<Encoding> {
         self.weights.info(name).map(|info| info.encoding)
     }

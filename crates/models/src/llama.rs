@@ -1,14 +1,15 @@
-//! LLaMA, from the first to 3.x, and what shares its form: SmolLM2, TinyLlama.
+//! LLaMA, from the first to 3.x, and what shares its form: SmolLM2, TinyLlama, Mistral, Qwen2.
 //!
 //! A block is h + O(attention(rotate(Q(n)), rotate(K(n)), V(n))) with n = norm(h), and then
 //! h + down(silu(gate(m)) * up(m)) with m = norm(h).
 
 use crate::checkpoint::{Checkpoint, Precision};
-use crate::{LlamaConfig, Result};
+use crate::classes::{Bias, Classes, last_tokens};
+use crate::{LlamaConfig, Result, checks};
 use candle_core::{DType, Tensor};
 use lowrank_adapter::{
-    Ask, Batch, Embedding, Error as AdapterError, KvCache, Linear, Model, Norm, Part, Pass,
-    Result as AdapterResult, causal_mask,
+    Ask, Batch, Embedding, KvCache, Linear, Model, Norm, Part, Pass, Result as AdapterResult,
+    causal_mask,
 };
 use lowrank_frozen::{FrozenEmbedding, FrozenLinear, Weights};
 use lowrank_ops::{self as ops, RotaryTable};
@@ -16,6 +17,7 @@ use lowrank_ops::{self as ops, RotaryTable};
 const EMBEDDING: &str = "model.embed_tokens";
 const NORM: &str = "model.norm";
 const HEAD: &str = "lm_head";
+const SCORE: &str = "score";
 
 /// A LLaMA. Its parts have the paths that transformers gives them.
 #[derive(Debug)]
@@ -26,6 +28,8 @@ pub struct Llama {
     blocks: Vec<Block>,
     norm: Norm,
     head: Linear,
+    /// If the head gives rows their classes.
+    classes: Option<Classes>,
 }
 
 #[derive(Debug)]
@@ -48,6 +52,16 @@ impl Llama {
     /// # Errors
     /// If a tensor is missing, unused, misshapen, not finite, cannot be read or cannot be held in this precision.
     pub fn new(config: LlamaConfig, weights: &dyn Weights, precision: Precision) -> Result<Self> {
+        Self::with_head(config, weights, precision, None)
+    }
+
+    /// With a head for classes in the place of the one for tokens, if so many are given. It reads the last token of a row.
+    pub(crate) fn with_head(
+        config: LlamaConfig,
+        weights: &dyn Weights,
+        precision: Precision,
+        classes: Option<Classes>,
+    ) -> Result<Self> {
         let tied = config.tie_word_embeddings;
         // Early checkpoints store the frequencies; some of tied models store the head too, which transformers ignores.
         let ignored = |name: &str| {
@@ -56,20 +70,36 @@ impl Llama {
                 let origin = weights.origin();
                 tracing::warn!("{origin}: `{name}` is ignored: the head is tied to `{EMBEDDING}`");
             }
-            head || name.ends_with(".rotary_emb.inv_freq")
+            let other = classes.is_some() && name == format!("{HEAD}.weight");
+            head || other || name.ends_with(".rotary_emb.inv_freq")
         };
-        let checkpoint = Checkpoint::new(weights, precision, tensors(&config), ignored)?;
+        let hidden = config.hidden_size;
+        let head = match &classes {
+            None if tied => Vec::new(),
+            None => vec![(format!("{HEAD}.weight"), vec![config.vocab_size, hidden])],
+            Some(classes) => {
+                let dims = (classes.num_labels.get(), hidden);
+                Classes::tensors(weights, SCORE, dims, Bias::None)
+            }
+        };
+        let needed = tensors(&config).chain(head);
+        let checkpoint = Checkpoint::new(weights, precision, needed, ignored)?;
         let rotary = RotaryTable::new(config.head_dim, config.rope_theta, &config.rope_scaling)?;
         let table = FrozenEmbedding::new(checkpoint.table(&format!("{EMBEDDING}.weight"))?);
         let blocks = (0..config.num_hidden_layers)
             .map(|i| Block::new(&config, i, &checkpoint))
             .collect::<Result<_>>()?;
         let norm = norm(&checkpoint, NORM, config.rms_norm_eps)?;
-        let head = if tied {
-            Linear::tied(HEAD, table.head(), EMBEDDING)
-        } else {
-            let head = checkpoint.table(&format!("{HEAD}.weight"))?;
-            Linear::new(HEAD, FrozenLinear::stored(head))
+        let head = match &classes {
+            None if tied => Linear::tied(HEAD, table.head(), EMBEDDING),
+            None => {
+                let head = checkpoint.table(&format!("{HEAD}.weight"))?;
+                Linear::new(HEAD, FrozenLinear::stored(head))
+            }
+            Some(classes) => {
+                let dims = (classes.num_labels.get(), hidden);
+                classes.linear(&checkpoint, SCORE, dims, Bias::None)?
+            }
         };
         Ok(Self {
             rotary,
@@ -77,6 +107,7 @@ impl Llama {
             blocks,
             norm,
             head,
+            classes,
             config,
         })
     }
@@ -108,18 +139,21 @@ impl Llama {
     ) -> AdapterResult<Tensor> {
         let (block, config) = (&self.blocks[i], &self.config);
         let turn = (&self.rotary, &*batch.tokens().positions);
+        let reach = config.reach(i);
         let scale = 1.0 / (config.head_dim as f64).sqrt();
         let q = block.q.forward(x, pass)?;
         let k = block.k.forward(x, pass)?;
         let v = block.v.forward(x, pass)?;
         let y = match kv {
-            None => ops::self_attention(&q, &k, &v, turn, &causal_mask(batch), scale)?,
+            None => {
+                ops::self_attention(&q, &k, &v, turn, &causal_mask(batch).reaching(reach), scale)?
+            }
             Some(kv) => {
                 let q = ops::rotary(&self.split(&q, config.num_attention_heads)?, turn.0, turn.1)?;
                 let k = ops::rotary(&self.split(&k, config.num_key_value_heads)?, turn.0, turn.1)?;
                 let (k, v) = kv.append(i, &k, &self.split(&v, config.num_key_value_heads)?)?;
-                let y =
-                    ops::attention_cached(&q, &k, &v, &kv.mask(batch), scale)?.transpose(1, 2)?;
+                let mask = kv.mask(batch).reaching(reach);
+                let y = ops::attention_cached(&q, &k, &v, &mask, scale)?.transpose(1, 2)?;
                 let (rows, tokens, ..) = y.dims4()?;
                 y.reshape((rows, tokens, config.query_size()))?
             }
@@ -127,20 +161,39 @@ impl Llama {
         block.o.forward(&y, pass)
     }
 
-    fn check_tokens(&self, ids: impl IntoIterator<Item = u32>, what: &str) -> AdapterResult<()> {
-        let vocab = self.config.vocab_size;
-        match ids.into_iter().find(|id| *id as usize >= vocab) {
-            Some(id) => Err(AdapterError::Other(format!(
-                "{what} {id} is not in the model's vocabulary of {vocab} tokens"
-            ))),
-            None => Ok(()),
+    /// The last norm at these flat positions. They are picked first: neither norms nor logits of others ever exist.
+    fn picked(&self, h: &Tensor, positions: &[u32], pass: &mut Pass) -> AdapterResult<Tensor> {
+        let (rows, tokens, hidden) = h.dims3()?;
+        let x = ops::gather_rows(&h.reshape((rows * tokens, hidden))?, positions)?;
+        self.norm.forward_rms(&x, pass)
+    }
+
+    fn classify(
+        &self,
+        classes: &Classes,
+        h: &Tensor,
+        batch: &Batch,
+        ask: &Ask,
+        pass: &mut Pass,
+    ) -> AdapterResult<Tensor> {
+        if matches!(ask, Ask::Classes) {
+            let positions = last_tokens(batch, 0..batch.tokens().rows as u32);
+            let x = self.picked(h, &positions, pass)?;
+            return self.head.forward(&x, pass);
         }
+        let rows = batch.row_targets().into_iter().map(|(row, _)| row);
+        let positions = last_tokens(batch, rows);
+        if positions.is_empty() {
+            return Ok(Tensor::zeros(0, self.dtype(), h.device())?);
+        }
+        let x = self.picked(h, &positions, pass)?;
+        classes.losses(&self.head, &x, batch, pass)
     }
 }
 
 impl Model for Llama {
     fn model_type(&self) -> &str {
-        "llama"
+        self.config.kind.name()
     }
 
     fn parts(&mut self, visit: &mut dyn FnMut(Part<'_>)) {
@@ -161,18 +214,9 @@ impl Model for Llama {
 
     fn embed(&self, batch: &Batch, pass: &mut Pass) -> AdapterResult<Tensor> {
         let tokens = batch.tokens();
-        self.check_tokens(tokens.ids.iter().copied(), "token")?;
-        let limit = self.config.max_position_embeddings;
-        let mut positions = tokens.positions.iter().zip(&tokens.segments);
-        let beyond =
-            |(position, segment): &(&u32, &u32)| **segment != 0 && **position as usize >= limit;
-        if let Some((position, _)) = positions.find(beyond) {
-            return Err(AdapterError::Other(format!(
-                "position {position} is beyond the model's limit of {limit} tokens (`max_position_embeddings`)"
-            )));
-        }
-        self.embedding
-            .forward(&tokens.ids, (tokens.rows, tokens.length), pass)
+        checks::vocabulary(tokens.ids.iter().copied(), self.config.vocab_size, "token")?;
+        checks::positions(tokens, self.config.max_position_embeddings)?;
+        self.embedding.forward_tokens(tokens, pass)
     }
 
     fn blocks(&self) -> usize {
@@ -196,23 +240,25 @@ impl Model for Llama {
     }
 
     fn head(&self, h: &Tensor, batch: &Batch, ask: &Ask, pass: &mut Pass) -> AdapterResult<Tensor> {
-        let (positions, targets): (Vec<u32>, Vec<u32>) = match ask {
-            Ask::Losses => batch.targets().into_iter().unzip(),
-            Ask::Logits(positions) => (positions.clone(), Vec::new()),
-            Ask::Hidden => return self.norm.forward_rms(h, pass),
-            Ask::Classes => return Err(ask.refused("llama")),
+        let (positions, targets): (Vec<u32>, Vec<u32>) = match (ask, &self.classes) {
+            (Ask::Hidden, _) => return self.norm.forward_rms(h, pass),
+            (Ask::Losses | Ask::Classes, Some(classes)) => {
+                return self.classify(classes, h, batch, ask, pass);
+            }
+            (Ask::Losses, None) => batch.targets().into_iter().unzip(),
+            (Ask::Logits(positions), None) => (positions.clone(), Vec::new()),
+            (Ask::Logits(_), Some(_)) | (Ask::Classes, None) => {
+                return Err(ask.refused(self.model_type()));
+            }
         };
-        self.check_tokens(targets.iter().copied(), "label")?;
+        checks::vocabulary(targets.iter().copied(), self.config.vocab_size, "label")?;
         if positions.is_empty() {
             return Ok(match ask {
                 Ask::Losses => Tensor::zeros(0, self.dtype(), h.device())?,
                 _ => Tensor::zeros((0, self.config.vocab_size), self.dtype(), h.device())?,
             });
         }
-        let (rows, tokens, hidden) = h.dims3()?;
-        // Rows are picked first: neither norms nor logits of other positions ever exist.
-        let x = ops::gather_rows(&h.reshape((rows * tokens, hidden))?, &positions)?;
-        let x = self.norm.forward_rms(&x, pass)?;
+        let x = self.picked(h, &positions, pass)?;
         match ask {
             Ask::Losses => self.head.cross_entropy(&x, &targets, pass),
             _ => self.head.forward(&x, pass),
@@ -227,7 +273,7 @@ impl Block {
             linear(
                 checkpoint,
                 path(&format!("self_attn.{name}_proj")),
-                config.attention_bias,
+                config.attention_bias.has(name),
             )
         };
         let feed_forward = |name: &str| {
@@ -268,34 +314,34 @@ fn norm(checkpoint: &Checkpoint<'_>, path: &str, eps: f64) -> Result<Norm> {
     ))
 }
 
-/// Every tensor of the checkpoint with its shape, in the order of the forward pass. Lazy: a file may claim any number
+/// Every tensor of the checkpoint but the head's with its shape, in the order of the forward pass. Lazy: a file may claim any number
 /// of layers.
 fn tensors(config: &LlamaConfig) -> impl Iterator<Item = (String, Vec<usize>)> + use<'_> {
     let (hidden, vocab) = (config.hidden_size, config.vocab_size);
     let first = (format!("{EMBEDDING}.weight"), vec![vocab, hidden]);
-    let head = (format!("{HEAD}.weight"), vec![vocab, hidden]);
-    let last = [(format!("{NORM}.weight"), vec![hidden])];
-    let last = last
-        .into_iter()
-        .chain((!config.tie_word_embeddings).then_some(head));
+    let last = (format!("{NORM}.weight"), vec![hidden]);
     std::iter::once(first)
         .chain((0..config.num_hidden_layers).flat_map(|i| block_tensors(config, i)))
-        .chain(last)
+        .chain([last])
 }
 
 fn block_tensors(config: &LlamaConfig, i: usize) -> Vec<(String, Vec<usize>)> {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let (query, key) = (config.query_size(), config.key_size());
-    let (attention, mlp) = (config.attention_bias, config.mlp_bias);
+    let (inputs, output) = (
+        config.attention_bias.has("q"),
+        config.attention_bias.has("o"),
+    );
+    let mlp = config.mlp_bias;
     let mut tensors = Vec::new();
     for norm in ["input_layernorm", "post_attention_layernorm"] {
         tensors.push((format!("model.layers.{i}.{norm}.weight"), vec![hidden]));
     }
     for (name, n_out, n_in, bias) in [
-        ("self_attn.q_proj", query, hidden, attention),
-        ("self_attn.k_proj", key, hidden, attention),
-        ("self_attn.v_proj", key, hidden, attention),
-        ("self_attn.o_proj", hidden, query, attention),
+        ("self_attn.q_proj", query, hidden, inputs),
+        ("self_attn.k_proj", key, hidden, inputs),
+        ("self_attn.v_proj", key, hidden, inputs),
+        ("self_attn.o_proj", hidden, query, output),
         ("mlp.gate_proj", inner, hidden, mlp),
         ("mlp.up_proj", inner, hidden, mlp),
         ("mlp.down_proj", hidden, inner, mlp),

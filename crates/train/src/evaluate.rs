@@ -4,12 +4,14 @@
 use crate::error::Result;
 use candle_core::{DType, Tensor};
 use lowrank_adapter::{Ask, Batch, KvCache, Model, Pass, Selection, Tokens, run};
-use lowrank_data::{ChoiceExample, Example, Padded, UNSUPERVISED};
+use lowrank_data::{ChoiceExample, Example, Examples, Padded, UNSUPERVISED};
 use serde::Serialize;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 /// What an evaluation gave, over all rows.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Evaluation {
     /// How many rows there were.
     pub examples: u64,
@@ -23,6 +25,8 @@ pub struct Evaluation {
     pub accuracy: Option<f64>,
     /// The same with scores divided by the choices' lengths in UTF-8 bytes.
     pub accuracy_norm: Option<f64>,
+    /// What else the task is judged by, by name.
+    pub metrics: BTreeMap<String, f64>,
 }
 
 /// What a model makes of a multiple choice.
@@ -104,19 +108,26 @@ fn laid_out(padded: Padded) -> Result<Batch> {
 /// The loss of every row, in batches of `batch_size` rows.
 ///
 /// # Errors
-/// Whatever the model refuses.
-pub fn loss(
+/// Whatever the model refuses, or if a row cannot be read.
+pub fn loss<'a>(
     model: &dyn Model,
     selection: &Selection,
-    examples: &[Example],
+    examples: impl Into<Examples<'a>>,
     batch_size: NonZeroUsize,
 ) -> Result<Evaluation> {
     let mut evaluation = Evaluation::default();
     let mut sum = Sum::default();
-    for rows in examples.chunks(batch_size.get()) {
-        evaluation.examples += rows.len() as u64;
-        evaluation.tokens += rows.iter().map(|row| row.ids.len() as u64).sum::<u64>();
-        if rows.iter().any(|row| row.supervised() > 0) {
+    let mut rows = examples.into().iter();
+    loop {
+        let chunk = rows.by_ref().take(batch_size.get());
+        let chunk = chunk.collect::<lowrank_data::Result<Vec<Cow<'_, Example>>>>()?;
+        if chunk.is_empty() {
+            break;
+        }
+        evaluation.examples += chunk.len() as u64;
+        evaluation.tokens += chunk.iter().map(|row| row.ids.len() as u64).sum::<u64>();
+        if chunk.iter().any(|row| row.supervised() > 0) {
+            let rows = chunk.iter().map(Cow::as_ref);
             sum.add(batch_loss(model, selection, &batch(rows)?)?);
         }
     }
@@ -203,7 +214,7 @@ pub fn logits(model: &dyn Model, selection: &Selection, ids: &[u32]) -> Result<T
 }
 
 /// The highest of a few numbers, the first of several; none if none is a number.
-fn best(scores: impl Iterator<Item = f64>) -> Option<usize> {
+pub(crate) fn best(scores: impl Iterator<Item = f64>) -> Option<usize> {
     let (mut best, mut highest) = (None, f64::NEG_INFINITY);
     for (index, score) in scores.enumerate() {
         if score > highest {

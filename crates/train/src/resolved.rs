@@ -9,7 +9,7 @@ use std::path::Path;
 use toml::{Table, Value};
 
 /// Keys that a resumed run may change: where the run ends, what it writes, when it looks, and how much memory it takes.
-const FREE: [&str; 7] = [
+const FREE: [&str; 9] = [
     "output.dir",
     "train.steps",
     "train.epochs",
@@ -17,6 +17,8 @@ const FREE: [&str; 7] = [
     "train.save_every",
     "train.keep_checkpoints",
     "train.recompute",
+    "train.early_stopping_patience",
+    "train.early_stopping_threshold",
 ];
 
 /// Models that are part of the program: their names are no paths.
@@ -78,8 +80,16 @@ pub(crate) fn table(run: &RunFile) -> Table {
     adapter.extend(keys.filter_map(|(key, value)| Some((key.as_str(), to_toml(value)?))));
     section("adapter", adapter);
 
-    let TaskKeys::CausalLm = run.task;
-    section("task", vec![("kind", "causal-lm".into())]);
+    let mut task: Vec<(&str, Value)> = Vec::new();
+    match run.task {
+        TaskKeys::CausalLm => task.push(("kind", "causal-lm".into())),
+        TaskKeys::Classification { num_labels } => {
+            task.push(("kind", "classification".into()));
+            let count = num_labels.map(|count| integer(count.get() as u64));
+            task.extend(count.map(|count| ("num_labels", count)));
+        }
+    }
+    section("task", task);
 
     let data = &run.data;
     section(
@@ -142,8 +152,11 @@ fn train(run: &RunFile) -> Vec<(&'static str, Value)> {
         ("optimizer", train.optimizer.name().into()),
         ("learning_rate", train.learning_rate.into()),
         ("schedule", curve.into()),
+        ("min_learning_rate", train.least_rate.into()),
         warmup,
         ("max_grad_norm", train.max_grad_norm.into()),
+        ("label_smoothing", train.blur.label_smoothing.into()),
+        ("neftune_noise_alpha", train.blur.embedding_noise.into()),
         ("compute", compute.into()),
         ("recompute", (train.memory == Memory::Recompute).into()),
         ("eval_every", integer(train.eval_every)),
@@ -155,6 +168,7 @@ fn train(run: &RunFile) -> Vec<(&'static str, Value)> {
         ("seed", integer(train.seed)),
         ("on_non_finite", on_non_finite.into()),
     ];
+    keys.extend(train.judging.keys());
     keys.extend(train.optimizer.keys());
     keys.extend(
         train

@@ -1,12 +1,13 @@
 //! The run file: what to train, on what, how, and where to.
 
+use crate::best::{self, Judging};
 use crate::error::{Error, Result};
 use crate::keys::{Keys, Origin, refuse_unknown};
 use crate::optimizer::{self, Chosen, Group};
 use crate::place::Place;
 use crate::schedule::{Curve, Warmup};
-use lowrank_adapter::{Compute, Memory, ResidualBase};
-use lowrank_data::Length;
+use lowrank_adapter::{Blur, Compute, Memory, ResidualBase};
+use lowrank_data::{Length, MAX_CLASSES};
 use serde_json::{Map, Number};
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -76,6 +77,11 @@ pub struct AdapterKeys {
 pub enum TaskKeys {
     /// The next token.
     CausalLm,
+    /// The class of each row, or a value.
+    Classification {
+        /// How many classes there are, 1 for a value; found in the rows if it is not given.
+        num_labels: Option<NonZeroUsize>,
+    },
 }
 
 /// The rows.
@@ -112,16 +118,22 @@ pub struct TrainKeys {
     pub learning_rate: f64,
     /// How it falls.
     pub schedule: Curve,
+    /// What it falls to (`min_learning_rate`), at most `learning_rate`.
+    pub least_rate: f64,
     /// How it rises.
     pub warmup: Warmup,
     /// The global norm that gradients are clipped to; 0 turns clipping off.
     pub max_grad_norm: f64,
+    /// Smoothed labels and noise on embedded tokens (`label_smoothing`, `neftune_noise_alpha`).
+    pub blur: Blur,
     /// What products with frozen weights are computed in (`compute`).
     pub compute: Compute,
     /// Whether blocks are computed again instead of kept (`recompute`).
     pub memory: Memory,
     /// Steps between evaluations; 0 = only before step 1 and at the end.
     pub eval_every: u64,
+    /// What is done about evaluations.
+    pub judging: Judging,
     /// Steps between checkpoints; 0 = only at the end.
     pub save_every: u64,
     /// How many checkpoints are kept.
@@ -153,7 +165,7 @@ const SECTIONS: [&str; 6] = ["model", "adapter", "task", "data", "train", "outpu
 const PATHS: &str = "a list of paths, for example [\"train.jsonl\"]";
 
 /// Steps, epochs and seeds are TOML integers.
-const MAX: u64 = i64::MAX as u64;
+pub(crate) const MAX: u64 = i64::MAX as u64;
 
 /// A step's rows are listed in memory.
 const MAX_ROWS: u64 = 65_536;
@@ -178,6 +190,11 @@ impl RunFile {
             train: train(section("train")?, &origin)?,
             output: output(section("output")?, &origin)?,
         };
+        if run.data.packing && run.task != TaskKeys::CausalLm {
+            let what = "`data.packing = true` joins rows, and `task.kind = \"classification\"` tells them apart; \
+                        leave packing out";
+            return Err(origin.error("data.packing", what));
+        }
         if (run.model.device, run.train.compute) == (Place::Cuda, Compute::Bf16) {
             let what = "`train.compute = \"bf16\"` with `model.device = \"cuda\"` is not yet supported, expected \"f32\"";
             return Err(origin.error("train.compute", what));
@@ -274,13 +291,19 @@ fn to_json(value: &Value) -> Option<serde_json::Value> {
 
 fn task(keys: Keys<'_>, origin: &Origin) -> Result<TaskKeys> {
     let mut keys = keys.only(&["kind", "num_labels"])?;
-    let kinds = [("causal-lm", TaskKeys::CausalLm)];
-    let kind = keys.word("kind", &kinds, &["classification"])?;
-    if keys.has("num_labels") {
-        let what = "`task.num_labels` is not yet supported (leave it out)";
+    let num_labels = count(&mut keys, "num_labels", 1, MAX_CLASSES as u64)?;
+    let kinds = [
+        ("causal-lm", TaskKeys::CausalLm),
+        ("classification", TaskKeys::Classification { num_labels }),
+    ];
+    let kind = keys.word("kind", &kinds, &[])?;
+    let kind = kind.unwrap_or(TaskKeys::CausalLm);
+    if kind == TaskKeys::CausalLm && num_labels.is_some() {
+        let what =
+            "`task.num_labels` is for `task.kind = \"classification\"`; set that, or leave it out";
         return Err(origin.error("task.num_labels", what));
     }
-    Ok(kind.unwrap_or(TaskKeys::CausalLm))
+    Ok(kind)
 }
 
 fn data(keys: Keys<'_>, origin: &Origin) -> Result<DataKeys> {
@@ -305,8 +328,8 @@ fn data(keys: Keys<'_>, origin: &Origin) -> Result<DataKeys> {
     })
 }
 
-/// Beside those of optimisers.
-const TRAIN: [&str; 18] = [
+/// Beside those of optimisers, and of what is done about evaluations.
+const TRAIN: [&str; 21] = [
     "steps",
     "epochs",
     "batch_size",
@@ -315,9 +338,12 @@ const TRAIN: [&str; 18] = [
     "groups",
     "learning_rate",
     "schedule",
+    "min_learning_rate",
     "warmup_steps",
     "warmup_ratio",
     "max_grad_norm",
+    "label_smoothing",
+    "neftune_noise_alpha",
     "compute",
     "recompute",
     "eval_every",
@@ -329,7 +355,8 @@ const TRAIN: [&str; 18] = [
 
 fn train(keys: Keys<'_>, origin: &Origin) -> Result<TrainKeys> {
     const NOT_NEGATIVE: &str = "a finite number of at least 0";
-    let known: Vec<&str> = TRAIN.into_iter().chain(optimizer::known_keys()).collect();
+    let others = optimizer::known_keys().chain(best::KEYS);
+    let known: Vec<&str> = TRAIN.into_iter().chain(others).collect();
     let mut keys = keys.only(&known)?;
     let compute = [("f32", Compute::F32), ("bf16", Compute::Bf16)];
     let compute = keys.word("compute", &compute, &[])?.unwrap_or_default();
@@ -367,6 +394,11 @@ fn train(keys: Keys<'_>, origin: &Origin) -> Result<TrainKeys> {
         );
         return Err(origin.error("train.accumulate", what));
     }
+    let learning_rate = keys.number("learning_rate", NOT_NEGATIVE, not_negative)?;
+    let learning_rate = learning_rate.unwrap_or(2e-4);
+    let schedule = keys.word("schedule", &curves, &[])?;
+    let schedule = schedule.unwrap_or(Curve::Constant);
+    let eval_every = keys.integer("eval_every", 0..=MAX)?.unwrap_or(0);
     Ok(TrainKeys {
         length,
         batch_size,
@@ -376,22 +408,30 @@ fn train(keys: Keys<'_>, origin: &Origin) -> Result<TrainKeys> {
             ratio > 0.0
         })?,
         groups: groups(&mut keys, origin)?,
-        learning_rate: keys
-            .number("learning_rate", NOT_NEGATIVE, not_negative)?
-            .unwrap_or(2e-4),
-        schedule: keys
-            .word("schedule", &curves, &[])?
-            .unwrap_or(Curve::Constant),
+        least_rate: least_rate(&mut keys, origin, learning_rate, schedule)?,
+        learning_rate,
+        schedule,
         warmup,
         max_grad_norm: keys
             .number("max_grad_norm", NOT_NEGATIVE, not_negative)?
             .unwrap_or(1.0),
+        blur: Blur {
+            label_smoothing: keys
+                .number("label_smoothing", "a number from 0 to below 1", |share| {
+                    (0.0..1.0).contains(&share)
+                })?
+                .unwrap_or(0.0),
+            embedding_noise: keys
+                .number("neftune_noise_alpha", NOT_NEGATIVE, not_negative)?
+                .unwrap_or(0.0),
+        },
         compute,
         memory: match keys.boolean("recompute")? {
             Some(true) => Memory::Recompute,
             _ => Memory::Keep,
         },
-        eval_every: keys.integer("eval_every", 0..=MAX)?.unwrap_or(0),
+        judging: best::read(&mut keys, origin, eval_every)?,
+        eval_every,
         save_every: keys.integer("save_every", 0..=MAX)?.unwrap_or(0),
         keep_checkpoints: count(&mut keys, "keep_checkpoints", 1, MAX)?
             .unwrap_or(const { NonZeroUsize::new(2).expect("not 0") }),
@@ -400,6 +440,18 @@ fn train(keys: Keys<'_>, origin: &Origin) -> Result<TrainKeys> {
             .word("on_non_finite", &on_non_finite, &[])?
             .unwrap_or(OnNonFinite::Stop),
     })
+}
+
+fn least_rate(keys: &mut Keys<'_>, origin: &Origin, highest: f64, curve: Curve) -> Result<f64> {
+    const KEY: &str = "min_learning_rate";
+    let expected = format!("a number from 0 to `train.learning_rate`, which is {highest}");
+    let fits = |rate: f64| (0.0..=highest).contains(&rate);
+    let least = keys.number(KEY, &expected, fits)?.unwrap_or(0.0);
+    if least > 0.0 && curve == Curve::Constant {
+        let what = "`train.min_learning_rate` is for rates that fall, expected `train.schedule` to be \"linear\" or \"cosine\"";
+        return Err(origin.error("train.min_learning_rate", what));
+    }
+    Ok(least)
 }
 
 fn both(origin: &Origin, first: &str, second: &str) -> Error {

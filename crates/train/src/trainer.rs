@@ -11,10 +11,11 @@ use lowrank_adapter::{
     self as adapter, Ask, Attached, Batch, Controller, Kind, Masks, Model, Pair, Param, Pass,
     Probe, Records, Selection, Share, Step, masked_losses, run, sweep,
 };
-use lowrank_data::{Example, Order, Packing, Plan, StepRows};
+use lowrank_data::{Example, Examples, Order, Packing, Plan, StepRows};
 use lowrank_ops::rng::{Key, Purpose};
 use lowrank_ops::{self as ops, Grads};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -66,7 +67,7 @@ impl<'a> Trainable<'a> {
 /// The gradient of a step, before anything looks at it.
 #[derive(Debug)]
 pub struct Summed {
-    /// Gradients of the mean loss over the step's supervised tokens, and of auxiliary losses and penalties.
+    /// Gradients of the mean loss over the step's supervised tokens (with smoothed labels, if they are smoothed), and of auxiliary losses and penalties.
     pub grads: Grads,
     /// The mean loss; 0 if nothing is supervised.
     pub loss: f64,
@@ -115,8 +116,8 @@ pub enum Update {
 /// Makes steps.
 pub struct Trainer<'a, 'b> {
     trainable: &'b mut Trainable<'a>,
-    examples: &'b [Example],
-    held_out: &'b [Example],
+    examples: Examples<'b>,
+    held_out: Examples<'b>,
     keys: &'b TrainKeys,
     plan: Plan,
     schedule: Schedule,
@@ -137,11 +138,12 @@ impl<'a, 'b> Trainer<'a, 'b> {
     /// than can be packed.
     pub fn new(
         trainable: &'b mut Trainable<'a>,
-        examples: &'b [Example],
-        held_out: &'b [Example],
+        examples: impl Into<Examples<'b>>,
+        held_out: impl Into<Examples<'b>>,
         data: &DataKeys,
         keys: &'b TrainKeys,
     ) -> Result<Self> {
+        let (examples, held_out) = (examples.into(), held_out.into());
         let len = std::num::NonZeroUsize::new(examples.len()).ok_or(Error::NoRows)?;
         let order = Order {
             seed: keys.seed,
@@ -164,6 +166,9 @@ impl<'a, 'b> Trainer<'a, 'b> {
         let declared = trainable.params.iter();
         let declared = declared.filter(|param| param.info().kind == Kind::Trained);
         let held = declared.filter(|param| !trained.contains(param)).cloned();
+        if keys.judging.needs_evaluations() && held_out.is_empty() {
+            return Err(Error::NothingToJudge);
+        }
         let wanted = trainable
             .controller
             .as_ref()
@@ -183,6 +188,7 @@ impl<'a, 'b> Trainer<'a, 'b> {
                 curve: keys.schedule,
                 warmup: keys.warmup.steps(total),
                 total,
+                least: keys.least_rate,
             },
             trainable,
             examples,
@@ -216,7 +222,7 @@ impl<'a, 'b> Trainer<'a, 'b> {
     #[must_use]
     pub fn pass(&self, key: Key) -> Pass {
         let pass = Pass::training_pass(self.trainable.selection.clone(), key);
-        pass.holding(Arc::clone(&self.held))
+        pass.holding(Arc::clone(&self.held)).blurred(self.keys.blur)
     }
 
     /// What is trained.
@@ -313,8 +319,14 @@ impl<'a, 'b> Trainer<'a, 'b> {
         let step = self.place(rows.step);
         let mut batches: Vec<Batch> = Vec::with_capacity(rows.micro_batches.len());
         for sequences in &rows.micro_batches {
-            let of = |&row: &usize| &self.examples[row];
-            batches.push(packed(sequences.iter().map(|rows| rows.iter().map(of)))?);
+            let read = |rows: &Vec<usize>| -> lowrank_data::Result<Vec<Cow<'_, Example>>> {
+                rows.iter().map(|&row| self.examples.get(row)).collect()
+            };
+            let read = sequences.iter().map(read);
+            let read = read.collect::<lowrank_data::Result<Vec<_>>>()?;
+            batches.push(packed(
+                read.iter().map(|rows| rows.iter().map(Cow::as_ref)),
+            )?);
         }
         let tokens: Vec<usize> = batches.iter().map(|batch| batch.tokens().count()).collect();
         let all_tokens: usize = tokens.iter().sum();
@@ -470,7 +482,7 @@ fn not_finite(done: &Done, grads: &Grads, origin: Option<String>) -> Result<Opti
 struct HeldOut<'a> {
     model: &'a dyn Model,
     selection: &'a Selection,
-    examples: &'a [Example],
+    examples: Examples<'a>,
     rows: usize,
     seed: u64,
 }
@@ -486,7 +498,10 @@ impl Probe for HeldOut<'_> {
             len,
         };
         let rows = order.stream_at(0).take(self.rows.min(len.get()));
-        let batch = batch(rows.map(|row| &self.examples[row]));
+        let rows = rows.map(|row| self.examples.get(row));
+        let rows = rows.collect::<lowrank_data::Result<Vec<_>>>();
+        let rows = rows.map_err(|error| other(&error.to_string()))?;
+        let batch = batch(rows.iter().map(Cow::as_ref));
         let batch = batch.map_err(|error| other(&error.to_string()))?;
         if batch.supervised() == 0 {
             return Err(other(

@@ -6,7 +6,7 @@ use crate::bench::shapes::{self, Work};
 use crate::bench::{count, object, random, word};
 use anyhow::Result;
 use candle_core::{DType, Tensor};
-use lowrank::adapter::{AttentionMask, Kind, Param, ParamInfo};
+use lowrank::adapter::{AttentionMask, Kind, Param, ParamInfo, Reach};
 use lowrank::models::LlamaConfig;
 use lowrank::training::{AdamW, Algorithm, Updated};
 use lowrank_frozen::{Compute, FrozenLinear};
@@ -206,6 +206,7 @@ fn passes(config: &LlamaConfig, work: Work) -> Result<Vec<Op>> {
         query_segments: segments.clone(),
         key_segments: segments,
         batch,
+        reach: Reach::Before,
     };
     let scale = 1.0 / (d as f64).sqrt();
     let one = 1e-9 * shapes::attention_product_flops(config, work);

@@ -6,13 +6,14 @@ use crate::verbs::{same, within};
 use anyhow::Result;
 use candle_core::DType;
 use lowrank::adapter::Selection;
-use lowrank::data::{ChoiceExample, Dataset, Example, Kind, Options, Reference};
+use lowrank::data::{ChoiceExample, Dataset, Example, Examples, Kind, Options, Reference};
 use lowrank::format::{Planned, atomic_write_file, write_safetensors_streaming};
 use lowrank::models::Embedded;
 use lowrank::training::{self, Evaluation, Prediction, peak_rss_mb};
 use lowrank::{Base, Error, precision};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -130,7 +131,9 @@ fn choices(
     selection: &Selection,
     data: &Dataset,
 ) -> lowrank::Result<Evaluation> {
-    let rows = data.examples().iter().zip(data.references());
+    let examples = data.examples().iter();
+    let examples = examples.collect::<lowrank::data::Result<Vec<_>>>()?;
+    let rows = examples.iter().map(Cow::as_ref).zip(data.references());
     let rows = rows.filter_map(|(example, reference)| match reference {
         Reference::Choices(question) => Some((example, question)),
         _ => None,
@@ -158,16 +161,17 @@ fn write_logits(
     path: &Path,
     base: &Base,
     selection: &Selection,
-    examples: &[Example],
+    examples: Examples<'_>,
 ) -> lowrank::Result<()> {
-    let planned = |(row, example): (usize, &Example)| Planned {
+    let planned = |row: usize| Planned {
         name: format!("logits.{row}"),
         dtype: DType::F32,
-        shape: vec![example.ids.len(), base.info.vocab_size],
+        shape: vec![examples.tokens(row), base.info.vocab_size],
     };
-    let planned: Vec<Planned> = examples.iter().enumerate().map(planned).collect();
+    let planned: Vec<Planned> = (0..examples.len()).map(planned).collect();
     write_safetensors_streaming(path, &planned, &[], |row| {
-        let logits = training::logits(base.model.as_ref(), selection, &examples[row].ids)?;
+        let ids = &examples.get(row)?.ids;
+        let logits = training::logits(base.model.as_ref(), selection, ids)?;
         Ok(logits.to_dtype(DType::F32)?)
     })
 }

@@ -1,6 +1,6 @@
 //! Folders of data files, and a small tokenizer of words.
 
-use lowrank_data::{Dataset, Options, Result, Tokenizer};
+use lowrank_data::{Dataset, Example, Options, Result, Tokenizer};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -89,4 +89,10 @@ pub fn read(content: &str, options: &Options) -> Dataset {
     Folder::new(&[("d.jsonl", content.as_bytes())])
         .open(&["d.jsonl"], Some(&tokenizer()), options)
         .unwrap()
+}
+
+/// Every row of a data set.
+pub fn examples(data: &Dataset) -> Vec<Example> {
+    let rows = data.examples().iter();
+    rows.map(|row| row.unwrap().into_owned()).collect()
 }

@@ -1,6 +1,6 @@
 //! What rows become.
 
-use crate::helpers::{Folder, count, options, read, tokenizer};
+use crate::helpers::{Folder, count, examples, options, read, tokenizer};
 use lowrank_data::{
     ChoiceExample, Example, FileSummary, Kind, Options, Reference, Summary, UNSUPERVISED,
 };
@@ -28,13 +28,13 @@ fn text_gets_the_template_and_the_end_token() {
         example(&[1, 4, 2], &[1, 4, 2]),
         example(&[1, 2], &[1, 2]),
     ];
-    assert_eq!(rows.examples(), expected);
+    assert_eq!(examples(&rows), expected);
     assert_eq!(
         rows.references(),
         [Reference::None, Reference::None, Reference::None]
     );
     assert_eq!(rows.kind(), Some(Kind::Text));
-    let counted: Vec<_> = rows.examples().iter().map(Example::supervised).collect();
+    let counted: Vec<_> = examples(&rows).iter().map(Example::supervised).collect();
     assert_eq!(counted, [7, 2, 1]);
 }
 
@@ -47,7 +47,7 @@ fn without_an_end_token_nothing_is_added() {
             ..options()
         },
     );
-    assert_eq!(rows.examples(), [example(&[1, 3, 4], &[1, 3, 4])]);
+    assert_eq!(examples(&rows), [example(&[1, 3, 4], &[1, 3, 4])]);
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn completions_are_supervised_with_their_end() {
         example(&[7, 2], &[NO, 2]),
         example(&[8, 2], &[8, 2]),
     ];
-    assert_eq!(rows.examples(), expected);
+    assert_eq!(examples(&rows), expected);
     // The first token of a row is never predicted.
     assert_eq!(rows.summary().supervised, 3 + 1 + 1);
     assert_eq!(rows.kind(), Some(Kind::Completion));
@@ -91,7 +91,7 @@ fn choices_are_scored_without_the_end_token() {
         [Reference::Choices(first), Reference::Choices(second)]
     );
     assert_eq!(
-        rows.examples(),
+        examples(&rows),
         [
             example(&[3, 4, 5, 2], &[NO, NO, 5, 2]),
             example(&[7, 8, 2], &[NO, 8, 2])
@@ -129,7 +129,7 @@ fn an_answer_without_choices_is_kept_as_text() {
         &options(),
     );
     assert_eq!(rows.references(), [Reference::Answer("8".to_owned())]);
-    assert_eq!(rows.examples(), [example(&[7, 8, 2], &[NO, 8, 2])]);
+    assert_eq!(examples(&rows), [example(&[7, 8, 2], &[NO, 8, 2])]);
     assert_eq!(rows.kind(), Some(Kind::Answer));
 }
 
@@ -138,7 +138,7 @@ fn tokens_are_used_as_they_are_and_need_no_tokenizer() {
     let content = "\u{feff}{\"input_ids\": [9, 10, 11], \"labels\": [9, -100, 0]}";
     let folder = Folder::new(&[("d.jsonl", content.as_bytes())]);
     let rows = folder.open(&["d.jsonl"], None, &options()).unwrap();
-    assert_eq!(rows.examples(), [example(&[9, 10, 11], &[9, NO, 0])]);
+    assert_eq!(examples(&rows), [example(&[9, 10, 11], &[9, NO, 0])]);
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn the_summary_counts_what_was_cut() {
     assert_eq!(rows.kind(), None);
     assert_eq!(rows.rows(), count(5));
     assert_eq!(
-        rows.examples()[1],
+        examples(&rows)[1],
         Example {
             ids: vec![1, 3, 4, 5],
             labels: vec![1, 3, 4, 5],
@@ -184,7 +184,7 @@ fn the_summary_counts_what_was_cut() {
             ..Example::default()
         }
     );
-    assert_eq!(rows.examples()[2].labels, [NO; 4]);
+    assert_eq!(examples(&rows)[2].labels, [NO; 4]);
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn the_limit_stops_reading() {
         .open(&["a.jsonl", "b.jsonl"], Some(&tokenizer()), &limited)
         .unwrap();
     assert_eq!(
-        rows.examples(),
+        examples(&rows),
         [
             example(&[1, 7, 2], &[1, 7, 2]),
             example(&[1, 4, 2], &[1, 4, 2])
@@ -242,7 +242,7 @@ proptest! {
         let rows = read(&content, &Options { max_length: count(max_length), ..options() });
         let whole: Vec<u32> = prompt.iter().chain(&completion).copied().chain([2]).collect();
         let length = whole.len().min(max_length);
-        let row = &rows.examples()[1];
+        let row = &examples(&rows)[1];
         prop_assert_eq!(&row.ids, &whole[..length]);
         prop_assert_eq!(row.truncated, whole.len() > max_length);
         for (i, &label) in row.labels.iter().enumerate() {

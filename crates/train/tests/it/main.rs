@@ -5,6 +5,7 @@
 mod evaluation;
 mod factors;
 mod optimizer;
+mod reports;
 mod run_files;
 mod runs;
 mod steps;
