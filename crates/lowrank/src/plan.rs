@@ -1,5 +1,6 @@
 //! What a run will be, without running it.
 
+use crate::Base;
 use crate::Result;
 use crate::run::{Method, NAME, Prepared};
 use lowrank_adapter::{
@@ -109,7 +110,7 @@ pub fn plan(run: &RunFile, origin: &Path) -> Result<RunPlan> {
         Method::Adapter(_) => (params.iter().map(bytes).sum(), saved),
     };
     let outlook = &prepared.outlook;
-    let held = Held::new(prepared.base.model.as_ref(), params, &outlook.trained)?;
+    let held = Held::new(&prepared.base, params, &outlook.trained)?;
     let need = need(&prepared, &held);
     let parts = [
         weights,
@@ -327,8 +328,9 @@ struct Held {
 impl Held {
     /// Runs two tiny batches through the model: what they differ in is what tokens need, the rest are parameters. A third
     /// goes back too: what no loss depends on would stop the run at its first step.
-    fn new(model: &dyn Model, params: &[Param], trained: &[Param]) -> Result<Self> {
+    fn new(base: &Base, params: &[Param], trained: &[Param]) -> Result<Self> {
         const FEW: usize = 2;
+        let model = base.model.as_ref();
         let batch = |rows: usize| {
             let tokens = Tokens {
                 rows,
@@ -337,7 +339,11 @@ impl Held {
                 segments: vec![1; rows * FEW],
                 positions: (0..rows).flat_map(|_| 0..FEW as u32).collect(),
             };
-            Batch::new(tokens, vec![0; rows * FEW])
+            let batch = Batch::new(tokens, vec![0; rows * FEW])?;
+            match base.classes {
+                Some(_) => batch.with_row_labels(vec![Some(0.0); rows]),
+                None => Ok(batch),
+            }
         };
         let held = params.iter().filter(|param| !trained.contains(param));
         let held: Arc<BTreeSet<Param>> = Arc::new(held.cloned().collect());
