@@ -342,8 +342,8 @@ impl Held {
     /// Runs two tiny batches through the model: what they differ in is what tokens need, the rest are parameters. A third
     /// goes back too: what no loss depends on would stop the run at its first step.
     fn new(base: &Base, params: &[Param], trained: &[Param]) -> Result<Self> {
-        let model = base.model.as_ref();
         const FEW: usize = 2;
+        let model = base.model.as_ref();
         let batch = |rows: usize| {
             let tokens = Tokens {
                 rows,
