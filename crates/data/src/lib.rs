@@ -46,26 +46,35 @@
 //! ```
 
 mod batch;
+mod cache;
 mod chat;
 mod chat_functions;
 mod dataset;
 mod error;
 mod example;
 mod examples;
+mod groups;
 mod lines;
+mod mixture;
 mod order;
 mod packing;
+mod reader;
+mod record;
 mod row;
 mod source;
+mod stored;
 mod stream;
 mod tokenizer;
 
 pub use batch::Padded;
+pub use cache::Cache;
 pub use chat::{ChatTemplate, GenerationPrompt, Message};
 pub use dataset::{Dataset, FileSummary, Options, Summary};
 pub use error::{Error, Problem, Result};
 pub use example::{ChoiceExample, Example, Reference, UNSUPERVISED};
 pub use examples::Examples;
+pub use groups::Lengths;
+pub use mixture::Mixture;
 pub use order::{Length, Order, Plan, StepRows, Steps, Stream};
 pub use packing::{Packing, Sequence};
 pub use row::Kind;

@@ -1,6 +1,7 @@
 //! Text to tokens and back, with the library's surprises taken out.
 
 use crate::error::{Error, Result};
+use sha2::{Digest as _, Sha256};
 use std::cell::Cell;
 use std::fs;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
@@ -33,6 +34,7 @@ pub enum Special {
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     vocab_size: usize,
+    digest: [u8; 32],
 }
 
 impl Tokenizer {
@@ -77,7 +79,12 @@ impl Tokenizer {
             .values()
             .max()
             .map_or(0, |&id| id as usize + 1);
-        let tokenizer = Self { inner, vocab_size };
+        let digest = Sha256::digest(bytes).into();
+        let tokenizer = Self {
+            inner,
+            vocab_size,
+            digest,
+        };
         // A template may name tokens that the file does not define: the library would panic at the first text.
         tokenizer
             .encode("", Special::Add)
@@ -153,6 +160,11 @@ impl Tokenizer {
         let added = self.inner.get_added_vocabulary();
         let special = added.is_special_token(text);
         special.then(|| self.inner.token_to_id(text)).flatten()
+    }
+
+    /// The SHA-256 of the file.
+    pub(crate) fn digest(&self) -> [u8; 32] {
+        self.digest
     }
 
     /// The size of a table that has every token: the largest token plus one.

@@ -33,6 +33,7 @@ mod inspect;
 mod merged;
 mod paths;
 mod plan;
+mod rows;
 mod run;
 
 pub use adapters::{AdapterSource, Reading, StrictBase, load_adapter, save_adapter};
@@ -45,8 +46,9 @@ pub use generate::{Generated, Generation, Generator, Prompt};
 pub use inspect::{Inspection, SiteSummary, TensorSummary, inspect};
 pub use merged::{Written, merge_into};
 pub use paths::real as real_path;
-pub use plan::{MemoryEstimate, PlannedSite, Rendered, RunPlan, plan};
-pub use run::{Trained, open_data, train};
+pub use plan::{MemoryEstimate, PlannedFile, PlannedSite, Rendered, RunPlan, plan};
+pub use rows::open_data;
+pub use run::{Trained, train};
 
 pub use lowrank_adapter as adapter;
 pub use lowrank_data as data;

@@ -12,7 +12,7 @@ use lowrank_ops::rng::{Key, Purpose};
 use lowrank_train::RunFile;
 use serde::Serialize;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What [`plan`] found; keys as the binary prints them.
 #[derive(Debug, Clone, Serialize)]
@@ -33,9 +33,25 @@ pub struct RunPlan {
     pub truncated: usize,
     /// The first row of the training data as the model reads it.
     pub example: Rendered,
-    /// The files of the training data, with the kinds of their rows; not among the keys.
-    #[serde(skip)]
-    pub files: Vec<FileSummary>,
+    /// Rows that are held out.
+    pub held_out: usize,
+    /// Whether the tokenised rows of the training data are kept in files, and not all of them in memory.
+    pub cached: bool,
+    /// The files of the training data.
+    pub files: Vec<PlannedFile>,
+}
+
+/// A file of the training data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlannedFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The kind of its rows.
+    pub kind: String,
+    /// How many rows are trained on.
+    pub rows: usize,
+    /// How many of them an epoch takes, one that comes twice counted twice.
+    pub per_epoch: usize,
 }
 
 /// A module that trains.
@@ -81,7 +97,7 @@ pub struct Rendered {
 }
 
 /// Resolves a run file as [`train`](crate::train) does, and says what would happen. `origin` is the file, for messages.
-/// Nothing is written, and the run's folder is not looked at.
+/// Nothing is written but the tokenised rows of large files, which the run will use, and the run's folder is not looked at.
 ///
 /// # Errors
 /// As [`train`](crate::train), up to its first step.
@@ -126,9 +142,23 @@ pub fn plan(run: &RunFile, origin: &Path) -> Result<RunPlan> {
         examples: summary.rows,
         truncated: summary.truncated,
         example: render(&prepared)?,
-        files: summary.files.clone(),
+        held_out: prepared
+            .held_out
+            .as_ref()
+            .map_or(0, |data| data.rows().get()),
+        cached: prepared.data.is_cached(),
+        files: summary.files.iter().map(planned_file).collect(),
         sites,
     })
+}
+
+fn planned_file(file: &FileSummary) -> PlannedFile {
+    PlannedFile {
+        path: file.path.clone(),
+        kind: file.kind.to_string(),
+        rows: file.rows,
+        per_epoch: file.per_epoch,
+    }
 }
 
 fn bytes(param: &Param) -> usize {

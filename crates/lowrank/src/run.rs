@@ -4,12 +4,13 @@ use crate::base::Base;
 use crate::device::device;
 use crate::families::FULL;
 use crate::paths::{absolute, real};
+use crate::rows;
 use crate::{Error, Result, hub, merge_into, save_adapter};
 use candle_core::DType;
 use lowrank_adapter::{
     AdapterConfig, Attached, Param, Selection, Source, Start, attach, train_all,
 };
-use lowrank_data::{Dataset, Options, Plan, Reference, Tokenizer};
+use lowrank_data::{Dataset, Options, Plan};
 use lowrank_format::{CONFIG_FILE, Existing, PeftFolder};
 use lowrank_models::{Embedded, Precision};
 use lowrank_train::{Held, Mode, Progress, Rows, RunFile, RunFolder, Summary, Trainable, Trainer};
@@ -89,14 +90,7 @@ impl Prepared {
             vocab: base.info.vocab_size,
             limit: None,
         };
-        let open = |files: &[String], key| {
-            open_data(files, &base, &options).map_err(Error::under(origin, key))
-        };
-        let data = open(&run.data.train, "data.train")?;
-        let held_out = match run.data.eval.as_slice() {
-            [] => None,
-            files => Some(open(files, "data.eval")?),
-        };
+        let (data, held_out) = rows::of_run(&run, &base, &options, origin)?;
         let method = method(plan, &run, &mut base, origin)?;
         let mut prepared = Self {
             run,
@@ -381,48 +375,4 @@ fn written_keys(config: &AdapterConfig) -> Map<String, Value> {
     keys.retain(|_, value| !value.is_null());
     let sorted: BTreeMap<String, Value> = keys.into_iter().collect();
     sorted.into_iter().collect()
-}
-
-/// Opens rows with the base's tokenizer; rows of token ids need none. A file may be one of the hub's:
-/// `hub:org/name/file` or `hub:org/name@revision/file`.
-///
-/// # Errors
-/// If a row cannot be read (the message names file and line), or is longer than the model can.
-pub fn open_data(files: &[String], base: &Base, options: &Options) -> Result<Dataset> {
-    let (tokenizer, broken): (Option<Tokenizer>, Option<Error>) = match base.has_tokenizer() {
-        true => match base.tokenizer() {
-            Ok(tokenizer) => (Some(tokenizer), None),
-            Err(error) => (None, Some(error)),
-        },
-        false => (None, None),
-    };
-    let data = match (
-        Dataset::open(&hub::data(files)?, tokenizer.as_ref(), options),
-        broken,
-    ) {
-        // A tokenizer that cannot be read matters to rows that need one.
-        (Err(error), Some(broken)) if error.needs_tokenizer() => return Err(broken),
-        (data, _) => data?,
-    };
-    let (longest, limit) = (longest(&data), base.info.max_position_embeddings);
-    if longest > limit {
-        return Err(Error::TooLong {
-            files: format!("`{}`", files.join("`, `")),
-            longest,
-            limit,
-        });
-    }
-    Ok(data)
-}
-
-/// The most tokens that a row or one of its choices has.
-fn longest(data: &Dataset) -> usize {
-    let choices = data.references().iter().map(|reference| match reference {
-        Reference::Choices(question) => {
-            let longest = question.choices.iter().map(Vec::len).max();
-            question.prompt.len() + longest.unwrap_or(0)
-        }
-        _ => 0,
-    });
-    choices.max().unwrap_or(0).max(data.summary().longest)
 }

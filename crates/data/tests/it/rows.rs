@@ -153,17 +153,19 @@ fn the_summary_counts_what_was_cut() {
     let rows = folder
         .open(&["b.jsonl", "*.jsonl"], Some(&tokenizer()), &options)
         .unwrap();
-    let file = |name, kind, rows| FileSummary {
+    let file = |name, pattern, kind, rows| FileSummary {
         path: folder.path(name),
+        pattern,
         kind,
         rows,
+        per_epoch: rows,
     };
     let expected = Summary {
         // Patterns keep their order, the matches of one are sorted.
         files: vec![
-            file("b.jsonl", Kind::Text, 2),
-            file("a.jsonl", Kind::Tokens, 1),
-            file("b.jsonl", Kind::Text, 2),
+            file("b.jsonl", 0, Kind::Text, 2),
+            file("a.jsonl", 1, Kind::Tokens, 1),
+            file("b.jsonl", 1, Kind::Text, 2),
         ],
         rows: 5,
         truncated: 3,
