@@ -214,7 +214,11 @@ impl Dataset {
         data.checked()
     }
 
-    fn checked(self) -> Result<Self> {
+    fn checked(mut self) -> Result<Self> {
+        let mut references = self.references.iter();
+        if references.all(|reference| *reference == Reference::None) {
+            self.references = Vec::new();
+        }
         let summary = &self.summary;
         if summary.supervised == 0 {
             return Err(Error::NothingSupervised {

@@ -29,10 +29,7 @@ fn text_gets_the_template_and_the_end_token() {
         example(&[1, 2], &[1, 2]),
     ];
     assert_eq!(examples(&rows), expected);
-    assert_eq!(
-        rows.references(),
-        [Reference::None, Reference::None, Reference::None]
-    );
+    assert_eq!(rows.references(), []);
     assert_eq!(rows.kind(), Some(Kind::Text));
     let counted: Vec<_> = examples(&rows).iter().map(Example::supervised).collect();
     assert_eq!(counted, [7, 2, 1]);
