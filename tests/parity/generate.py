@@ -9,6 +9,7 @@ Everything is random and small; nothing is downloaded. `golden/` holds
     targets.json          which modules PEFT adapts, for specifications that are easy to get wrong
     models/<model>/       base models as save_pretrained writes them
     adalora/              a whole schedule of AdaLoRA: see adalora.py
+    optimizers/           ten steps of other optimisers than AdamW: see optimizers.py
     cases/<case>/         one adapter configuration over one of them:
         adapter_init/     the adapter that everything below starts from, saved by PEFT
         batch.json        ten batches of three right-padded rows; labels[i] supervises the prediction of token i
@@ -53,6 +54,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import adalora
+import optimizers
 import reference
 import targets
 
@@ -388,6 +390,7 @@ def generate(golden):
     for seed, name in enumerate(CASES):
         make_case(name, 200 + seed)
     adalora.write("models/plain", make_batches(MODELS["plain"][0]["vocab_size"], 300, adalora.STEPS))
+    optimizers.write()
     size = sum(path.stat().st_size for path in golden.rglob("*") if path.is_file())
     print(f"{size / 2**20:.2f} MiB")
     assert size < 5e6

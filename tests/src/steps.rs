@@ -22,7 +22,8 @@ pub struct Division {
     pub memory: Memory,
 }
 
-/// Runs the recipe of `steps.json` (AdamW, linear schedule with warm-up, clipping) over `examples` in order.
+/// Runs the recipe of `steps.json` (AdamW, linear schedule with warm-up, clipping) over `examples` in order. `lines` are
+/// added to the run file's `[train]`. The second result is how many numbers train.
 ///
 /// # Errors
 /// Whatever the trainer refuses.
@@ -31,7 +32,8 @@ pub fn ten_steps(
     attached: &mut Attached,
     examples: &[Example],
     division: Division,
-) -> Result<Vec<Done>> {
+    lines: &str,
+) -> Result<(Vec<Done>, usize)> {
     let Division {
         batch_size,
         accumulate,
@@ -53,13 +55,15 @@ pub fn ten_steps(
         warmup_steps = 3
         weight_decay = 0.01
         max_grad_norm = 1.0
+        {lines}
         "#
     );
     let run = RunFile::parse(&text, Path::new("parity.toml"), &[])?;
     let mut trainable = Trainable::adapter(base.model.as_ref(), attached);
     let mut trainer = Trainer::new(&mut trainable, examples, &[], &run.data, &run.train)?;
     let steps: Vec<_> = trainer.plan().steps_after(0).collect();
-    steps.iter().map(|rows| Ok(trainer.step(rows)?)).collect()
+    let done = steps.iter().map(|rows| Ok(trainer.step(rows)?));
+    Ok((done.collect::<Result<_>>()?, trainer.trainable_parameters()))
 }
 
 /// Losses and gradient norms of every step, relative to the reference's.

@@ -18,7 +18,7 @@ fn check(case: &Case, python: &Path, scripts: &Path) -> Result<()> {
         accumulate: 1,
         memory: Memory::Keep,
     };
-    ten_steps(&base, &mut attached, &case.examples, division)?;
+    ten_steps(&base, &mut attached, &case.examples, division, "")?;
     let dir = tempfile::tempdir()?;
     let folder = save_adapter(
         &attached,

@@ -145,7 +145,7 @@ fn ten_steps_of_lora() {
             accumulate: 1,
             memory: Memory::Keep,
         };
-        let done = ten_steps(&base, &mut attached, &examples, division)?;
+        let (done, _) = ten_steps(&base, &mut attached, &examples, division, "")?;
         ensure_trace(
             &done,
             &golden.expected.steps.f32,

@@ -25,7 +25,7 @@ fn check(dtype: DType, division: Division, tolerance: f64, strictness: f64) {
         let case = Case::open(&name).unwrap();
         let run = || -> Result<()> {
             let (base, mut attached) = case.attach(dtype)?;
-            let done = ten_steps(&base, &mut attached, &case.examples, division)?;
+            let (done, _) = ten_steps(&base, &mut attached, &case.examples, division, "")?;
             let trace = if dtype == DType::F64 {
                 &case.steps.f64
             } else {

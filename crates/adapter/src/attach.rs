@@ -1,6 +1,6 @@
 //! Attaching an adapter to a model: choosing sites, declaring tensors, reading saved ones.
 
-use crate::attached::Attached;
+use crate::attached::{Attached, Pair};
 use crate::config::{AdapterConfig, BiasMode};
 use crate::family::Attachment;
 use crate::gate::{GATE, GateId, RankGate};
@@ -45,6 +45,7 @@ pub struct Attach<'a> {
     inits: Vec<Init>,
     chains: usize,
     gates: Vec<RankGate>,
+    pairs: Vec<Pair>,
 }
 
 impl Attach<'_> {
@@ -141,6 +142,16 @@ impl Attach<'_> {
         };
         self.gates.push(gate.clone());
         Ok(gate)
+    }
+
+    /// Says that a layer's weight differs from a constant by `scale` b a, and by nothing else that trains: what optimisers
+    /// that treat the two together may take. `a` is `[r, n_in]`, `b` `[n_out, r]`.
+    pub fn pair(&mut self, a: &Param, b: &Param, scale: f64) {
+        self.pairs.push(Pair {
+            a: a.clone(),
+            b: b.clone(),
+            scale,
+        });
     }
 
     /// A slot for what one layer leaves to the next.
@@ -241,6 +252,7 @@ pub fn attach(
         inits: Vec::new(),
         chains: 0,
         gates: Vec::new(),
+        pairs: Vec::new(),
     };
     let Attachment {
         adapters,
@@ -268,6 +280,7 @@ pub fn attach(
         owner,
         params,
         gates,
+        pairs,
         ..
     } = cx;
 
@@ -302,6 +315,7 @@ pub fn attach(
         params,
         sites,
         gates,
+        pairs,
         controller,
     })
 }

@@ -22,8 +22,21 @@ pub struct Attached {
     pub sites: Vec<String>,
     /// The masks over ranks, in order of declaration.
     pub gates: Vec<RankGate>,
+    /// The factors of layers that learn a product and nothing else, in order of declaration.
+    pub pairs: Vec<Pair>,
     /// What acts between steps.
     pub controller: Option<Box<dyn Controller>>,
+}
+
+/// The factors of a layer's whole update, `scale` b a.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pair {
+    /// `[r, n_in]`.
+    pub a: Param,
+    /// `[n_out, r]`.
+    pub b: Param,
+    /// What their product is multiplied by.
+    pub scale: f64,
 }
 
 impl Attached {

@@ -3,7 +3,7 @@
 use crate::model::Batch;
 use crate::{Error, Result};
 use candle_core::Tensor;
-use lowrank_ops::AttentionMask;
+use lowrank_ops::{AttentionMask, Reach};
 
 /// Keys and values of the tokens so far, detached. One entry a block; blocks that attend twice would need two.
 ///
@@ -82,6 +82,7 @@ impl KvCache {
             query_segments: tokens.segments.clone(),
             key_segments: keys,
             batch: tokens.rows,
+            reach: Reach::Before,
         }
     }
 

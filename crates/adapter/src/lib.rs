@@ -44,7 +44,7 @@ mod update;
 
 pub use adapter::{Adapter, LowRank, Merge, Merged};
 pub use attach::{Attach, Start, attach, detach, train_all};
-pub use attached::{Attached, Export, Exported};
+pub use attached::{Attached, Export, Exported, Pair};
 pub use config::{AdapterConfig, BiasMode, Common, PEFT_VERSION, ResidualBase, Source};
 pub use controller::{Controller, Outcome, Probe, State, Step};
 pub use error::{Error, Result, nearest};
@@ -53,15 +53,15 @@ pub use gate::{GateId, Mask, RankGate, Revival};
 pub use kv_cache::KvCache;
 pub use linear::{Embedding, Linear, Norm, Weight};
 pub use lowrank_frozen::Compute;
-pub use lowrank_ops::{AttentionMask, Kind, Param, ParamInfo, Tracking};
+pub use lowrank_ops::{AttentionMask, Kind, Param, ParamInfo, Reach, Tracking};
 pub use model::{Ask, Batch, Model, Part, Tokens, UNSUPERVISED, causal_mask, run};
 pub use number::{
     AboveOne, BelowOne, Finite, Fraction, Negative, NonNegative, Positive, Probability,
 };
-pub use pass::{Chain, Masks, Pass, Records, Selection};
+pub use pass::{Blur, Chain, Masks, Pass, Records, Selection};
 pub use place::place;
 pub use probe::masked_losses;
 pub use site::{Site, SiteId};
-pub use spec::{Init, Spec};
+pub use spec::{Init, LORA_B, Spec};
 pub use sweep::{Footprint, Memory, Share, Swept, footprint, sweep};
 pub use update::Update;

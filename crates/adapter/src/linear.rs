@@ -1,7 +1,7 @@
 //! The parts of a model: what is frozen, what adapters add, and what they train in its place.
 
 use crate::adapter::{Adapter, Merge, Merged};
-use crate::{Error, Pass, Result, Selection};
+use crate::{Error, Pass, Result, Selection, Tokens};
 use candle_core::{DType, Device, Tensor};
 use lowrank_frozen::{Compute, FrozenEmbedding, FrozenLinear};
 use lowrank_ops::{self as ops, Param};
@@ -258,7 +258,8 @@ impl Linear {
         checked(pass).map_err(|error: Error| error.at(&self.path))
     }
 
-    /// The cross-entropy of the layer's outputs with one target a row: `x` `[targets, n_in]` -> `[targets]`. Where the pass
+    /// The cross-entropy of the layer's outputs with one target a row: `x` `[targets, n_in]` -> `[targets]`, with labels
+    /// smoothed as the pass says. Where the pass
     /// changes nothing here, the logits of all rows never exist at once.
     ///
     /// # Errors
@@ -266,10 +267,11 @@ impl Linear {
     pub fn cross_entropy(&self, x: &Tensor, targets: &[u32], pass: &mut Pass) -> Result<Tensor> {
         if self.is_changed_by(pass.selection()) {
             let logits = self.forward(x, pass)?;
-            return Ok(ops::cross_entropy(&logits, targets)?);
+            return pass.cross_entropy(&logits, targets);
         }
         let checked = |pass: &mut Pass| {
-            let losses = self.base.cross_entropy(x, targets)?;
+            let smoothing = pass.label_smoothing();
+            let losses = self.base.smoothed_cross_entropy(x, targets, smoothing)?;
             pass.check(&losses)?;
             Ok(losses)
         };
@@ -470,6 +472,16 @@ impl Embedding {
         };
         rows.map_err(|error| error.at(&self.path))
     }
+
+    /// The tokens of a batch, with the noise that the pass puts on them in training: `[rows, length, hidden]`.
+    ///
+    /// # Errors
+    /// If a token is not in the table.
+    pub fn forward_tokens(&self, tokens: &Tokens, pass: &mut Pass) -> Result<Tensor> {
+        let embedded = self.forward(&tokens.ids, (tokens.rows, tokens.length), pass)?;
+        let noised = pass.with_noise(&embedded);
+        noised.map_err(|error| error.at(&self.path))
+    }
 }
 
 /// The scale (and shift) of a norm.
@@ -495,10 +507,36 @@ impl Norm {
         }
     }
 
+    /// A norm that shifts too; `path` is the module's.
+    pub fn layer(path: impl Into<String>, weight: Tensor, bias: Tensor, eps: f64) -> Self {
+        let path = path.into();
+        Self {
+            bias: Some(Weight::new(format!("{path}.bias"), bias)),
+            ..Self::rms(path, weight, eps)
+        }
+    }
+
     /// The module's path.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// `x`: (.., hidden) -> the same shape: without its mean, divided by its deviation, scaled and shifted.
+    ///
+    /// # Errors
+    /// If the last dimension is not the weight's, or this is a norm that does not shift.
+    pub fn forward_layer(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let normed = || {
+            let Some(bias) = &self.bias else {
+                return Err(Error::Other(
+                    "a norm without a shift is no layer norm".into(),
+                ));
+            };
+            let (weight, bias) = (self.weight.get(pass)?, bias.get(pass)?);
+            Ok(ops::layer_norm(x, &weight, &bias, self.eps)?)
+        };
+        normed().map_err(|error| error.at(&self.path))
     }
 
     /// (x + y, and [`Self::forward_rms`] of that sum): a residual and the norm after it.

@@ -34,6 +34,21 @@ impl Tokens {
             .filter(|&&segment| segment != 0)
             .count()
     }
+
+    /// Where each segment lies, padding left out: its first token's flat index and its length, in order.
+    pub(crate) fn runs(&self) -> Vec<(usize, usize)> {
+        let mut runs = Vec::with_capacity(self.rows);
+        for (row, segments) in self.segments.chunks(self.length.max(1)).enumerate() {
+            let mut start = row * self.length;
+            for run in segments.chunk_by(|a, b| a == b) {
+                if run[0] != 0 {
+                    runs.push((start, run.len()));
+                }
+                start += run.len();
+            }
+        }
+        runs
+    }
 }
 
 /// Tokens and what supervises them.
@@ -176,6 +191,17 @@ impl Batch {
         }
     }
 
+    /// Pairs of (flat position that predicts, target), row-major, where every token is predicted in its own place, as
+    /// encoders predict those that are masked.
+    #[must_use]
+    pub fn targets_in_place(&self) -> Vec<(u32, u32)> {
+        let labels = (0..).zip(&self.labels).zip(&self.tokens.segments);
+        labels
+            .filter(|((_, label), segment)| **label >= 0 && **segment != 0)
+            .map(|((at, label), _)| (at, *label as u32))
+            .collect()
+    }
+
     /// Pairs of (flat position that predicts, target), row-major: token i is predicted at i - 1 of its row, and only
     /// within its own segment.
     #[must_use]
@@ -199,7 +225,8 @@ impl Batch {
 /// What the head is asked for.
 #[derive(Debug, Clone)]
 pub enum Ask {
-    /// The loss of each of [`Batch::targets`], or of a classifier's [`Batch::row_targets`], in that order.
+    /// The loss of each of [`Batch::targets`] (of an encoder's [`Batch::targets_in_place`]), or of a classifier's
+    /// [`Batch::row_targets`], in that order.
     Losses,
     /// Logits at these flat positions: `[positions, vocab]`.
     Logits(Vec<u32>),
@@ -238,13 +265,13 @@ pub enum Part<'a> {
 
 /// A model that adapters can attach to.
 pub trait Model: Send + Sync {
-    /// The `model_type` of its config.json: `llama`.
+    /// The `model_type` of its config.json: `llama`, `bert`.
     fn model_type(&self) -> &str;
 
     /// Every part that holds weights, in the order of the forward pass.
     fn parts(&mut self, visit: &mut dyn FnMut(Part<'_>));
 
-    /// Tokens to the first hidden state, `[rows, length, hidden]`.
+    /// Tokens to the first hidden state, `[rows, length, hidden]`; the words by [`Embedding::forward_tokens`].
     ///
     /// # Errors
     /// If a token is not in the vocabulary.
@@ -296,7 +323,7 @@ fn run_here(
     pass: &mut Pass,
 ) -> Result<Tensor> {
     pass.set_tokens(batch.tokens());
-    let mut h = model.embed(batch, pass)?;
+    let mut h = embed(model, batch, pass)?;
     for i in 0..model.blocks() {
         h = model.block(i, &h, batch, kv.as_deref_mut(), pass)?;
     }
@@ -304,6 +331,13 @@ fn run_here(
         kv.advance(batch);
     }
     model.head(&h, batch, ask, pass)
+}
+
+/// The first hidden state, with the noise of a pass that has any.
+pub(crate) fn embed(model: &dyn Model, batch: &Batch, pass: &mut Pass) -> Result<Tensor> {
+    let h = model.embed(batch, pass)?;
+    pass.check_noise(model.model_type())?;
+    Ok(h)
 }
 
 /// What tokens may see without a cache: earlier ones of their own segment.

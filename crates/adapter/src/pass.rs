@@ -4,9 +4,9 @@ use crate::gate::{GateId, Mask, RankGate};
 use crate::model::Tokens;
 use crate::site::SiteId;
 use crate::{Error, Result};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use lowrank_ops::rng::{Key, Purpose, Stream};
-use lowrank_ops::{Dropout, Param, Tracking};
+use lowrank_ops::{self as ops, Dropout, Param, Tracking};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -61,6 +61,15 @@ enum Mode {
     Train,
 }
 
+/// What training blurs, lest rows are learnt by heart. Evaluation never does.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Blur {
+    /// The share of a label that is spread over all classes, in [0, 1).
+    pub label_smoothing: f64,
+    /// How strong the noise on embedded tokens is (NEFTune's alpha); 0 = none.
+    pub embedding_noise: f64,
+}
+
 /// The state of one forward pass; it dies with the pass.
 #[derive(Debug)]
 pub struct Pass {
@@ -70,6 +79,9 @@ pub struct Pass {
     tokens: Option<Arc<Tokens>>,
     masks: Masks,
     watches: bool,
+    blur: Blur,
+    pub(crate) noised: bool,
+    held: Arc<BTreeSet<Param>>,
     pub(crate) asked: BTreeSet<GateId>,
     pub(crate) carries: Carries,
     pub(crate) losses: Vec<(&'static str, Tensor)>,
@@ -97,6 +109,9 @@ impl Pass {
             tokens: None,
             masks: Masks::new(),
             watches: false,
+            blur: Blur::default(),
+            noised: false,
+            held: Arc::default(),
             asked: BTreeSet::new(),
             carries: Carries::new(),
             losses: Vec::new(),
@@ -110,6 +125,8 @@ impl Pass {
             tokens: self.tokens.clone(),
             masks: self.masks.clone(),
             watches: self.watches,
+            blur: self.blur,
+            held: Arc::clone(&self.held),
             ..Self::new(self.selection.clone(), self.mode, self.key)
         }
     }
@@ -121,6 +138,20 @@ impl Pass {
         self
     }
 
+    /// With smoothed labels and noise on embedded tokens, if the pass trains.
+    #[must_use]
+    pub fn blurred(mut self, blur: Blur) -> Self {
+        self.blur = blur;
+        self
+    }
+
+    /// These tensors are constants to it, though they are declared as trained.
+    #[must_use]
+    pub fn holding(mut self, held: Arc<BTreeSet<Param>>) -> Self {
+        self.held = held;
+        self
+    }
+
     /// Stops, with [`Error::NotFinite`] and its path, at the first linear layer whose output is not finite.
     #[must_use]
     pub fn watching(mut self) -> Self {
@@ -129,7 +160,7 @@ impl Pass {
     }
 
     pub(crate) fn check(&self, output: &Tensor) -> Result<()> {
-        if self.watches && !lowrank_ops::all_finite(output)? {
+        if self.watches && !ops::all_finite(output)? {
             return Err(Error::NotFinite);
         }
         Ok(())
@@ -149,6 +180,66 @@ impl Pass {
     #[must_use]
     pub fn training(&self) -> bool {
         self.mode == Mode::Train
+    }
+
+    /// The loss of every row of `logits` `[targets, classes]`, one target a row, with labels smoothed as this pass says:
+    /// `[targets]`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit, or a target is not among the classes.
+    pub fn cross_entropy(&self, logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+        let smoothing = self.label_smoothing();
+        Ok(ops::smoothed_cross_entropy(logits, targets, smoothing)?)
+    }
+
+    pub(crate) fn label_smoothing(&self) -> f64 {
+        match self.mode {
+            Mode::Train => self.blur.label_smoothing,
+            Mode::Evaluate => 0.0,
+        }
+    }
+
+    /// Embedded tokens, `[rows, length, hidden]`, with the noise of this pass: NEFTune's, uniform in +-alpha / sqrt(L d)
+    /// for a row of L tokens and width d. Padding gets none. L and the draws are those of each row (each segment, if rows
+    /// are packed): what a row becomes depends neither on its neighbours nor on padding. transformers divides by the
+    /// padded length of the batch instead.
+    pub(crate) fn with_noise(&mut self, embedded: &Tensor) -> Result<Tensor> {
+        let alpha = self.blur.embedding_noise;
+        if alpha == 0.0 || !self.training() {
+            return Ok(embedded.clone());
+        }
+        let tokens = self.tokens.clone();
+        let tokens = tokens
+            .ok_or_else(|| Error::Other("noise on tokens that the pass does not know".into()))?;
+        self.noised = true;
+        let (rows, length, width) = embedded.dims3()?;
+        if (rows, length) != (tokens.rows, tokens.length) {
+            let what = format!("embedded tokens are {rows} x {length}, the batch is another");
+            return Err(Error::Other(what));
+        }
+        let mut noise = vec![0.0; rows * length * width];
+        let key = self.key.purpose(Purpose::Noise);
+        for (index, (start, count)) in tokens.runs().into_iter().enumerate() {
+            let size = alpha / ((count * width) as f64).sqrt();
+            let mut stream = key.site(&index.to_string()).stream();
+            for number in &mut noise[start * width..][..count * width] {
+                *number = (2.0 * stream.uniform() - 1.0) * size;
+            }
+        }
+        let noise = Tensor::from_vec(noise, embedded.shape(), &Device::Cpu)?;
+        let noise = noise
+            .to_dtype(embedded.dtype())?
+            .to_device(embedded.device())?;
+        Ok(ops::add(embedded, &noise)?)
+    }
+
+    /// Refuses a model whose embedding left the noise out.
+    pub(crate) fn check_noise(&self, model_type: &str) -> Result<()> {
+        if self.training() && self.blur.embedding_noise != 0.0 && !self.noised {
+            let what = format!("a {model_type} puts no noise on embedded tokens");
+            return Err(Error::Other(what));
+        }
+        Ok(())
     }
 
     /// The place of this pass in the run; a layer adds its site and what it draws for.
@@ -256,5 +347,6 @@ impl Tracking for Pass {
                 .selection
                 .iter()
                 .any(|(name, _)| name == &*param.info().owner)
+            && !self.held.contains(param)
     }
 }

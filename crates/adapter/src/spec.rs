@@ -5,6 +5,9 @@ use candle_core::{DType, Device, Shape, Tensor};
 use lowrank_ops::Kind;
 use lowrank_ops::rng::{Key, Stream};
 
+/// The optimiser group of the factor that a low-rank update starts at 0 with: PEFT's `lora_B`.
+pub const LORA_B: &str = "lora_B";
+
 /// How a tensor starts.
 #[derive(Debug, Clone)]
 pub enum Init {

@@ -5,7 +5,7 @@
 //! [`Memory`] only decides whether that graph was kept from the forward pass or is built again.
 
 use crate::Result;
-use crate::model::{Ask, Batch, Model};
+use crate::model::{Ask, Batch, Model, embed};
 use crate::pass::{Carries, Pass, Records};
 use candle_core::{DType, Tensor, Var};
 use lowrank_ops::{self as ops, Grads, Param, Seed};
@@ -182,7 +182,7 @@ impl Sweep<'_> {
 
         // Forward. The embedding is stretch 0: its graph is tiny unless the table trains.
         let mut pass = self.pass.again();
-        let h = self.model.embed(self.batch, &mut pass)?;
+        let h = embed(self.model, self.batch, &mut pass)?;
         account(&mut pass)?;
         let embedded = Outputs {
             h,
@@ -265,7 +265,7 @@ impl Sweep<'_> {
             logits: false,
         };
         let mut pass = self.pass.again();
-        let h = self.model.embed(self.batch, &mut pass)?;
+        let h = embed(self.model, self.batch, &mut pass)?;
         let mut outputs = Outputs {
             h,
             carries: pass.carries,

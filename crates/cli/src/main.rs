@@ -1,17 +1,18 @@
 //! The `lowrank` binary: a thin layer over the `lowrank` crate that parses a command line and prints.
 //!
-//! Exit status: 0 ok, 2 the command line or the run file is wrong, 1 everything else. Data goes to stdout, logs and
+//! Exit status: 0 ok, 2 the command line or the run file is wrong, 130 or 143 a run was stopped by SIGINT or SIGTERM, and
+//! what it had done is saved; 1 everything else. Data goes to stdout, logs and
 //! errors to stderr.
-#![expect(clippy::print_stderr, reason = "errors and progress go there")]
 
 mod arguments;
 mod output;
 mod progress;
+mod signals;
 mod verbs;
 
 use arguments::{Arguments, Verb};
 use clap::Parser;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -35,13 +36,18 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // Messages hold those of their sources already.
-            eprintln!("error: {error}");
+            say(&format!("error: {error}"));
             let usage = error
                 .downcast_ref::<lowrank::Error>()
                 .is_some_and(lowrank::Error::is_usage);
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }
+}
+
+/// A line on stderr; `eprintln!` would panic where stderr leads to a full disk or to nobody.
+pub fn say(line: &str) {
+    drop(writeln!(std::io::stderr(), "{line}"));
 }
 
 fn start_logging(verbose: u8, quiet: bool) {

@@ -1,5 +1,6 @@
 //! How a run shows itself: a bar on a terminal, plain lines otherwise. Everything goes to stderr.
 
+use crate::signals::Signals;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lowrank::training::{EvalLine, Progress, Started, StepLine};
 use std::io::IsTerminal;
@@ -11,6 +12,7 @@ pub struct Shown {
     lines: Lines,
     total: u64,
     before: Option<EvalLine>,
+    signals: Signals,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,6 +42,7 @@ impl Shown {
             lines,
             total: 0,
             before: None,
+            signals: Signals::default(),
         }
     }
 
@@ -48,10 +51,15 @@ impl Shown {
         self.before.as_ref()
     }
 
+    /// What the run was stopped by.
+    pub const fn signals(&self) -> &Signals {
+        &self.signals
+    }
+
     fn line(&self, text: &str) {
         match self.lines {
             Lines::Beside => self.bar.println(text),
-            Lines::Alone => eprintln!("{text}"),
+            Lines::Alone => crate::say(text),
             Lines::Quiet => {}
         }
     }
@@ -59,6 +67,10 @@ impl Shown {
 
 impl Progress for Shown {
     fn started(&mut self, start: &Started) {
+        // Not earlier: what is loaded until now need not be waited for.
+        if let Err(error) = self.signals.catch() {
+            self.warning(&format!("signals end the run at once: {error}"));
+        }
         self.total = start.total;
         self.bar.set_length(start.total);
         self.bar.set_position(start.done);
@@ -81,10 +93,10 @@ impl Progress for Shown {
         self.bar.set_message(format!("loss {loss}"));
         let every = (self.total / 20).max(1);
         if self.lines == Lines::Alone && (line.step.is_multiple_of(every) || line.step == 1) {
-            eprintln!(
+            crate::say(&format!(
                 "step {}/{}  loss {loss}  lr {:.3e}  {:.0} tokens/s",
                 line.step, self.total, line.lr, line.tokens_per_second
-            );
+            ));
         }
     }
 
@@ -96,9 +108,10 @@ impl Progress for Shown {
         let loss = line
             .eval_loss
             .map_or("-".into(), |loss| format!("{loss:.4}"));
-        let accuracy = line.eval_accuracy.map(percent);
-        let accuracy = accuracy.map_or(String::new(), |share| format!(", accuracy {share}"));
-        self.line(&format!("{when}: held-out loss {loss}{accuracy}"));
+        let metrics = line.metrics.iter();
+        let metrics = metrics.map(|(name, &value)| format!(", {name} {}", shown(name, value)));
+        let metrics: String = metrics.collect();
+        self.line(&format!("{when}: held-out loss {loss}{metrics}"));
         if line.step == 0 {
             self.before = Some(line.clone());
         }
@@ -111,9 +124,21 @@ impl Progress for Shown {
     fn warning(&mut self, message: &str) {
         self.line(&format!("warning: {message}"));
     }
+
+    fn notice(&mut self, message: &str) {
+        self.line(message);
+    }
+
+    fn stops(&mut self) -> bool {
+        self.signals.came().is_some()
+    }
 }
 
-/// A share as people read it.
-pub fn percent(share: f64) -> String {
-    format!("{:.1} %", 100.0 * share)
+/// A metric as people read it: accuracy as a share, what has no value as a dash.
+pub fn shown(name: &str, value: f64) -> String {
+    match name {
+        _ if !value.is_finite() => "-".to_owned(),
+        "accuracy" => format!("{:.1} %", 100.0 * value),
+        _ => format!("{value:.4}"),
+    }
 }

@@ -186,9 +186,7 @@ impl Model for Toy {
     }
 
     fn embed(&self, batch: &Batch, pass: &mut Pass) -> Result<Tensor> {
-        let tokens = batch.tokens();
-        self.embedding
-            .forward(&tokens.ids, (tokens.rows, tokens.length), pass)
+        self.embedding.forward_tokens(batch.tokens(), pass)
     }
 
     fn blocks(&self) -> usize {
@@ -221,7 +219,7 @@ impl Model for Toy {
         let h = ops::gather_rows(&h.reshape((rows * length, hidden))?, &positions)?;
         let logits = self.head.forward(&self.norm.forward_rms(&h, pass)?, pass)?;
         match ask {
-            Ask::Losses => Ok(ops::cross_entropy(&logits, &targets)?),
+            Ask::Losses => pass.cross_entropy(&logits, &targets),
             _ => Ok(logits),
         }
     }

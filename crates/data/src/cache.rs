@@ -1,8 +1,8 @@
 //! Tokenised rows that are kept for the next time.
 
+use crate::encoded::Encoded;
 use crate::error::{Error, Result};
 use crate::example::Encoder;
-use crate::reader;
 use crate::row::Kind;
 use crate::stored::{Key, Stored, Writer};
 use sha2::{Digest as _, Sha256};
@@ -56,13 +56,11 @@ impl Cache {
             kept.display()
         );
         let mut writer = Writer::create(&kept, &key)?;
-        let mut rows = reader::open(path)?;
-        let mut first = None;
-        while let Some((kind, example, reference)) = encoder.next(rows.as_mut(), path)? {
-            first.get_or_insert(kind);
+        let mut rows = Encoded::open(path, encoder)?;
+        while let Some((example, reference)) = rows.next()? {
             writer.push(&example, &reference)?;
         }
-        let kind = first.ok_or_else(|| Error::NoRows {
+        let kind = rows.kind().ok_or_else(|| Error::NoRows {
             path: path.to_owned(),
         })?;
         if state(path)? != before {

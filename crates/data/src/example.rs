@@ -1,11 +1,9 @@
 //! Rows as tokens: what a model reads, and which predictions count.
 
-use crate::error::{Error, Problem, Result};
-use crate::reader::{Read, Reader};
+use crate::error::{Error, Problem};
 use crate::row::{Asked, Kind, Row};
 use crate::tokenizer::{Special, Tokenizer};
 use std::num::NonZeroUsize;
-use std::path::Path;
 
 /// The label of a token whose prediction does not count.
 pub const UNSUPERVISED: i32 = -100;
@@ -86,20 +84,6 @@ pub(crate) struct Encoder<'a> {
 }
 
 impl Encoder<'_> {
-    /// The next row of a file.
-    pub fn next(
-        &self,
-        rows: &mut dyn Reader,
-        path: &Path,
-    ) -> Result<Option<(Kind, Example, Reference)>> {
-        let Some(Read { line, row }) = rows.next()? else {
-            return Ok(None);
-        };
-        let encoded = row.and_then(|(kind, row)| Ok((kind, self.encode(kind, &row)?)));
-        let (kind, (example, reference)) = encoded.map_err(|problem| problem.at(path, line))?;
-        Ok(Some((kind, example, reference)))
-    }
-
     /// Everything that decides what becomes of a row, as text that differs where a row may.
     pub fn depends_on(&self) -> String {
         // Without `..`, so that nothing new is forgotten here.
@@ -113,7 +97,7 @@ impl Encoder<'_> {
         format!("{tokenizer:?} {end_token:?} {max_length} {vocab}")
     }
 
-    fn encode(&self, kind: Kind, row: &Row) -> Result<(Example, Reference), Problem> {
+    pub fn encode(&self, kind: Kind, row: &Row) -> Result<(Example, Reference), Problem> {
         let mut reference = Reference::None;
         let mut example = match row {
             Row::Text(text) => {

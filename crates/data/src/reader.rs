@@ -1,45 +1,30 @@
-//! What reads the rows of a file, whatever its format.
+//! Files of rows in any format that is read.
 
-use crate::error::{Problem, Result};
+use crate::error::Result;
 use crate::lines::Lines;
-use crate::row::{Decided, Kind, Row, parse};
+use crate::row::Fields;
 use std::path::Path;
 
-/// Rows one at a time; no more than one is in memory.
-pub(crate) trait Reader {
-    /// The next row, with the line (or the number of the row) that messages name.
-    fn next(&mut self) -> Result<Option<Read>>;
+/// A reader of one file.
+pub(crate) enum Reader<'a> {
+    Lines(&'a Path, Lines<'a>),
 }
 
-/// A row as it was read. What is wrong with it is told with its place.
-pub(crate) struct Read {
-    pub line: u64,
-    pub row: Result<(Kind, Row), Problem>,
-}
+impl<'a> Reader<'a> {
+    pub fn open(path: &'a Path) -> Result<Self> {
+        Ok(Self::Lines(path, Lines::open(path)?))
+    }
 
-/// The reader for a file.
-pub(crate) fn open(path: &Path) -> Result<Box<dyn Reader + '_>> {
-    Ok(Box::new(JsonLines {
-        lines: Lines::open(path)?,
-        decided: None,
-    }))
-}
-
-/// A JSON object a line.
-struct JsonLines<'a> {
-    lines: Lines<'a>,
-    decided: Decided,
-}
-
-impl Reader for JsonLines<'_> {
-    fn next(&mut self) -> Result<Option<Read>> {
-        let Some((line, text)) = self.lines.next()? else {
-            return Ok(None);
-        };
-        let row = parse(text, self.decided);
-        if let Ok((kind, _)) = row {
-            self.decided.get_or_insert((kind, line));
+    /// The next row, with the number of its line, from 1.
+    pub fn next(&mut self) -> Result<Option<(u64, Fields)>> {
+        match self {
+            Self::Lines(path, lines) => {
+                let Some((line, text)) = lines.next()? else {
+                    return Ok(None);
+                };
+                let fields = Fields::parse(text).map_err(|problem| problem.at(path, line))?;
+                Ok(Some((line, fields)))
+            }
         }
-        Ok(Some(Read { line, row }))
     }
 }

@@ -94,9 +94,8 @@ pub(crate) enum Asked {
 /// The kind of a file, and the line that decided it.
 pub(crate) type Decided = Option<(Kind, u64)>;
 
-/// Reads a line. The first row of a file has no `decided` kind yet.
-pub(crate) fn parse(line: &str, decided: Decided) -> Result<(Kind, Row), Problem> {
-    let mut fields = Fields::parse(line)?;
+/// Reads the fields of a row. The first row of a file has no `decided` kind yet.
+pub(crate) fn parse(mut fields: Fields, decided: Decided) -> Result<(Kind, Row), Problem> {
     let kind = match (fields.kind()?, decided) {
         (Some(kind), Some((first, first_line))) if kind != first => {
             return Err(Problem::Differs {
@@ -132,11 +131,12 @@ pub(crate) fn parse(line: &str, decided: Decided) -> Result<(Kind, Row), Problem
     Ok((kind, row))
 }
 
-/// A JSON object in the order it was written, nothing merged.
-struct Fields(Vec<(String, Value)>);
+/// A row's fields in the order in which they were written, nothing merged.
+pub(crate) struct Fields(Vec<(String, Value)>);
 
 impl Fields {
-    fn parse(line: &str) -> Result<Self, Problem> {
+    /// Of a JSON object.
+    pub(crate) fn parse(line: &str) -> Result<Self, Problem> {
         let fields: Self = serde_json::from_str(line).map_err(|error| {
             match line.trim_start().as_bytes().first() {
                 Some(b'[') if error.is_data() => Problem::NotObject { found: "an array" },

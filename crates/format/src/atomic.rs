@@ -127,14 +127,17 @@ impl AtomicFolder {
 /// # Errors
 /// If the folder cannot be written to; an existing file is then unchanged.
 pub fn atomic_write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    atomic_write(path, |writer| {
-        writer.write_all(bytes).map_err(Error::io("write", path))
+    let length = bytes.len() as u64;
+    atomic_write(path, length, |writer| {
+        let written = writer.write_all(bytes);
+        written.map_err(Error::writing(path, length))
     })
 }
 
-/// As [`atomic_write_file`], with the bytes written by a function.
+/// As [`atomic_write_file`], with the bytes, so many of them, written by a function.
 pub(crate) fn atomic_write<E: From<Error>>(
     path: &Path,
+    bytes: u64,
     write: impl FnOnce(&mut BufWriter<&File>) -> Result<(), E>,
 ) -> Result<(), E> {
     let (parent, name) = split(path)?;
@@ -145,14 +148,18 @@ pub(crate) fn atomic_write<E: From<Error>>(
         use std::os::unix::fs::PermissionsExt as _;
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
-    let file = builder
-        .tempfile_in(parent)
-        .map_err(Error::io("create a file in", parent))?;
+    let file = builder.tempfile_in(parent).map_err(|error| {
+        match Error::no_room(path, Some(bytes), error) {
+            Ok(full) => full,
+            Err(error) => Error::io("create a file in", parent)(error),
+        }
+    })?;
     let mut writer = BufWriter::with_capacity(1 << 20, file.as_file());
     write(&mut writer)?;
-    writer.flush().map_err(Error::io("write", path))?;
+    writer.flush().map_err(Error::writing(path, bytes))?;
     drop(writer);
-    file.as_file().sync_all().map_err(Error::io("sync", path))?;
+    let synced = file.as_file().sync_all();
+    synced.map_err(Error::writing(path, bytes))?;
     file.persist(path)
         .map_err(|error| Error::io("write", path)(error.error))?;
     Ok(sync(parent)?)

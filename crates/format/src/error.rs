@@ -1,6 +1,7 @@
 //! What can go wrong with a file.
 
-use std::io;
+use std::ffi::OsStr;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 /// The result of every function in this crate.
@@ -17,6 +18,20 @@ pub enum Error {
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The disk is full, or a quota is used up.
+    #[error(
+        "cannot write {}{}: {source}; free some space there and run again",
+        path.display(),
+        bytes.map(|bytes| format!(" ({bytes} bytes)")).unwrap_or_default()
+    )]
+    NoRoom {
+        /// The file or folder, by the name that it was to have.
+        path: PathBuf,
+        /// How long the file was to be, if that is known.
+        bytes: Option<u64>,
         /// What the system said.
         source: io::Error,
     },
@@ -172,10 +187,35 @@ impl Error {
 
     /// For `map_err`: names what was tried, and where.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io {
-            action,
-            path: path.to_path_buf(),
-            source,
+        move |source| match Self::no_room(path, None, source) {
+            Ok(full) => full,
+            Err(source) => Self::Io {
+                action,
+                path: path.to_path_buf(),
+                source,
+            },
+        }
+    }
+
+    /// For `map_err`: a file of so many bytes could not be written.
+    pub(crate) fn writing(path: &Path, bytes: u64) -> impl FnOnce(io::Error) -> Self {
+        move |source| {
+            Self::no_room(path, Some(bytes), source).unwrap_or_else(Self::io("write", path))
+        }
+    }
+
+    /// [`Error::NoRoom`] of a file of so many bytes, where that is known, if that is what the system says.
+    ///
+    /// # Errors
+    /// Anything else that it says, as it is.
+    pub fn no_room(path: &Path, bytes: Option<u64>, source: io::Error) -> Result<Self, io::Error> {
+        match source.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Ok(Self::NoRoom {
+                path: meant(path),
+                bytes,
+                source,
+            }),
+            _ => Err(source),
         }
     }
 
@@ -185,6 +225,18 @@ impl Error {
             what: what.into(),
         }
     }
+}
+
+/// A path with the names that folders and files get once they are whole, in place of `.<name>.<random>.tmp`.
+fn meant(path: &Path) -> PathBuf {
+    let name = |part: &OsStr| {
+        let staged = part.to_str()?.strip_prefix('.')?.strip_suffix(".tmp")?;
+        let (name, random) = staged.rsplit_once('.')?;
+        (!name.is_empty() && !random.is_empty()).then(|| name.to_owned())
+    };
+    path.iter()
+        .map(|part| name(part).map_or_else(|| part.to_owned(), Into::into))
+        .collect()
 }
 
 impl From<Error> for lowrank_frozen::Error {
@@ -203,5 +255,30 @@ impl From<Error> for lowrank_frozen::Error {
             Error::Candle(error) => Self::Candle(error),
             other => Self::Read(other.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_with_the_file_that_was_meant_and_its_size() {
+        let path = Path::new("runs/checkpoints/.step-000004.aB3xYz.tmp/params.safetensors");
+        let full = || io::Error::from(ErrorKind::StorageFull);
+        assert_eq!(
+            Error::writing(path, 4096)(full()).to_string(),
+            "cannot write runs/checkpoints/step-000004/params.safetensors (4096 bytes): no storage space; \
+             free some space there and run again"
+        );
+        assert_eq!(
+            Error::io("create a folder in", Path::new("/a/.b/.c.tmp"))(full()).to_string(),
+            "cannot write /a/.b/.c.tmp: no storage space; free some space there and run again"
+        );
+        let denied = || io::Error::from(ErrorKind::PermissionDenied);
+        assert_eq!(
+            Error::writing(Path::new("a"), 7)(denied()).to_string(),
+            "cannot write a: permission denied"
+        );
     }
 }

@@ -45,6 +45,7 @@ mod write;
 
 pub use atomic::{AtomicFolder, Existing, atomic_write_file};
 pub use bytes::check_finite;
+pub use card::{Measure, Training};
 pub use checkpoint::Checkpoint;
 pub use error::{Error, Result};
 pub use fingerprint::{Fingerprint, LowrankJson, fingerprint};

@@ -1,7 +1,7 @@
 //! Adapter folders in PEFT's layout.
 
 use crate::atomic::atomic_write_file;
-use crate::card::card;
+use crate::card::{Held, Training, card};
 use crate::{
     Error, LowrankJson, PYTORCH, Result, Safetensors, check_finite, infer_adapter_infix,
     python_json, read_json_object, source, strip_adapter_infix, write_safetensors,
@@ -80,7 +80,7 @@ impl PeftFolder {
     }
 
     /// Writes an adapter into an existing folder: [`CONFIG_FILE`] and [`TENSORS_FILE`] as PEFT writes them,
-    /// `lowrank.json`, and a model card. The same arguments give the same bytes.
+    /// `lowrank.json`, and a model card, with `training` if it is known. The same arguments give the same bytes.
     ///
     /// `tensors` are named as [`PeftFolder::tensors`] are. The files appear one after the other: write into an
     /// [`AtomicFolder`](crate::AtomicFolder) to have all or none.
@@ -92,6 +92,7 @@ impl PeftFolder {
         config: &Map<String, Value>,
         tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>,
         lowrank: &LowrankJson,
+        training: Option<&Training>,
     ) -> Result<()> {
         let mut named = Vec::new();
         for (name, tensor) in tensors {
@@ -101,7 +102,11 @@ impl PeftFolder {
         // Integers are indices, which nothing trains.
         let trained = named.iter().filter(|(_, tensor)| tensor.dtype().is_float());
         let parameters = trained.map(|(_, tensor)| tensor.elem_count()).sum();
-        let card = card(config, &lowrank.family, named.len(), parameters);
+        let held = Held {
+            tensors: named.len(),
+            parameters,
+        };
+        let card = card(config, &lowrank.family, held, training);
         let tensors = named.iter().map(|(name, tensor)| (name.as_str(), *tensor));
         write_safetensors(&dir.join(TENSORS_FILE), tensors, PYTORCH)?;
         let config = python_json(&Value::Object(config.clone()));

@@ -64,8 +64,12 @@ pub fn write_safetensors_streaming<E: From<Error>>(
 ) -> Result<(), E> {
     let sorted = sorted(path, planned)?;
     let header = header(path, &sorted, metadata)?;
-    atomic_write(path, |writer| {
-        let failed = || Error::io("write", path);
+    let size =
+        |planned: &Planned| planned.shape.iter().product::<usize>() * planned.dtype.size_in_bytes();
+    let data: usize = planned.iter().map(size).sum();
+    let bytes = (8 + header.len() + data) as u64;
+    atomic_write(path, bytes, |writer| {
+        let failed = || Error::writing(path, bytes);
         writer
             .write_all(&(header.len() as u64).to_le_bytes())
             .map_err(failed())?;

@@ -24,8 +24,14 @@ pub fn logits_at_once(targets: usize, vocab: usize) -> usize {
 }
 
 /// `-log softmax(x W^T)[target]` of every row: `x` `[targets, n_in]` -> `[targets]`. The gradient of x is computed along
-/// with the losses, while the logits exist, and scaled when theirs arrive.
-pub(crate) fn cross_entropy<W: Factor>(weight: &W, x: &Tensor, targets: &[u32]) -> Result<Tensor> {
+/// with the losses, while the logits exist, and scaled when theirs arrive. Labels are smoothed as
+/// [`ops::smoothed_cross_entropy`] does.
+pub(crate) fn cross_entropy<W: Factor>(
+    weight: &W,
+    x: &Tensor,
+    targets: &[u32],
+    smoothing: f64,
+) -> Result<Tensor> {
     let (vocab, n_in) = weight.dims();
     let tracked = x.track_op();
     let numbers = data::<W::Number>(x)?;
@@ -46,7 +52,7 @@ pub(crate) fn cross_entropy<W: Factor>(weight: &W, x: &Tensor, targets: &[u32]) 
             Before::Ignored,
             logits,
         )?;
-        for (loss, factor) in losses_and_slopes(logits, vocab, &targets[rows.clone()]) {
+        for (loss, factor) in losses_and_slopes(logits, vocab, &targets[rows.clone()], smoothing) {
             losses.push(loss);
             factors.push(factor);
         }

@@ -335,13 +335,28 @@ impl FrozenLinear {
     /// # Errors
     /// If `x` does not fit, or a target is not below n_out.
     pub fn cross_entropy(&self, x: &Tensor, targets: &[u32]) -> Result<Tensor> {
+        self.smoothed_cross_entropy(x, targets, 0.0)
+    }
+
+    /// [`Self::cross_entropy`] with labels smoothed as [`ops::smoothed_cross_entropy`] does.
+    ///
+    /// # Errors
+    /// As [`Self::cross_entropy`], and if `smoothing` is not in [0, 1).
+    pub fn smoothed_cross_entropy(
+        &self,
+        x: &Tensor,
+        targets: &[u32],
+        smoothing: f64,
+    ) -> Result<Tensor> {
+        ops::check_smoothing(smoothing)?;
         let x = self.input(x)?;
         let (n_out, n_in) = self.dims();
         if x.dims() != [targets.len(), n_in] {
             return Err(refuse("x", &x, format!("[{}, {n_in}]", targets.len())));
         }
         if self.bias.is_some() || composed::used_for(&x) {
-            return Ok(ops::cross_entropy(&self.forward(&x)?, targets)?);
+            let logits = self.forward(&x)?;
+            return Ok(ops::smoothed_cross_entropy(&logits, targets, smoothing)?);
         }
         if let Some(target) = targets.iter().find(|target| **target as usize >= n_out) {
             return Err(Error::Ops(ops::Error::Index {
@@ -352,9 +367,9 @@ impl FrozenLinear {
         }
         match &self.form()?.0 {
             Form::Dense(weight) if weight.dtype() == DType::F64 => {
-                head::cross_entropy(&Double::new(weight), &x, targets)
+                head::cross_entropy(&Double::new(weight), &x, targets, smoothing)
             }
-            _ => head::cross_entropy(&self.single()?, &x, targets),
+            _ => head::cross_entropy(&self.single()?, &x, targets, smoothing),
         }
     }
 

@@ -3,7 +3,9 @@
 use crate::base::Base;
 use crate::{Error, Result, hub};
 use lowrank_adapter::{AdapterConfig, Attached, ResidualBase, Source, Start, attach};
-use lowrank_format::{AtomicFolder, CONFIG_FILE, Existing, Fingerprint, LowrankJson, PeftFolder};
+use lowrank_format::{
+    AtomicFolder, CONFIG_FILE, Existing, Fingerprint, LowrankJson, PeftFolder, Training,
+};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -150,6 +152,17 @@ pub fn save_adapter(
     target: &Path,
     existing: Existing,
 ) -> Result<PathBuf> {
+    save_trained(attached, base, target, existing, None)
+}
+
+/// As [`save_adapter`], with what the model card says of the training.
+pub(crate) fn save_trained(
+    attached: &Attached,
+    base: &Fingerprint,
+    target: &Path,
+    existing: Existing,
+    training: Option<&Training>,
+) -> Result<PathBuf> {
     let folder = AtomicFolder::create(target, existing)?;
     let exported = attached.exported()?;
     let tensors = exported
@@ -162,6 +175,7 @@ pub fn save_adapter(
         &exported.config.to_peft(),
         tensors,
         &LowrankJson::new(family, base),
+        training,
     )?;
     Ok(folder.commit()?)
 }

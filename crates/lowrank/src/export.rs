@@ -90,7 +90,8 @@ pub fn export_lora(
     let tensors = written.tensors.iter();
     let tensors = tensors.map(|(name, tensor)| (name.as_str(), tensor));
     let lowrank = LowrankJson::new(LORA, &base.fingerprint()?);
-    PeftFolder::write(folder.path(), &written.config.to_peft(), tensors, &lowrank)?;
+    let config = written.config.to_peft();
+    PeftFolder::write(folder.path(), &config, tensors, &lowrank, None)?;
     Ok(Plain {
         folder: folder.commit()?,
         exact: sites.iter().all(|site| site.update.exact),

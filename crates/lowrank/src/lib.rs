@@ -23,6 +23,7 @@
 
 mod adapters;
 mod base;
+mod card;
 mod device;
 mod error;
 mod export;
@@ -58,4 +59,5 @@ pub use lowrank_merge as merge;
 pub use lowrank_models as models;
 pub use lowrank_ops as ops;
 pub use lowrank_registry as registry;
+pub use lowrank_report as report;
 pub use lowrank_train as training;

@@ -1,11 +1,13 @@
 //! Running a run file.
 
+use crate::adapters::save_trained;
 use crate::base::Base;
+use crate::card::training;
 use crate::device::device;
 use crate::families::FULL;
 use crate::paths::{absolute, real};
 use crate::rows;
-use crate::{Error, Result, hub, merge_into, save_adapter};
+use crate::{Error, Result, hub, merge_into};
 use candle_core::DType;
 use lowrank_adapter::{
     AdapterConfig, Attached, Param, Selection, Source, Start, attach, train_all,
@@ -161,11 +163,13 @@ pub fn train(
         }
         Method::Adapter(attached) => {
             let fingerprint = base.fingerprint()?;
-            save_adapter(
+            let training = training(&run, &folder, &data, held_out.as_ref(), &summary);
+            save_trained(
                 &attached,
                 &fingerprint,
                 &folder.adapter(),
                 Existing::Replace,
+                Some(&training),
             )?
         }
     };

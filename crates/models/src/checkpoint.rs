@@ -112,6 +112,11 @@ impl<'a> Checkpoint<'a> {
         })
     }
 
+    /// What is computed in.
+    pub(crate) const fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// Reads a norm's weight or a bias.
     pub(crate) fn vector(&self, name: &str) -> Result<Tensor> {
         let tensor = self.weights.tensor(name)?;

@@ -1,15 +1,13 @@
-//! config.json of the LLaMA kind.
+//! config.json of the LLaMA kind: LLaMA, Mistral and Qwen2.
 
-use crate::fields::{Fields, shown};
-use crate::{Error, Result, rope};
+use crate::fields::Fields;
+use crate::kind::Kind;
+use crate::quantisation::check_quantisation;
+use crate::{Result, rope};
+use lowrank_adapter::Reach;
 use lowrank_ops::RotaryScaling;
 use serde_json::{Map, Value};
-
-/// The kinds of models that can be loaded, for messages.
-pub(crate) const SUPPORTED: &str = "llama";
-
-/// Kinds of models that are planned.
-const PLANNED: [&str; 3] = ["bert", "mistral", "qwen2"];
+use std::num::NonZeroUsize;
 
 /// Fields that say nothing about what a forward pass computes: provenance, storage, generation, training.
 const IGNORED: &[&str] = &[
@@ -40,9 +38,33 @@ const IGNORED: &[&str] = &[
     "use_cache",
 ];
 
-/// What config.json says of a LLaMA. Where a field is absent it has the default of transformers.
+/// Which of the four attention projections have biases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Biases {
+    /// None.
+    None,
+    /// Those of queries, keys and values.
+    Inputs,
+    /// All four.
+    All,
+}
+
+impl Biases {
+    /// Whether the projection `name`_proj has one.
+    pub(crate) fn has(self, name: &str) -> bool {
+        match self {
+            Self::None => false,
+            Self::Inputs => name != "o",
+            Self::All => true,
+        }
+    }
+}
+
+/// What config.json says of a LLaMA, Mistral or Qwen2. Where a field is absent it has the default of transformers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LlamaConfig {
+    /// Which of the three.
+    pub kind: Kind,
     /// Number of tokens.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -67,10 +89,15 @@ pub struct LlamaConfig {
     pub rope_scaling: RotaryScaling,
     /// Whether the head's weight is the embedding's.
     pub tie_word_embeddings: bool,
-    /// Whether the four attention projections have biases.
-    pub attention_bias: bool,
+    /// Which attention projections have biases.
+    pub attention_bias: Biases,
     /// Whether the three feed-forward projections have biases.
     pub mlp_bias: bool,
+    /// How many tokens a query sees, itself among them, in the blocks from [`Self::window_from`] on; all before it if there
+    /// is no window.
+    pub sliding_window: Option<NonZeroUsize>,
+    /// The first block that sees through the window.
+    pub window_from: usize,
     /// The tokens that end a text; empty if the file names none.
     pub eos_token_ids: Vec<u32>,
 }
@@ -79,10 +106,14 @@ impl LlamaConfig {
     /// Reads the object that config.json holds; `origin` is the file, for messages.
     ///
     /// # Errors
-    /// If `model_type` is not `llama`, a field is missing, out of range, not yet supported, or unknown and not empty.
+    /// If `model_type` is neither `llama`, `mistral` nor `qwen2`, a field is missing, out of range, not yet supported, or unknown and not empty.
     pub fn from_json(config: &Map<String, Value>, origin: &str) -> Result<Self> {
-        check_model_type(config, origin)?;
+        let kind = Kind::of(config, origin)?;
         let mut fields = Fields::new(config, origin);
+        let Some(defaults) = Defaults::of(kind) else {
+            let expected = "\"llama\", \"mistral\" or \"qwen2\"";
+            return Err(fields.wrong("model_type", &kind.name().into(), expected));
+        };
         fields.ignore(IGNORED);
         let vocab_size = fields.size("vocab_size")?;
         let hidden_size = fields.size("hidden_size")?;
@@ -102,28 +133,39 @@ impl LlamaConfig {
         if head_dim % 2 != 0 {
             return Err(fields.wrong("head_dim", &head_dim.into(), "an even number"));
         }
-        let kv_heads = fields.size("num_key_value_heads")?.unwrap_or(heads);
+        // `null` means as many as queries, wherever the default lies.
+        let absent = match defaults.kv_heads {
+            Some(count) if !fields.has("num_key_value_heads") => count,
+            _ => heads,
+        };
+        let kv_heads = fields.size("num_key_value_heads")?.unwrap_or(absent);
         if heads % kv_heads != 0 {
             let expected = format!("a divisor of `num_attention_heads` = {heads}");
             return Err(fields.wrong("num_key_value_heads", &kv_heads.into(), expected));
         }
-        let max_position_embeddings = fields.size("max_position_embeddings")?.unwrap_or(2048);
+        let max_position_embeddings = fields.size("max_position_embeddings")?;
+        let layers = fields.required("num_hidden_layers", layers)?;
+        let (sliding_window, window_from) = window(&mut fields, kind, layers)?;
         let (rope_theta, rope_scaling) = rope::read(&mut fields)?;
         let config = Self {
+            kind,
             vocab_size: fields.required("vocab_size", vocab_size)?,
             hidden_size,
             intermediate_size: fields.required("intermediate_size", intermediate_size)?,
-            num_hidden_layers: fields.required("num_hidden_layers", layers)?,
+            num_hidden_layers: layers,
             num_attention_heads: heads,
             num_key_value_heads: kv_heads,
             head_dim,
             rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6),
-            max_position_embeddings,
+            max_position_embeddings: max_position_embeddings.unwrap_or(defaults.positions),
             rope_theta,
             rope_scaling,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?,
-            attention_bias: fields.flag("attention_bias")?,
-            mlp_bias: fields.flag("mlp_bias")?,
+            attention_bias: biases(&mut fields, kind)?,
+            // Only LLaMA has the choice; elsewhere the field is as unknown as any.
+            mlp_bias: kind == Kind::Llama && fields.flag("mlp_bias")?,
+            sliding_window,
+            window_from,
             eos_token_ids: fields.tokens("eos_token_id")?,
         };
         let is_one = |value: &Value| value.as_f64() == Some(1.0);
@@ -135,10 +177,18 @@ impl LlamaConfig {
         fields.only("attention_dropout", is_zero, "0.0")?;
         fields.only("rope_interleaved", |value| value == false, "false")?;
         check_quantisation(&mut fields)?;
-        fields.only("sliding_window", |_| false, "null")?;
         config.check_sizes(&fields)?;
         fields.finish()?;
         Ok(config)
+    }
+
+    /// How far the queries of a block see.
+    #[must_use]
+    pub fn reach(&self, block: usize) -> Reach {
+        match self.sliding_window {
+            Some(window) if block >= self.window_from => Reach::Window(window),
+            _ => Reach::Before,
+        }
     }
 
     /// Width of all query heads.
@@ -174,69 +224,77 @@ impl LlamaConfig {
     }
 }
 
-/// Fields of `quantization_config` that change no stored number. What is computed in is for the run to say, how scales are
-/// held and which layers are left out for the weights.
-const IGNORED_QUANTISATION: &[&str] = &[
-    "_load_in_4bit",
-    "_load_in_8bit",
-    "bnb_4bit_compute_dtype",
-    "bnb_4bit_quant_storage",
-    "bnb_4bit_use_double_quant",
-    "llm_int8_enable_fp32_cpu_offload",
-    "llm_int8_has_fp16_weight",
-    "llm_int8_skip_modules",
-    "llm_int8_threshold",
-];
+/// What transformers takes where a field is absent, as far as it differs.
+struct Defaults {
+    positions: usize,
+    /// None: as many as queries.
+    kv_heads: Option<usize>,
+}
 
-/// Refuses all weights that are quantised by others than bitsandbytes, or by it to something else than NF4.
-fn check_quantisation(fields: &mut Fields<'_>) -> Result<()> {
-    const FIELD: &str = "quantization_config";
-    let Some(config) = fields.object(FIELD)? else {
-        return Ok(());
-    };
-    let mut inner = fields.inside(config, "quantization_config.");
-    inner.ignore(IGNORED_QUANTISATION);
-    let eight = inner.flag("load_in_8bit")?;
-    let four = inner.flag("load_in_4bit")?;
-    // Early files name no method, and these two fields are nobody else's.
-    match inner.word("quant_method")? {
-        Some("bitsandbytes") => {}
-        None if four || eight => {}
-        Some(method) => {
-            return Err(inner.not_yet("quant_method", &method.into(), "\"bitsandbytes\""));
+impl Defaults {
+    const fn of(kind: Kind) -> Option<Self> {
+        match kind {
+            Kind::Llama => Some(Self {
+                positions: 2048,
+                kv_heads: None,
+            }),
+            Kind::Mistral => Some(Self {
+                positions: 4096 * 32,
+                kv_heads: Some(8),
+            }),
+            Kind::Qwen2 => Some(Self {
+                positions: 32768,
+                kv_heads: Some(32),
+            }),
+            Kind::Bert | Kind::Roberta | Kind::XlmRoberta => None,
         }
-        None => {
-            let value = Value::Object(config.clone());
-            return Err(fields.not_yet(FIELD, &value, "NF4 of bitsandbytes"));
-        }
-    }
-    if eight {
-        return Err(inner.not_yet("load_in_8bit", &true.into(), "NF4, `load_in_4bit`"));
-    }
-    if !four {
-        return Err(inner.not_yet("load_in_4bit", &false.into(), "true"));
-    }
-    // transformers reads a missing field so.
-    match inner.word("bnb_4bit_quant_type")?.unwrap_or("fp4") {
-        "nf4" => inner.finish(),
-        kind => Err(inner.not_yet("bnb_4bit_quant_type", &kind.into(), "\"nf4\"")),
     }
 }
 
-/// Refuses every kind of model but LLaMA.
-fn check_model_type(config: &Map<String, Value>, origin: &str) -> Result<()> {
-    let mut fields = Fields::new(config, origin);
-    let kind = fields.word("model_type")?;
-    match fields.required("model_type", kind)? {
-        "llama" => Ok(()),
-        kind if PLANNED.contains(&kind) => {
-            Err(fields.not_yet("model_type", &kind.into(), SUPPORTED))
-        }
-        kind => Err(Error::UnknownModel {
-            origin: origin.to_owned(),
-            value: shown(&kind.into()),
-            suggestion: lowrank_adapter::nearest(kind, ["llama"]),
-            supported: SUPPORTED,
-        }),
+fn biases(fields: &mut Fields<'_>, kind: Kind) -> Result<Biases> {
+    Ok(match kind {
+        Kind::Qwen2 => Biases::Inputs,
+        Kind::Llama if fields.flag("attention_bias")? => Biases::All,
+        _ => Biases::None,
+    })
+}
+
+/// The window, and the first block that sees through it.
+fn window(
+    fields: &mut Fields<'_>,
+    kind: Kind,
+    layers: usize,
+) -> Result<(Option<NonZeroUsize>, usize)> {
+    const FIELD: &str = "sliding_window";
+    const ABSENT: NonZeroUsize = NonZeroUsize::new(4096).expect("not zero");
+    if kind == Kind::Llama {
+        fields.only(FIELD, |_| false, "null")?;
+        return Ok((None, 0));
     }
+    let given = fields.has(FIELD);
+    let window = match fields.size(FIELD)?.and_then(NonZeroUsize::new) {
+        None if !given => Some(ABSENT),
+        window => window,
+    };
+    if kind == Kind::Mistral {
+        return Ok((window, 0));
+    }
+    let used = fields.flag("use_sliding_window")?;
+    let first = fields.count("max_window_layers")?.unwrap_or(28);
+    let window = window.filter(|_| used);
+    // A list of what each block does, which later files have, must say the same.
+    if let Some(value) = fields.get("layer_types") {
+        let word = |i: usize| match window {
+            Some(_) if i >= first => "sliding_attention",
+            _ => "full_attention",
+        };
+        let same = value.as_array().is_some_and(|words| {
+            words.len() == layers && words.iter().enumerate().all(|(i, given)| given == word(i))
+        });
+        if !same {
+            let supported = "what `sliding_window` and `max_window_layers` say";
+            return Err(fields.not_yet("layer_types", value, supported));
+        }
+    }
+    Ok((window, first))
 }

@@ -106,6 +106,17 @@ pub enum Error {
         /// The kind of model.
         model: &'static str,
     },
+    /// A checkpoint without the head that predicts tokens, of a kind of model whose checkpoints may lack it.
+    #[error(
+        "{origin}: there is no `{module}`, the head that predicts tokens: this checkpoint was saved without one, for \
+         embeddings or to train a classifier"
+    )]
+    NoHead {
+        /// The checkpoint.
+        origin: String,
+        /// The module.
+        module: &'static str,
+    },
     /// A text without a token, which cannot be continued.
     #[error("the prompt has no tokens")]
     EmptyPrompt,

@@ -59,17 +59,33 @@ impl<'a> Fields<'a> {
         self.read(field, "an integer above 0", read)
     }
 
+    /// A count that may be 0.
+    pub(crate) fn count(&mut self, field: &'static str) -> Result<Option<usize>> {
+        let read = |value: &Value| usize::try_from(value.as_u64()?).ok();
+        self.read(field, "an integer of at least 0", read)
+    }
+
     /// A number above 0.
     pub(crate) fn positive(&mut self, field: &'static str) -> Result<Option<f64>> {
         let read = |value: &Value| value.as_f64().filter(|x| *x > 0.0 && x.is_finite());
         self.read(field, "a number above 0", read)
     }
 
+    /// A number from 0 to below 1.
+    pub(crate) fn probability(&mut self, field: &'static str) -> Result<Option<f64>> {
+        let read = |value: &Value| value.as_f64().filter(|p| (0.0..1.0).contains(p));
+        self.read(field, "a number from 0 to below 1", read)
+    }
+
     /// False if absent.
     pub(crate) fn flag(&mut self, field: &'static str) -> Result<bool> {
-        Ok(self
-            .read(field, "true or false", Value::as_bool)?
-            .unwrap_or(false))
+        self.flag_or(field, false)
+    }
+
+    /// `absent` if absent.
+    pub(crate) fn flag_or(&mut self, field: &'static str, absent: bool) -> Result<bool> {
+        let flag = self.read(field, "true or false", Value::as_bool)?;
+        Ok(flag.unwrap_or(absent))
     }
 
     pub(crate) fn word(&mut self, field: &'static str) -> Result<Option<&'a str>> {
@@ -89,6 +105,11 @@ impl<'a> Fields<'a> {
 
     pub(crate) fn object(&mut self, field: &'static str) -> Result<Option<&'a Map<String, Value>>> {
         self.read(field, "an object", Value::as_object)
+    }
+
+    /// Whether the object has the field, if only as `null`.
+    pub(crate) fn has(&self, field: &str) -> bool {
+        self.map.contains_key(field)
     }
 
     /// Refuses every value but one of `accepted`, which is what we compute.

@@ -13,24 +13,33 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod bert;
+mod bert_config;
 mod checkpoint;
+mod checks;
+mod classes;
 mod config;
 mod embedded;
 mod error;
 mod fields;
 mod generate;
 mod generate_batch;
+mod kind;
 mod llama;
 mod load;
+mod quantisation;
 mod rope;
 mod sample;
 
+pub use bert::Bert;
+pub use bert_config::{Activation, BertConfig};
 pub use checkpoint::Precision;
-pub use config::LlamaConfig;
+pub use config::{Biases, LlamaConfig};
 pub use embedded::{Embedded, TINY};
 pub use error::{Error, Result};
 pub use generate::{Continuation, Finish, Limits};
 pub use generate_batch::{Continued, continue_all};
+pub use kind::{Kind, Reading};
 pub use llama::Llama;
 pub use load::{Head, ModelInfo, load};
 pub use sample::{Sampling, Temperature, TopP};

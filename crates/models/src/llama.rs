@@ -1,14 +1,14 @@
-//! LLaMA, from the first to 3.x, and what shares its form: SmolLM2, TinyLlama.
+//! LLaMA, from the first to 3.x, and what shares its form: SmolLM2, TinyLlama, Mistral, Qwen2.
 //!
 //! A block is h + O(attention(rotate(Q(n)), rotate(K(n)), V(n))) with n = norm(h), and then
 //! h + down(silu(gate(m)) * up(m)) with m = norm(h).
 
 use crate::checkpoint::{Checkpoint, Precision};
-use crate::{LlamaConfig, Result};
+use crate::{LlamaConfig, Result, checks};
 use candle_core::{DType, Tensor};
 use lowrank_adapter::{
-    Ask, Batch, Embedding, Error as AdapterError, KvCache, Linear, Model, Norm, Part, Pass,
-    Result as AdapterResult, causal_mask,
+    Ask, Batch, Embedding, KvCache, Linear, Model, Norm, Part, Pass, Result as AdapterResult,
+    causal_mask,
 };
 use lowrank_frozen::{FrozenEmbedding, FrozenLinear, Weights};
 use lowrank_ops::{self as ops, RotaryTable};
@@ -108,39 +108,32 @@ impl Llama {
     ) -> AdapterResult<Tensor> {
         let (block, config) = (&self.blocks[i], &self.config);
         let turn = (&self.rotary, &*batch.tokens().positions);
+        let reach = config.reach(i);
         let scale = 1.0 / (config.head_dim as f64).sqrt();
         let q = block.q.forward(x, pass)?;
         let k = block.k.forward(x, pass)?;
         let v = block.v.forward(x, pass)?;
         let y = match kv {
-            None => ops::self_attention(&q, &k, &v, turn, &causal_mask(batch), scale)?,
+            None => {
+                ops::self_attention(&q, &k, &v, turn, &causal_mask(batch).reaching(reach), scale)?
+            }
             Some(kv) => {
                 let q = ops::rotary(&self.split(&q, config.num_attention_heads)?, turn.0, turn.1)?;
                 let k = ops::rotary(&self.split(&k, config.num_key_value_heads)?, turn.0, turn.1)?;
                 let (k, v) = kv.append(i, &k, &self.split(&v, config.num_key_value_heads)?)?;
-                let y =
-                    ops::attention_cached(&q, &k, &v, &kv.mask(batch), scale)?.transpose(1, 2)?;
+                let mask = kv.mask(batch).reaching(reach);
+                let y = ops::attention_cached(&q, &k, &v, &mask, scale)?.transpose(1, 2)?;
                 let (rows, tokens, ..) = y.dims4()?;
                 y.reshape((rows, tokens, config.query_size()))?
             }
         };
         block.o.forward(&y, pass)
     }
-
-    fn check_tokens(&self, ids: impl IntoIterator<Item = u32>, what: &str) -> AdapterResult<()> {
-        let vocab = self.config.vocab_size;
-        match ids.into_iter().find(|id| *id as usize >= vocab) {
-            Some(id) => Err(AdapterError::Other(format!(
-                "{what} {id} is not in the model's vocabulary of {vocab} tokens"
-            ))),
-            None => Ok(()),
-        }
-    }
 }
 
 impl Model for Llama {
     fn model_type(&self) -> &str {
-        "llama"
+        self.config.kind.name()
     }
 
     fn parts(&mut self, visit: &mut dyn FnMut(Part<'_>)) {
@@ -161,18 +154,9 @@ impl Model for Llama {
 
     fn embed(&self, batch: &Batch, pass: &mut Pass) -> AdapterResult<Tensor> {
         let tokens = batch.tokens();
-        self.check_tokens(tokens.ids.iter().copied(), "token")?;
-        let limit = self.config.max_position_embeddings;
-        let mut positions = tokens.positions.iter().zip(&tokens.segments);
-        let beyond =
-            |(position, segment): &(&u32, &u32)| **segment != 0 && **position as usize >= limit;
-        if let Some((position, _)) = positions.find(beyond) {
-            return Err(AdapterError::Other(format!(
-                "position {position} is beyond the model's limit of {limit} tokens (`max_position_embeddings`)"
-            )));
-        }
-        self.embedding
-            .forward(&tokens.ids, (tokens.rows, tokens.length), pass)
+        checks::vocabulary(tokens.ids.iter().copied(), self.config.vocab_size, "token")?;
+        checks::positions(tokens, self.config.max_position_embeddings)?;
+        self.embedding.forward_tokens(tokens, pass)
     }
 
     fn blocks(&self) -> usize {
@@ -200,9 +184,9 @@ impl Model for Llama {
             Ask::Losses => batch.targets().into_iter().unzip(),
             Ask::Logits(positions) => (positions.clone(), Vec::new()),
             Ask::Hidden => return self.norm.forward_rms(h, pass),
-            Ask::Classes => return Err(ask.refused("llama")),
+            Ask::Classes => return Err(ask.refused(self.model_type())),
         };
-        self.check_tokens(targets.iter().copied(), "label")?;
+        checks::vocabulary(targets.iter().copied(), self.config.vocab_size, "label")?;
         if positions.is_empty() {
             return Ok(match ask {
                 Ask::Losses => Tensor::zeros(0, self.dtype(), h.device())?,
@@ -227,7 +211,7 @@ impl Block {
             linear(
                 checkpoint,
                 path(&format!("self_attn.{name}_proj")),
-                config.attention_bias,
+                config.attention_bias.has(name),
             )
         };
         let feed_forward = |name: &str| {
@@ -286,16 +270,20 @@ fn tensors(config: &LlamaConfig) -> impl Iterator<Item = (String, Vec<usize>)> +
 fn block_tensors(config: &LlamaConfig, i: usize) -> Vec<(String, Vec<usize>)> {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let (query, key) = (config.query_size(), config.key_size());
-    let (attention, mlp) = (config.attention_bias, config.mlp_bias);
+    let (inputs, output) = (
+        config.attention_bias.has("q"),
+        config.attention_bias.has("o"),
+    );
+    let mlp = config.mlp_bias;
     let mut tensors = Vec::new();
     for norm in ["input_layernorm", "post_attention_layernorm"] {
         tensors.push((format!("model.layers.{i}.{norm}.weight"), vec![hidden]));
     }
     for (name, n_out, n_in, bias) in [
-        ("self_attn.q_proj", query, hidden, attention),
-        ("self_attn.k_proj", key, hidden, attention),
-        ("self_attn.v_proj", key, hidden, attention),
-        ("self_attn.o_proj", hidden, query, attention),
+        ("self_attn.q_proj", query, hidden, inputs),
+        ("self_attn.k_proj", key, hidden, inputs),
+        ("self_attn.v_proj", key, hidden, inputs),
+        ("self_attn.o_proj", hidden, query, output),
         ("mlp.gate_proj", inner, hidden, mlp),
         ("mlp.up_proj", inner, hidden, mlp),
         ("mlp.down_proj", hidden, inner, mlp),

@@ -1,9 +1,11 @@
 //! From config.json and a checkpoint to a model, whatever its kind.
 
 use crate::fields::Fields;
-use crate::{Error, Llama, LlamaConfig, Precision, Result};
+use crate::kind::{Kind, Reading};
+use crate::quantisation::check_weights;
+use crate::{Bert, BertConfig, Error, Llama, LlamaConfig, Precision, Result};
 use lowrank_adapter::Model;
-use lowrank_frozen::{Encoding, Weights};
+use lowrank_frozen::Weights;
 use serde_json::{Map, Value};
 use std::num::NonZeroUsize;
 
@@ -12,8 +14,12 @@ use std::num::NonZeroUsize;
 pub struct ModelInfo {
     /// `model_type` of config.json.
     pub model_type: String,
+    /// How the tokens of a text see each other.
+    pub reading: Reading,
     /// Number of tokens.
     pub vocab_size: usize,
+    /// Width of the hidden states.
+    pub hidden_size: usize,
     /// The tokens that end a text, the first of which is appended to examples; empty if the file names none.
     pub eos_token_ids: Vec<u32>,
     /// How many positions a sequence may have.
@@ -26,12 +32,31 @@ impl ModelInfo {
     /// # Errors
     /// If the kind of model is not supported, or a field is missing, out of range or unknown.
     pub fn from_json(config: &Map<String, Value>, origin: &str) -> Result<Self> {
-        let config = LlamaConfig::from_json(config, origin)?;
-        Ok(Self {
-            model_type: "llama".to_owned(),
-            vocab_size: config.vocab_size,
-            eos_token_ids: config.eos_token_ids,
-            max_position_embeddings: config.max_position_embeddings,
+        let kind = Kind::of(config, origin)?;
+        let (model_type, reading) = (kind.name().to_owned(), kind.reading());
+        Ok(match reading {
+            Reading::Onward => {
+                let config = LlamaConfig::from_json(config, origin)?;
+                Self {
+                    model_type,
+                    reading,
+                    vocab_size: config.vocab_size,
+                    hidden_size: config.hidden_size,
+                    eos_token_ids: config.eos_token_ids,
+                    max_position_embeddings: config.max_position_embeddings,
+                }
+            }
+            Reading::BothWays => {
+                let config = BertConfig::from_json(config, origin)?;
+                Self {
+                    model_type,
+                    reading,
+                    vocab_size: config.vocab_size,
+                    hidden_size: config.hidden_size,
+                    max_position_embeddings: config.positions(),
+                    eos_token_ids: config.eos_token_ids,
+                }
+            }
         })
     }
 
@@ -71,7 +96,8 @@ pub enum Head {
 /// Builds the model that config.json describes; `origin` is that file, for messages.
 ///
 /// # Errors
-/// As [`ModelInfo::from_json`] and [`Llama::new`], and if the configuration speaks of quantised weights and there are none.
+/// As [`ModelInfo::from_json`], [`Llama::new`] and [`Bert::new`], and if the configuration speaks of quantised weights and there
+/// are none.
 pub fn load(
     config: &Map<String, Value>,
     origin: &str,
@@ -79,27 +105,23 @@ pub fn load(
     precision: Precision,
     head: Head,
 ) -> Result<Box<dyn Model>> {
-    let llama = LlamaConfig::from_json(config, origin)?;
-    if head != Head::Language {
-        return Err(Error::Head {
-            head,
-            model: "llama",
-        });
+    let kind = Kind::of(config, origin)?;
+    match kind.reading() {
+        Reading::Onward => {
+            let llama = LlamaConfig::from_json(config, origin)?;
+            if head != Head::Language {
+                return Err(Error::Head {
+                    head,
+                    model: kind.name(),
+                });
+            }
+            check_weights(config, origin, weights)?;
+            Ok(Box::new(Llama::new(llama, weights, precision)?))
+        }
+        Reading::BothWays => {
+            let bert = BertConfig::from_json(config, origin)?;
+            check_weights(config, origin, weights)?;
+            Ok(Box::new(Bert::new(bert, weights, precision, head)?))
+        }
     }
-    if let Some(value) = config.get("quantization_config")
-        && !value.is_null()
-        && !weights
-            .names()
-            .into_iter()
-            .any(|name| is_nf4(weights, name))
-    {
-        let expected = format!("null, since {} holds no quantised matrix", weights.origin());
-        return Err(Fields::new(config, origin).wrong("quantization_config", value, expected));
-    }
-    Ok(Box::new(Llama::new(llama, weights, precision)?))
-}
-
-fn is_nf4(weights: &dyn Weights, name: &str) -> bool {
-    let info = weights.info(name);
-    info.is_some_and(|info| matches!(info.encoding, Encoding::Nf4 { .. }))
 }

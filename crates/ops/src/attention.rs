@@ -1,4 +1,4 @@
-//! Causal grouped-query attention without the matrix of probabilities in the graph.
+//! Grouped-query attention, causal or not, without the matrix of probabilities in the graph.
 //!
 //! Forward and backward walk over blocks of queries of one segment; a block's scores live in scratch memory, and the
 //! backward computes them again from the logarithm of each query's sum of exponentials. Texts that are packed into a row
@@ -32,6 +32,22 @@ pub fn attention(
     scale: f64,
 ) -> Result<Tensor> {
     let sizes = Sizes::of_heads(q, k)?;
+    run(q, k, v, mask, scale, sizes, None)
+}
+
+/// [`self_attention`] with heads of width `d` that are not rotated.
+///
+/// # Errors
+/// As [`attention`].
+pub fn unrotated_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    d: usize,
+    mask: &AttentionMask,
+    scale: f64,
+) -> Result<Tensor> {
+    let sizes = Sizes::of_tokens(q, k, d)?;
     run(q, k, v, mask, scale, sizes, None)
 }
 
@@ -98,6 +114,7 @@ fn run(
     }
     if composed::replaces("attention", q)? {
         return match turn {
+            None if sizes.by_token => composed::unrotated_attention(q, k, v, sizes.d, mask, scale),
             None => composed::attention(q, k, v, mask, scale),
             Some(turn) => composed::self_attention(q, k, v, turn, mask, scale),
         };
@@ -169,7 +186,7 @@ impl Sizes {
 
     fn of_tokens(q: &Tensor, k: &Tensor, d: usize) -> Result<Self> {
         let (batch, tokens, width) = match *q.dims() {
-            [batch, tokens, width] if width % d == 0 && q.elem_count() > 0 => {
+            [batch, tokens, width] if d > 0 && width % d == 0 && q.elem_count() > 0 => {
                 (batch, tokens, width)
             }
             _ => {

@@ -103,15 +103,6 @@ impl<T: Float> Cached<T> {
             }
         }
     }
-
-    /// Where a query's segment begins, and where it itself is, in the keys of its row.
-    fn seen(&self, row: usize, token: usize, (tokens, keys): (usize, usize)) -> Range<usize> {
-        let own = keys - tokens + token;
-        let segment = self.mask.query_segments[row * tokens + token];
-        let visible = |other: &u32| *other == segment && segment != 0;
-        let before = &self.mask.key_segments[row * keys..][..own];
-        before.iter().position(visible).unwrap_or(own)..own + 1
-    }
 }
 
 impl<T: Float> CustomOp3 for Cached<T> {
@@ -146,9 +137,11 @@ impl<T: Float> CustomOp3 for Cached<T> {
                 let queries = q[index * length..].chunks_exact(d);
                 for (query, (q, out)) in queries.zip(out.chunks_exact_mut(d)).enumerate() {
                     let token = query % tokens;
-                    let seen = self.seen(row, token, (tokens, keys));
-                    let (segment, own) =
-                        (self.mask.query_segments[row * tokens + token], seen.end - 1);
+                    let seen = self.mask.seen(row, token);
+                    let (segment, own) = (
+                        self.mask.query_segments[row * tokens + token],
+                        keys - tokens + token,
+                    );
                     let segments = &self.mask.key_segments[row * keys..][..keys];
                     let visible =
                         |key: usize| key == own || (segments[key] == segment && segment != 0);

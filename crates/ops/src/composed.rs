@@ -7,7 +7,7 @@
 use crate::dropout::mask as dropout_mask;
 use crate::float::with_float;
 use crate::rng::Key;
-use crate::{AttentionMask, Deviation, Error, Frame, Result, RotaryTable, Second};
+use crate::{AttentionMask, Deviation, Error, Frame, Reach, Result, RotaryTable, Second};
 use candle_core::{D, DType, Tensor};
 use std::sync::OnceLock;
 
@@ -280,7 +280,15 @@ pub fn attention(
         let (sequence, own) = (at / tokens, keys - tokens + at % tokens);
         let others = &mask.key_segments[sequence * keys..][..keys];
         barrier.extend(others.iter().enumerate().map(|(key, other)| {
-            let seen = key == own || key < own && *segment != 0 && segment == other;
+            let within = match mask.reach {
+                Reach::All => true,
+                Reach::Before => key < own,
+                Reach::Window(count) => {
+                    let between = others[key.min(own)..own].iter();
+                    key < own && between.filter(|other| *other == segment).count() < count.get()
+                }
+            };
+            let seen = key == own || within && *segment != 0 && segment == other;
             if seen { 0.0 } else { f64::NEG_INFINITY }
         }));
     }
@@ -309,15 +317,39 @@ pub fn self_attention(
     mask: &AttentionMask,
     scale: f64,
 ) -> Result<Tensor> {
-    let (batch, tokens, _) = q.dims3()?;
-    let heads = |x: &Tensor| -> Result<Tensor> {
-        let x = x.reshape((batch, tokens, (), table.head_dim()))?;
-        Ok(x.transpose(1, 2)?.contiguous()?)
-    };
-    let q = rotary(&heads(q)?, table, positions)?;
-    let k = rotary(&heads(k)?, table, positions)?;
-    let y = attention(&q, &k, &heads(v)?, mask, scale)?;
-    Ok(y.transpose(1, 2)?.reshape((batch, tokens, ()))?)
+    let d = table.head_dim();
+    let q = rotary(&heads(q, d)?, table, positions)?;
+    let k = rotary(&heads(k, d)?, table, positions)?;
+    side_by_side(&attention(&q, &k, &heads(v, d)?, mask, scale)?)
+}
+
+/// As [`crate::unrotated_attention()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn unrotated_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    d: usize,
+    mask: &AttentionMask,
+    scale: f64,
+) -> Result<Tensor> {
+    let y = attention(&heads(q, d)?, &heads(k, d)?, &heads(v, d)?, mask, scale)?;
+    side_by_side(&y)
+}
+
+/// [batch, tokens, heads * d] -> [batch, heads, tokens, d].
+fn heads(x: &Tensor, d: usize) -> Result<Tensor> {
+    let (batch, tokens, _) = x.dims3()?;
+    let x = x.reshape((batch, tokens, (), d))?;
+    Ok(x.transpose(1, 2)?.contiguous()?)
+}
+
+/// [batch, heads, tokens, d] -> [batch, tokens, heads * d].
+fn side_by_side(x: &Tensor) -> Result<Tensor> {
+    let (batch, _, tokens, _) = x.dims4()?;
+    Ok(x.transpose(1, 2)?.reshape((batch, tokens, ()))?)
 }
 
 /// As [`crate::embedding()`].
@@ -360,10 +392,23 @@ pub fn dropout(x: &Tensor, p: f64, key: Key) -> Result<Tensor> {
 /// # Errors
 /// If candle refuses the arguments.
 pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    smoothed_cross_entropy(logits, targets, 0.0)
+}
+
+/// As [`crate::smoothed_cross_entropy()`].
+///
+/// # Errors
+/// If candle refuses the arguments.
+pub fn smoothed_cross_entropy(logits: &Tensor, targets: &[u32], smoothing: f64) -> Result<Tensor> {
     let centred = logits.broadcast_sub(&logits.max_keepdim(1)?.detach())?;
     let log_sums = centred.exp()?.sum(1)?.log()?;
     let targets = Tensor::new(targets, logits.device())?.unsqueeze(1)?;
-    Ok((log_sums - centred.contiguous()?.gather(&targets, 1)?.squeeze(1)?)?)
+    let own = centred.contiguous()?.gather(&targets, 1)?.squeeze(1)?;
+    if smoothing == 0.0 {
+        return Ok((log_sums - own)?);
+    }
+    let mean = centred.mean(1)?;
+    Ok(((log_sums - (own * (1.0 - smoothing))?)? - (mean * smoothing)?)?)
 }
 
 /// As [`crate::sum_all()`].

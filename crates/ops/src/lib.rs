@@ -58,11 +58,13 @@ mod swiglu;
 pub(crate) use float::argument;
 
 pub use add::add;
-pub use attention::{attention, self_attention};
+pub use attention::{attention, self_attention, unrotated_attention};
 pub use attention_cached::attention_cached;
-pub use attention_mask::AttentionMask;
+pub use attention_mask::{AttentionMask, Reach};
 pub use bias::add_bias;
-pub use cross_entropy::{cross_entropy, losses_and_slopes};
+pub use cross_entropy::{
+    check_smoothing, cross_entropy, losses_and_slopes, smoothed_cross_entropy,
+};
 pub use dropout::{Dropout, dropout};
 pub use error::{Error, Result};
 pub use float::{Buffer, Data, Float, data, unwritten};

@@ -24,6 +24,8 @@ pub enum Purpose {
     Test = 6,
     /// Tokens of a text that a model writes (the step is the index of the token).
     Sample = 7,
+    /// Noise on embedded tokens.
+    Noise = 8,
 }
 
 /// Where in a run a draw belongs.

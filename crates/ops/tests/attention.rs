@@ -6,7 +6,8 @@ mod twins;
 
 use candle_core::{DType, Tensor};
 use lowrank_ops as ops;
-use ops::{AttentionMask, composed};
+use ops::{AttentionMask, Reach, composed};
+use std::num::NonZeroUsize;
 use support::{assert_close, check, normal, numbers, stream};
 
 fn one_segment(batch: usize, tokens: usize, keys: usize) -> AttentionMask {
@@ -14,6 +15,7 @@ fn one_segment(batch: usize, tokens: usize, keys: usize) -> AttentionMask {
         query_segments: vec![1; batch * tokens],
         key_segments: vec![1; batch * keys],
         batch,
+        reach: Reach::Before,
     }
 }
 
@@ -30,7 +32,19 @@ fn inputs(
     [draw(heads), draw(kv_heads), draw(kv_heads)]
 }
 
+/// Every way to see, windows from one token to more than there are.
+fn reaches() -> Vec<Reach> {
+    let windows = [1, 2, 4, 40].map(|count| Reach::Window(NonZeroUsize::new(count).unwrap()));
+    [&[Reach::Before, Reach::All], &windows[..]].concat()
+}
+
 fn check_mask(sizes: [usize; 6], mask: &AttentionMask) {
+    for reach in reaches() {
+        check_reach(sizes, &mask.clone().reaching(reach));
+    }
+}
+
+fn check_reach(sizes: [usize; 6], mask: &AttentionMask) {
     let [batch, heads, kv_heads, tokens, keys, d] = sizes;
     let (q, k) = ([batch, heads, tokens, d], [batch, kv_heads, keys, d]);
     let fused = |x: &[Tensor]| ops::attention(&x[0], &x[1], &x[2], mask, 0.7);
@@ -47,6 +61,7 @@ fn equals_the_composed_twin() {
         query_segments: vec![1, 1, 2, 2, 2, 0, 0, 3, 3, 3, 3, 0],
         key_segments: vec![1, 1, 2, 2, 2, 0, 0, 3, 3, 3, 3, 0],
         batch: 2,
+        reach: Reach::Before,
     };
     check_mask([2, 4, 2, 6, 6, 3], &padded);
 }
@@ -62,20 +77,25 @@ fn equals_the_composed_twin_over_several_blocks() {
         query_segments: segments.clone(),
         key_segments: segments,
         batch,
+        reach: Reach::Before,
     };
     let leaves = inputs("blocks", batch, (4, 2), tokens, d).map(|x| ops::leaf(&x).unwrap());
     let weights = normal(&mut stream("weights"), leaves[0].dims(), DType::F64);
-    let [fused, twin] = [ops::attention, composed::attention].map(|attention| {
-        let y = attention(&leaves[0], &leaves[1], &leaves[2], &mask, 0.35).unwrap();
-        let loss = ops::sum_all(&(&y * &weights).unwrap()).unwrap();
-        let (_, grads) = ops::backward(&loss, &[], &[&leaves[0], &leaves[1], &leaves[2]]).unwrap();
-        let mut all = vec![y];
-        all.extend(grads.into_iter().flatten());
-        all
-    });
-    assert_eq!(fused.len(), 4);
-    for (fused, twin) in fused.iter().zip(&twin) {
-        assert_close(fused, twin, 1e-13, "blocks");
+    for reach in reaches() {
+        let mask = mask.clone().reaching(reach);
+        let [fused, twin] = [ops::attention, composed::attention].map(|attention| {
+            let y = attention(&leaves[0], &leaves[1], &leaves[2], &mask, 0.35).unwrap();
+            let loss = ops::sum_all(&(&y * &weights).unwrap()).unwrap();
+            let leaves = [&leaves[0], &leaves[1], &leaves[2]];
+            let (_, grads) = ops::backward(&loss, &[], &leaves).unwrap();
+            let mut all = vec![y];
+            all.extend(grads.into_iter().flatten());
+            all
+        });
+        assert_eq!(fused.len(), 4);
+        for (fused, twin) in fused.iter().zip(&twin) {
+            assert_close(fused, twin, 1e-13, &format!("{reach:?}"));
+        }
     }
 }
 
@@ -100,6 +120,7 @@ fn segments_in_a_row_equal_separate_rows() {
         query_segments: segments.clone(),
         key_segments: segments,
         batch: 1,
+        reach: Reach::Before,
     };
     let y = ops::attention(&q, &k, &v, &mask, 0.4).unwrap();
     for (start, len) in [(0, 4), (4, 3), (7, 1), (8, 1)] {
@@ -121,6 +142,7 @@ fn other_segments_of_a_row_are_skipped() {
         query_segments: segments.clone(),
         key_segments: segments,
         batch: 1,
+        reach: Reach::Before,
     };
     let inputs = inputs("skipped", 1, (4, 2), tokens, 3);
     let upstream = normal(&mut stream("upstream"), &[1, 4, tokens, 3], DType::F64);
@@ -134,23 +156,30 @@ fn other_segments_of_a_row_are_skipped() {
         all.extend(grads.into_iter().flatten());
         all
     };
-    let mut start = 0;
-    for (text, len) in lengths.into_iter().enumerate() {
-        let poison: Vec<f64> = (0..tokens)
-            .map(|at| f64::from(u8::from(mask.query_segments[at] as usize == text + 1)))
-            .map(|own| if own == 1.0 { 0.0 } else { f64::NAN })
-            .collect();
-        let poison = Tensor::from_vec(poison, (1, 1, tokens, 1), upstream.device()).unwrap();
-        let poisoned = inputs.each_ref().map(|x| x.broadcast_add(&poison).unwrap());
-        let packed = run(&poisoned, &upstream, &mask);
-        let own = |x: &Tensor| x.narrow(2, start, len).unwrap().contiguous().unwrap();
-        let one = one_segment(1, len, len);
-        let alone = run(&inputs.each_ref().map(own), &own(&upstream), &one);
-        assert_eq!(packed.len(), 4);
-        for (packed, alone) in packed.iter().zip(&alone) {
-            assert_eq!(numbers(&own(packed)), numbers(alone), "text {text}");
+    for reach in reaches() {
+        let mask = mask.clone().reaching(reach);
+        let mut start = 0;
+        for (text, len) in lengths.into_iter().enumerate() {
+            let poison: Vec<f64> = (0..tokens)
+                .map(|at| f64::from(u8::from(mask.query_segments[at] as usize == text + 1)))
+                .map(|own| if own == 1.0 { 0.0 } else { f64::NAN })
+                .collect();
+            let poison = Tensor::from_vec(poison, (1, 1, tokens, 1), upstream.device()).unwrap();
+            let poisoned = inputs.each_ref().map(|x| x.broadcast_add(&poison).unwrap());
+            let packed = run(&poisoned, &upstream, &mask);
+            let own = |x: &Tensor| x.narrow(2, start, len).unwrap().contiguous().unwrap();
+            let one = one_segment(1, len, len).reaching(reach);
+            let alone = run(&inputs.each_ref().map(own), &own(&upstream), &one);
+            assert_eq!(packed.len(), 4);
+            for (packed, alone) in packed.iter().zip(&alone) {
+                assert_eq!(
+                    numbers(&own(packed)),
+                    numbers(alone),
+                    "text {text}, {reach:?}"
+                );
+            }
+            start += len;
         }
-        start += len;
     }
 }
 
@@ -161,6 +190,7 @@ fn a_segment_goes_on_behind_another() {
         query_segments: vec![2, 1, 1, 0, 2],
         key_segments: vec![1, 1, 2, 0, 2, 1, 1, 0, 2],
         batch: 1,
+        reach: Reach::Before,
     };
     check_mask([1, 4, 2, 5, 9, 3], &scattered);
 }
@@ -173,6 +203,7 @@ fn padding_on_either_side_changes_nothing() {
         query_segments: segments.clone(),
         key_segments: segments,
         batch: 2,
+        reach: Reach::Before,
     };
     let y = ops::attention(&q, &k, &v, &mask, 0.9).unwrap();
     assert!(ops::all_finite(&y).unwrap());
@@ -194,6 +225,39 @@ fn padding_on_either_side_changes_nothing() {
     assert_eq!(numbers(&padding), numbers(&own));
 }
 
+/// Where others may be seen: of four tokens the outer two belong together, and a window of two reaches over the gap.
+#[test]
+fn each_reach_sees_what_it_says() {
+    let same = Tensor::ones((1, 1, 4, 2), DType::F64, &candle_core::Device::Cpu).unwrap();
+    let v = Tensor::new(&[[[[3f64], [50.], [700.], [9.]]]], same.device()).unwrap();
+    let v = v.broadcast_mul(&Tensor::new(&[1f64, -1.], same.device()).unwrap());
+    let v = v.unwrap();
+    let segments = vec![5, 5, 0, 5];
+    for (reach, expected) in [
+        (Reach::Before, [3.0, 53.0 / 2.0, 700.0, 62.0 / 3.0]),
+        (Reach::All, [62.0 / 3.0, 62.0 / 3.0, 700.0, 62.0 / 3.0]),
+        (
+            Reach::Window(NonZeroUsize::new(2).unwrap()),
+            [3.0, 53.0 / 2.0, 700.0, 59.0 / 2.0],
+        ),
+        (Reach::Window(NonZeroUsize::MIN), [3.0, 50.0, 700.0, 9.0]),
+    ] {
+        let mask = AttentionMask {
+            query_segments: segments.clone(),
+            key_segments: segments.clone(),
+            batch: 1,
+            reach,
+        };
+        for attention in [ops::attention, composed::attention, ops::attention_cached] {
+            let y = numbers(&attention(&same, &same, &v, &mask, 0.5).unwrap());
+            for (at, expected) in expected.into_iter().enumerate() {
+                let off = (y[2 * at] - expected).abs() + (y[2 * at + 1] + expected).abs();
+                assert!(off < 1e-12, "{reach:?}, query {at}: {y:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn grouped_heads_equal_repeated_heads() {
     let [q, k, v] = inputs("groups", 2, (6, 2), 5, 4);
@@ -213,6 +277,7 @@ fn cached_keys_equal_the_last_rows() {
         query_segments: segments.clone(),
         key_segments: segments,
         batch: 2,
+        reach: Reach::Before,
     };
     let full = ops::attention(&q, &k, &v, &mask, 0.5).unwrap();
     for tokens in [1, 3, 66] {

@@ -4,7 +4,8 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use lowrank_ops::rng::{Key, Purpose};
-use lowrank_ops::{AttentionMask, attention, attention_cached, composed};
+use lowrank_ops::{AttentionMask, Reach, attention, attention_cached, composed};
+use std::num::NonZeroUsize;
 
 fn random(seed: u64, dims: (usize, usize, usize, usize)) -> Tensor {
     let count = dims.0 * dims.1 * dims.2 * dims.3;
@@ -54,6 +55,7 @@ fn mask(batch: usize, tokens: usize, keys: usize) -> AttentionMask {
         query_segments,
         key_segments,
         batch,
+        reach: Reach::Before,
     }
 }
 
@@ -68,23 +70,30 @@ fn it_reads_parts_of_a_cache_as_if_they_were_copied() {
         (3, 4, 2, 9, 21, 6),
     ] {
         let mask = mask(batch, tokens, keys);
-        let q = random(1, (batch, tokens, heads, d))
-            .transpose(1, 2)
-            .unwrap();
-        let rooms = [2, 3].map(|seed| random(seed, (batch, kv_heads, keys + 7, d)));
-        let copies = rooms
-            .each_ref()
-            .map(|room| room.narrow(2, 4, keys).unwrap().force_contiguous().unwrap());
-        let expected = composed::attention(&q, &copies[0], &copies[1], &mask, 0.37).unwrap();
-        for (dtype, tolerance) in [(DType::F64, 1e-13), (DType::F32, 4e-6)] {
-            let q = q.to_dtype(dtype).unwrap();
-            let [k, v] = rooms
+        let reach = [
+            Reach::Before,
+            Reach::Window(NonZeroUsize::new(1 + keys / 3).unwrap()),
+            Reach::All,
+        ];
+        for mask in reach.map(|reach| mask.clone().reaching(reach)) {
+            let q = random(1, (batch, tokens, heads, d))
+                .transpose(1, 2)
+                .unwrap();
+            let rooms = [2, 3].map(|seed| random(seed, (batch, kv_heads, keys + 7, d)));
+            let copies = rooms
                 .each_ref()
-                .map(|room| room.to_dtype(dtype).unwrap().narrow(2, 4, keys).unwrap());
-            let got = attention_cached(&q, &k, &v, &mask, 0.37).unwrap();
-            assert_near(&got, &expected, tolerance);
-            let other = attention(&q, &k, &v, &mask, 0.37).unwrap();
-            assert_near(&got, &other, tolerance);
+                .map(|room| room.narrow(2, 4, keys).unwrap().force_contiguous().unwrap());
+            let expected = composed::attention(&q, &copies[0], &copies[1], &mask, 0.37).unwrap();
+            for (dtype, tolerance) in [(DType::F64, 1e-13), (DType::F32, 4e-6)] {
+                let q = q.to_dtype(dtype).unwrap();
+                let [k, v] = rooms
+                    .each_ref()
+                    .map(|room| room.to_dtype(dtype).unwrap().narrow(2, 4, keys).unwrap());
+                let got = attention_cached(&q, &k, &v, &mask, 0.37).unwrap();
+                assert_near(&got, &expected, tolerance);
+                let other = attention(&q, &k, &v, &mask, 0.37).unwrap();
+                assert_near(&got, &other, tolerance);
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Tensor};
 use lowrank_ops as ops;
 use ops::rng::{Key, Purpose};
-use ops::{AttentionMask, RotaryScaling, RotaryTable};
+use ops::{AttentionMask, Reach, RotaryScaling, RotaryTable};
 
 fn random(dims: &[usize]) -> Tensor {
     let mut stream = Key::new(11, Purpose::Test).stream();
@@ -158,6 +158,7 @@ fn attention() {
         query_segments: vec![1; 6],
         key_segments: vec![1; 10],
         batch: 2,
+        reach: Reach::Before,
     };
     let attend = |q: &[usize], k: &[usize], v: &[usize], mask: &AttentionMask| {
         ops::attention(&random(q), &random(k), &random(v), mask, 0.5)

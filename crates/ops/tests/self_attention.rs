@@ -6,7 +6,7 @@ mod twins;
 
 use candle_core::{DType, Tensor};
 use lowrank_ops as ops;
-use ops::{AttentionMask, RotaryScaling, RotaryTable, composed};
+use ops::{AttentionMask, Reach, RotaryScaling, RotaryTable, composed};
 use support::{assert_close, check, normal, numbers, stream};
 
 /// [batch, tokens, heads * d] -> [batch, heads, tokens, d].
@@ -35,6 +35,7 @@ fn packed(rows: &[&[u32]]) -> (AttentionMask, Vec<u32>) {
         query_segments: segments.clone(),
         key_segments: segments,
         batch: rows.len(),
+        reach: Reach::Before,
     };
     let mut positions = Vec::new();
     for row in rows {
@@ -51,9 +52,20 @@ fn check_rows(rows: &[&[u32]], (q_heads, kv_heads): (usize, usize), d: usize) {
     let q = [rows.len(), rows[0].len(), q_heads * d];
     let k = [rows.len(), rows[0].len(), kv_heads * d];
     let turn = (&table, positions.as_slice());
-    let fused = |x: &[Tensor]| ops::self_attention(&x[0], &x[1], &x[2], turn, &mask, 0.6);
-    let twin = |x: &[Tensor]| twin(x, turn, &mask, 0.6);
-    check("attention", &[&q, &k, &k], &fused, &twin);
+    let window = Reach::Window(std::num::NonZeroUsize::new(2).unwrap());
+    for reach in [Reach::Before, Reach::All, window] {
+        let mask = mask.clone().reaching(reach);
+        let fused = |x: &[Tensor]| ops::self_attention(&x[0], &x[1], &x[2], turn, &mask, 0.6);
+        let twin = |x: &[Tensor]| twin(x, turn, &mask, 0.6);
+        check("attention", &[&q, &k, &k], &fused, &twin);
+        // Without positions to turn by, everything is as at position 0.
+        let zero = vec![0; positions.len()];
+        let fused = |x: &[Tensor]| ops::unrotated_attention(&x[0], &x[1], &x[2], d, &mask, 0.6);
+        let twin = |x: &[Tensor]| self::twin(x, (&table, &zero), &mask, 0.6);
+        check("attention", &[&q, &k, &k], &fused, &twin);
+        let twin = |x: &[Tensor]| composed::unrotated_attention(&x[0], &x[1], &x[2], d, &mask, 0.6);
+        check("attention", &[&q, &k, &k], &fused, &twin);
+    }
 }
 
 #[test]

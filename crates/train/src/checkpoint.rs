@@ -69,7 +69,7 @@ pub(crate) fn save(
     folder: &Path,
     place: Place,
     trainable: &Trainable<'_>,
-    optimizer: &Optimizer,
+    optimizer: &dyn Optimizer,
 ) -> Result<PathBuf> {
     let Place {
         step,
@@ -106,19 +106,27 @@ pub(crate) fn save(
     };
     let path = staged.path().join(STATE);
     let text = serde_json::to_string_pretty(&record).map_err(std::io::Error::from);
-    let written = text.and_then(|text| fs::write(&path, text + "\n"));
-    written.map_err(Error::io("write", &path))?;
+    let text = text.map_err(Error::io("write", &path))? + "\n";
+    let bytes = Some(text.len() as u64);
+    fs::write(&path, text).map_err(Error::writing("write", &path, bytes))?;
     Ok(staged.commit()?)
 }
 
-/// Removes all but the newest `keep` of the checkpoints up to `step`, the oldest first.
-pub(crate) fn prune(folder: &Path, keep: NonZeroUsize, step: u64) -> Result<()> {
+/// Removes all but the newest `keep` of the checkpoints up to `step`, and that of the step `best`, the oldest first.
+pub(crate) fn prune(folder: &Path, keep: NonZeroUsize, step: u64, best: Option<u64>) -> Result<()> {
     let mut until = steps(folder)?;
     until.retain(|(other, _)| *other <= step);
-    for (_, path) in until.iter().rev().skip(keep.get()).rev() {
-        remove(path)?;
+    for (other, path) in until.iter().rev().skip(keep.get()).rev() {
+        if Some(*other) != best {
+            remove(path)?;
+        }
     }
     Ok(())
+}
+
+/// The complete checkpoint of a step.
+pub(crate) fn at(folder: &Path, step: u64) -> Result<Checkpoint> {
+    Checkpoint::open(&folder.join(name(step)))
 }
 
 /// The newest complete checkpoint in `folder`; `warn` hears of those that are not.
@@ -215,7 +223,7 @@ impl Checkpoint {
     /// Sets every parameter, moment and controller to what it was.
     pub(crate) fn restore(
         &self,
-        optimizer: &mut Optimizer,
+        optimizer: &mut dyn Optimizer,
         trainable: &mut Trainable<'_>,
     ) -> Result<()> {
         let path = self.path.join(PARAMS);

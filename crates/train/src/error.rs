@@ -63,6 +63,31 @@ pub enum Error {
         "the method scores ranks on held-out rows, and there are none: name some in `data.eval`, or hold some of `data.train` out with `data.eval_fraction`"
     )]
     NoHeldOut,
+    /// The best of no evaluations is asked for.
+    #[error(
+        "`train.load_best` and `train.early_stopping_patience` compare evaluations, and there are no held-out rows: \
+         name some in `data.eval`"
+    )]
+    NothingToJudge,
+    /// Evaluations are to be compared by what they do not give.
+    #[error(
+        "`train.best_metric = \"{name}\"` is no metric of this task, expected one of: {}",
+        known.join(", ")
+    )]
+    NoMetric {
+        /// The metric that was asked for.
+        name: &'static str,
+        /// Those that there are.
+        known: Vec<String>,
+    },
+    /// The run was asked to stop, and has. What it has done is saved.
+    #[error("stopped after step {step} of {total}, as asked; go on with `--resume`")]
+    Interrupted {
+        /// The last step, after which it was saved; 0 if there was nothing to save.
+        step: u64,
+        /// How many there would have been.
+        total: u64,
+    },
     /// There are no rows to train on.
     #[error("the training data has no rows")]
     NoRows,
@@ -76,6 +101,25 @@ pub enum Error {
         group: String,
         /// The groups of the trained tensors.
         known: Vec<String>,
+    },
+    /// LoRA+ for tensors of which none is such a factor.
+    #[error(
+        "`train.lora_plus_ratio` raises the learning rate of group `lora_B`, which no trained tensor belongs to; there {}",
+        Groups(known)
+    )]
+    NoFactors {
+        /// The groups of the trained tensors.
+        known: Vec<String>,
+    },
+    /// An optimiser of factors for tensors that are none.
+    #[error(
+        "`train.optimizer = \"{optimizer}\"` trains layers that learn a product of two factors and nothing else, as plain LoRA's do: {what}"
+    )]
+    Unpaired {
+        /// The optimiser's name.
+        optimizer: &'static str,
+        /// What is not so.
+        what: String,
     },
     /// A checkpoint, or what is in it, does not fit.
     #[error("{}: {what}", path.display())]
@@ -134,7 +178,11 @@ impl Error {
                 | Self::Foreign { .. }
                 | Self::Changed { .. }
                 | Self::UnknownGroup { .. }
+                | Self::NoFactors { .. }
+                | Self::Unpaired { .. }
                 | Self::NoHeldOut
+                | Self::NothingToJudge
+                | Self::NoMetric { .. }
                 | Self::NothingTrained
                 | Self::Adapter(lowrank_adapter::Error::Config { .. })
                 | Self::Data(
@@ -145,10 +193,22 @@ impl Error {
 
     /// For `map_err`: names what was tried, and where.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io {
-            action,
-            path: path.to_path_buf(),
-            source,
+        Self::writing(action, path, None)
+    }
+
+    /// As [`Self::io`], of what was to be so many bytes long.
+    pub(crate) fn writing(
+        action: &'static str,
+        path: &Path,
+        bytes: Option<u64>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        move |source| match lowrank_format::Error::no_room(path, bytes, source) {
+            Ok(full) => Self::Format(full),
+            Err(source) => Self::Io {
+                action,
+                path: path.to_path_buf(),
+                source,
+            },
         }
     }
 }

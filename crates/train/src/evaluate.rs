@@ -7,10 +7,11 @@ use lowrank_adapter::{Ask, Batch, KvCache, Model, Pass, Selection, Tokens, run};
 use lowrank_data::{ChoiceExample, Example, Examples, Padded, UNSUPERVISED};
 use serde::Serialize;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 /// What an evaluation gave, over all rows.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Evaluation {
     /// How many rows there were.
     pub examples: u64,
@@ -24,6 +25,8 @@ pub struct Evaluation {
     pub accuracy: Option<f64>,
     /// The same with scores divided by the choices' lengths in UTF-8 bytes.
     pub accuracy_norm: Option<f64>,
+    /// What else the task is judged by, by name.
+    pub metrics: BTreeMap<String, f64>,
 }
 
 /// What a model makes of a multiple choice.

@@ -21,7 +21,7 @@
 //! let sets = ["train.learning_rate=0.1".to_owned()];
 //! let run = RunFile::parse(text, Path::new("run.toml"), &sets)?;
 //! let (base, curve) = (run.train.learning_rate, run.train.schedule);
-//! let schedule = Schedule { base, curve, warmup: run.train.warmup.steps(4), total: 4 };
+//! let schedule = Schedule { base, curve, warmup: run.train.warmup.steps(4), total: 4, least: 0.0 };
 //! assert_eq!(schedule.rate(3), 0.05);
 //!
 //! let wrong = ["train.bacth_size=4".to_owned()];
@@ -30,11 +30,15 @@
 //! # Ok::<(), lowrank_train::Error>(())
 //! ```
 
+mod append;
+mod best;
 mod checkpoint;
 mod clip;
 mod error;
 mod evaluate;
+mod events;
 mod keys;
+mod log;
 mod metrics;
 mod optimizer;
 mod place;
@@ -45,12 +49,13 @@ mod run_folder;
 mod schedule;
 mod trainer;
 
+pub use best::{Best, Judging, Metric};
 pub use checkpoint::{Checkpoint, Record};
 pub use clip::{clip_factor, find_non_finite, global_norm};
 pub use error::{Change, Error, Result};
 pub use evaluate::{Evaluation, Prediction, batch, choices, logits, loss, packed};
 pub use metrics::{EvalLine, Metrics, StepLine, peak_rss_mb};
-pub use optimizer::{AdamW, Ages, Group, Optimizer};
+pub use optimizer::{AdamW, Ages, Algorithm, Chosen, Group, LoraFa, Optimizer, Sgd, Updated};
 pub use place::Place;
 pub use run::{Progress, Rows, Started, Summary, train};
 pub use run_file::{

@@ -1,11 +1,13 @@
 //! `metrics.jsonl`: one JSON object a line, written as the run goes on.
 
+use crate::append::append;
 use crate::error::{Error, Result};
 use lowrank_format::atomic_write_file;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write as _};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// What is logged of a training step. A number that is not finite is written as null.
@@ -13,7 +15,8 @@ use std::path::{Path, PathBuf};
 pub struct StepLine {
     /// The optimiser step, from 1.
     pub step: u64,
-    /// The task loss before the update, over the supervised tokens of the step; 0 if there are none.
+    /// The task loss before the update, over the supervised tokens of the step, with the smoothed labels and the noise
+    /// that it was computed with; 0 if there are none.
     pub loss: Option<f64>,
     /// The learning rate.
     pub lr: f64,
@@ -36,13 +39,49 @@ pub struct StepLine {
 pub struct EvalLine {
     /// After this many steps.
     pub step: u64,
-    /// The loss over all supervised tokens.
+    /// The loss over all supervised tokens, without smoothing or noise.
     pub eval_loss: Option<f64>,
     /// Tokens that are not padding.
     pub eval_tokens: u64,
-    /// The share of right choices, if the rows are multiple choices.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub eval_accuracy: Option<f64>,
+    /// What the task is judged by, each as `eval_<name>`: `accuracy`, `f1`, `matthews`, `pearson`, `spearman`. One that
+    /// is not a number (the correlation with a constant) is null in the file.
+    #[serde(flatten, with = "named")]
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// Metrics as keys of their own beside the others of a line.
+mod named {
+    use serde::de::{Deserialize as _, Deserializer};
+    use serde::ser::{SerializeMap as _, Serializer};
+    use serde_json::Value;
+    use std::collections::BTreeMap;
+
+    const PREFIX: &str = "eval_";
+
+    pub fn serialize<S: Serializer>(
+        metrics: &BTreeMap<String, f64>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(metrics.len()))?;
+        for (name, value) in metrics {
+            map.serialize_entry(&format!("{PREFIX}{name}"), value)?;
+        }
+        map.end()
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<String, f64>, D::Error> {
+        let keys = BTreeMap::<String, Value>::deserialize(deserializer)?;
+        let metric = |(key, value): (String, Value)| {
+            let name = key.strip_prefix(PREFIX)?.to_owned();
+            match value {
+                Value::Null => Some((name, f64::NAN)),
+                value => Some((name, value.as_f64()?)),
+            }
+        };
+        Ok(keys.into_iter().filter_map(metric).collect())
+    }
 }
 
 /// The open file. Every line is in it, whole, when the call that wrote it returns.
@@ -54,6 +93,7 @@ pub struct Metrics {
     pub last_step: Option<StepLine>,
     /// The last evaluation line.
     pub last_evaluation: Option<EvalLine>,
+    kept: Vec<EvalLine>,
 }
 
 impl Metrics {
@@ -68,7 +108,8 @@ impl Metrics {
             Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
             Err(error) => return Err(Error::io("read", path)(error)),
         };
-        let (mut kept, mut last_step, mut last_evaluation) = (String::new(), None, None);
+        let (mut kept, mut last_step) = (String::new(), None);
+        let mut evaluations: Vec<EvalLine> = Vec::new();
         for line in text
             .split_inclusive('\n')
             .filter(|line| line.ends_with('\n'))
@@ -80,7 +121,7 @@ impl Metrics {
             }
             kept.push_str(line);
             last_step = serde_json::from_str(line).ok().or(last_step);
-            last_evaluation = serde_json::from_str(line).ok().or(last_evaluation);
+            evaluations.extend(serde_json::from_str::<EvalLine>(line));
         }
         if kept != text {
             atomic_write_file(path, kept.as_bytes())?;
@@ -90,8 +131,14 @@ impl Metrics {
             path: path.to_path_buf(),
             file: file.map_err(Error::io("open", path))?,
             last_step,
-            last_evaluation,
+            last_evaluation: evaluations.last().cloned(),
+            kept: evaluations,
         })
+    }
+
+    /// The lines of evaluations that were there when the file was opened, and were not cut.
+    pub(crate) fn evaluations(&self) -> &[EvalLine] {
+        &self.kept
     }
 
     /// Adds a training line.
@@ -131,7 +178,8 @@ impl Metrics {
     fn write(&mut self, line: &impl Serialize) -> Result<()> {
         // serde_json writes null for what JSON cannot hold.
         let written = serde_json::to_string(line).map_err(std::io::Error::from);
-        let written = written.and_then(|line| self.file.write_all(format!("{line}\n").as_bytes()));
+        let written =
+            written.and_then(|line| append(&mut self.file, format!("{line}\n").as_bytes()));
         written.map_err(Error::io("write", &self.path))
     }
 }
@@ -171,7 +219,9 @@ mod tests {
             step: 3,
             eval_loss: Some(1.5),
             eval_tokens: 7,
-            eval_accuracy: Some(0.5),
+            metrics: [("accuracy", 0.5), ("pearson", f64::NAN)]
+                .map(|(name, value)| (name.to_owned(), value))
+                .into(),
         };
         metrics.evaluation(&evaluation).unwrap();
         let text = fs::read_to_string(&path).unwrap();
@@ -179,8 +229,15 @@ mod tests {
             text,
             "{\"step\":3,\"loss\":null,\"lr\":0.0002,\"grad_norm\":null,\"tokens\":12,\
              \"tokens_per_second\":480.5,\"peak_rss_mb\":64.25}\n\
-             {\"step\":3,\"eval_loss\":1.5,\"eval_tokens\":7,\"eval_accuracy\":0.5}\n"
+             {\"step\":3,\"eval_loss\":1.5,\"eval_tokens\":7,\"eval_accuracy\":0.5,\"eval_pearson\":null}\n"
         );
+        drop(metrics);
+        let again = Metrics::open(&path, Some(3)).unwrap();
+        let read = again.last_evaluation.unwrap();
+        assert_eq!((read.eval_loss, read.eval_tokens), (Some(1.5), 7));
+        assert_eq!(read.metrics.len(), 2);
+        assert_eq!(read.metrics["accuracy"], 0.5);
+        assert!(read.metrics["pearson"].is_nan());
     }
 
     #[test]

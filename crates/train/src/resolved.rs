@@ -9,7 +9,7 @@ use std::path::Path;
 use toml::{Table, Value};
 
 /// Keys that a resumed run may change: where the run ends, what it writes, when it looks, and how much memory it takes.
-const FREE: [&str; 8] = [
+const FREE: [&str; 10] = [
     "data.cache",
     "output.dir",
     "train.steps",
@@ -18,6 +18,8 @@ const FREE: [&str; 8] = [
     "train.save_every",
     "train.keep_checkpoints",
     "train.recompute",
+    "train.early_stopping_patience",
+    "train.early_stopping_threshold",
 ];
 
 /// Models that are part of the program: their names are no paths.
@@ -144,7 +146,6 @@ fn train(run: &RunFile) -> Vec<(&'static str, Value)> {
         OnNonFinite::Stop => "stop",
         OnNonFinite::Skip => "skip",
     };
-    let (beta1, beta2) = train.adamw.betas;
     let compute = match train.compute {
         Compute::F32 => "f32",
         Compute::Bf16 => "bf16",
@@ -153,14 +154,14 @@ fn train(run: &RunFile) -> Vec<(&'static str, Value)> {
         length,
         ("batch_size", integer(train.batch_size.get() as u64)),
         ("accumulate", integer(train.accumulate.get() as u64)),
-        ("optimizer", "adamw".into()),
-        ("betas", Value::Array(vec![beta1.into(), beta2.into()])),
-        ("eps", train.adamw.eps.into()),
-        ("weight_decay", train.adamw.weight_decay.into()),
+        ("optimizer", train.optimizer.name().into()),
         ("learning_rate", train.learning_rate.into()),
         ("schedule", curve.into()),
+        ("min_learning_rate", train.least_rate.into()),
         warmup,
         ("max_grad_norm", train.max_grad_norm.into()),
+        ("label_smoothing", train.blur.label_smoothing.into()),
+        ("neftune_noise_alpha", train.blur.embedding_noise.into()),
         ("compute", compute.into()),
         ("recompute", (train.memory == Memory::Recompute).into()),
         ("eval_every", integer(train.eval_every)),
@@ -172,6 +173,13 @@ fn train(run: &RunFile) -> Vec<(&'static str, Value)> {
         ("seed", integer(train.seed)),
         ("on_non_finite", on_non_finite.into()),
     ];
+    keys.extend(train.judging.keys());
+    keys.extend(train.optimizer.keys());
+    keys.extend(
+        train
+            .lora_plus_ratio
+            .map(|ratio| ("lora_plus_ratio", ratio.into())),
+    );
     if !train.groups.is_empty() {
         let mut groups = Table::new();
         for (name, group) in &train.groups {

@@ -1,10 +1,11 @@
 //! A whole run: from its folder and its rows to the last checkpoint.
 
-use crate::checkpoint::{self, Checkpoint, Place};
-use crate::clip::find_non_finite_param;
+use crate::best::Best;
+use crate::checkpoint::{self, Checkpoint};
 use crate::error::{Change, Error, Result};
 use crate::evaluate::{choices, loss};
-use crate::metrics::{EvalLine, Metrics, StepLine, peak_rss_mb};
+use crate::log::Log;
+use crate::metrics::{EvalLine, StepLine, peak_rss_mb};
 use crate::resolved;
 use crate::run_file::RunFile;
 use crate::run_folder::{Mode, RunFolder};
@@ -12,10 +13,13 @@ use crate::schedule::{Curve, Warmup};
 use crate::trainer::{Done, Trainable, Trainer, Update};
 use lowrank_data::{ChoiceExample, Dataset, Example, Examples, Plan, Reference};
 use serde_json::{Map, Value};
+use settle::{End, State};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+mod settle;
 
 /// The rows of a run.
 #[derive(Debug, Clone, Copy)]
@@ -54,6 +58,12 @@ pub trait Progress {
     fn saved(&mut self, _step: u64, _path: &Path) {}
     /// Something that a user should know, in one line.
     fn warning(&mut self, _message: &str) {}
+    /// Something that happened as it should, in one line.
+    fn notice(&mut self, _message: &str) {}
+    /// Whether the run is to stop now: it ends the step it is in, saves, and returns [`Error::Interrupted`].
+    fn stops(&mut self) -> bool {
+        false
+    }
 }
 
 /// Says nothing.
@@ -79,8 +89,12 @@ pub struct Started {
 pub struct Summary {
     /// The run's folder.
     pub folder: PathBuf,
-    /// Steps in all.
+    /// Steps in all; those that were made, if the run ended early.
     pub steps: u64,
+    /// Whether it ended early, for lack of better evaluations.
+    pub ended_early: bool,
+    /// The best evaluation after a step, by `best_metric`.
+    pub best: Option<Best>,
     /// The step that the run was resumed after; none if it started at step 1.
     pub resumed_after: Option<u64>,
     /// The last training line.
@@ -94,8 +108,11 @@ pub struct Summary {
 /// The run file is written to the folder as [`RunFile::resolved`] gives it: a caller that knows more defaults (those of
 /// a family) fills them in first.
 ///
+/// With `load_best` what is trained holds at the end what the best evaluation was of.
+///
 /// # Errors
-/// See [`Error`]; what was saved until then stays, and can be resumed.
+/// [`Error::Interrupted`] if `progress` stopped it. Else see [`Error`]; what was saved until then stays, and can be
+/// resumed.
 pub fn train(
     folder: &RunFolder,
     run: &RunFile,
@@ -119,18 +136,43 @@ pub fn train(
     let resumed = session.resume(progress)?;
     let done = resumed.as_ref().map(|checkpoint| checkpoint.record().step);
     folder.write_run_file(&run.resolved())?;
-    let mut metrics = Metrics::open(&folder.metrics(), done)?;
+    let log = Log::open(
+        folder,
+        done,
+        lowrank_report::Run {
+            run_file: run.resolved(),
+            total,
+            rows: rows.train.len(),
+            held_out: rows.eval.len(),
+            trainable_parameters: session.trainer.trainable_parameters(),
+            ..lowrank_report::Run::default()
+        },
+    )?;
+    let mut state = State {
+        judge: session.judge(done, log.metrics(), progress)?,
+        saved: done,
+        log,
+    };
     progress.started(&Started {
         done: done.unwrap_or(0),
         total,
         rows: rows.train.len(),
-        trainable_parameters: session.trainer.trainable().trainable_parameters,
+        trainable_parameters: session.trainer.trainable_parameters(),
         resumed_from: resumed.map(|checkpoint| checkpoint.path().to_owned()),
     });
-    session.run(done, &mut metrics, progress)?;
+    let outcome = session.run(done, &mut state, progress);
+    let (end, metrics) = state.log.ended(outcome)?;
+    let (step, ended_early) = match end {
+        End::Last => (total, false),
+        End::Early(step) => (step, true),
+        End::Stopped(step) => return Err(Error::Interrupted { step, total }),
+    };
+    session.load_best(step, &state.judge, progress)?;
     Ok(Summary {
         folder: folder.path().to_owned(),
-        steps: total,
+        steps: step,
+        ended_early,
+        best: state.judge.best(),
         resumed_after: done,
         last_step: metrics.last_step,
         last_evaluation: metrics.last_evaluation,
@@ -195,62 +237,54 @@ impl Session<'_, '_, '_> {
         }
         let (optimizer, trainable) = self.trainer.restorable();
         checkpoint.restore(optimizer, trainable)?;
-        // The run may have been killed between writing this one and removing older ones.
-        self.prune(record.step)?;
         Ok(Some(checkpoint))
     }
 
     fn run(
         &mut self,
         done: Option<u64>,
-        metrics: &mut Metrics,
+        state: &mut State<'_>,
         progress: &mut dyn Progress,
-    ) -> Result<()> {
-        let total = self.plan.total_steps();
-        let keys = &self.run.train;
-        let due =
-            |every: u64, step: u64| step == total || (every > 0 && step.is_multiple_of(every));
-        if done.is_none() {
-            self.evaluate(0, metrics, progress)?;
+    ) -> Result<End> {
+        let first = done.unwrap_or(0);
+        // A run that was stopped saved before it evaluated.
+        if let Some(end) = self.settle(first, state, progress)? {
+            return Ok(end);
         }
-        for rows in self.plan.steps_after(done.unwrap_or(0)) {
+        let plan = self.plan.clone();
+        for rows in plan.steps_after(first) {
             let step = rows.step;
             let start = Instant::now();
             let made = self.trainer.step(&rows)?;
             let line = line(step, &made, start.elapsed().as_secs_f64());
-            metrics.step(&line)?;
+            state.log.step(&line)?;
             if let Some(allocation) = made.allocation {
                 let line = allocated(step, allocation);
-                metrics.event(&line)?;
+                state.log.event(&line)?;
                 progress.allocated(&line);
             }
             if let Some(message) = skipped(step, made.update) {
                 progress.warning(&message);
             }
             progress.step(&line);
-            if due(keys.eval_every, step) {
-                self.evaluate(step, metrics, progress)?;
-            }
-            if due(keys.save_every, step) {
-                metrics.sync()?;
-                let path = self.save(step)?;
-                progress.saved(step, &path);
+            if let Some(end) = self.settle(step, state, progress)? {
+                return Ok(end);
             }
         }
-        Ok(())
+        Ok(End::Last)
     }
 
     fn evaluate(
         &self,
         step: u64,
-        metrics: &mut Metrics,
+        log: &mut Log<'_>,
         progress: &mut dyn Progress,
-    ) -> Result<()> {
+    ) -> Result<Option<EvalLine>> {
         let Rows {
             eval, references, ..
         } = self.rows;
         if eval.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let trainable = self.trainer.trainable();
         let (model, selection) = (trainable.model, &trainable.selection);
@@ -264,50 +298,34 @@ impl Session<'_, '_, '_> {
         let evaluation = if let Some(questions) = questions {
             let examples = eval.iter().collect::<lowrank_data::Result<Vec<_>>>()?;
             let rows = examples.iter().map(Cow::as_ref).zip(questions);
-            choices(model, selection, rows, batch_size, &mut |_| Ok(()))?
+            let total = self.plan.total_steps();
+            // Between two questions nothing is lost: an evaluation that was left is made again.
+            let mut each = |_| match progress.stops() {
+                true => Err(Error::Interrupted { step, total }),
+                false => Ok(()),
+            };
+            choices(model, selection, rows, batch_size, &mut each)?
         } else {
             loss(model, selection, eval, batch_size)?
         };
+        let mut metrics_of_task = evaluation.metrics;
+        metrics_of_task.extend(
+            evaluation
+                .accuracy
+                .map(|share| ("accuracy".to_owned(), share)),
+        );
         let line = EvalLine {
             step,
             eval_loss: evaluation.loss,
             eval_tokens: evaluation.tokens,
-            eval_accuracy: evaluation.accuracy,
+            metrics: metrics_of_task,
         };
-        metrics.evaluation(&line)?;
+        log.evaluation(&line)?;
         if line.eval_loss.is_some_and(|loss| !loss.is_finite()) {
             progress.warning(&format!("step {step}: the evaluation loss is not finite"));
         }
         progress.evaluated(&line);
-        Ok(())
-    }
-
-    /// A step whose update overflows is found before it is saved: from such a checkpoint no run could go on.
-    fn save(&self, step: u64) -> Result<PathBuf> {
-        if let Some(name) = find_non_finite_param(self.trainer.optimizer().params())? {
-            let what = format!("`{name}` is no longer finite");
-            return Err(Error::NonFinite { step, what });
-        }
-        let place = Place {
-            step,
-            total: self.plan.total_steps(),
-            rows_taken: self.plan.sequences_after(step),
-            rows: self.rows.train.len() as u64,
-            settings: self.settings.clone(),
-        };
-        let path = checkpoint::save(
-            &self.folder.checkpoints(),
-            place,
-            self.trainer.trainable(),
-            self.trainer.optimizer(),
-        )?;
-        self.prune(step)?;
-        Ok(path)
-    }
-
-    fn prune(&self, step: u64) -> Result<()> {
-        let keep = self.run.train.keep_checkpoints;
-        checkpoint::prune(&self.folder.checkpoints(), keep, step)
+        Ok(Some(line))
     }
 }
 

@@ -1,11 +1,12 @@
 //! The run file: what to train, on what, how, and where to.
 
+use crate::best::{self, Judging};
 use crate::error::{Error, Result};
-use crate::keys::{Keys, Origin, as_number, refuse_unknown};
-use crate::optimizer::{AdamW, Group};
+use crate::keys::{Keys, Origin, refuse_unknown};
+use crate::optimizer::{self, Chosen, Group};
 use crate::place::Place;
 use crate::schedule::{Curve, Warmup};
-use lowrank_adapter::{Compute, Memory, ResidualBase};
+use lowrank_adapter::{Blur, Compute, Memory, ResidualBase};
 use lowrank_data::Length;
 use serde_json::{Map, Number};
 use std::collections::BTreeMap;
@@ -130,24 +131,32 @@ pub struct TrainKeys {
     pub batch_size: NonZeroUsize,
     /// Micro-batches in a step.
     pub accumulate: NonZeroUsize,
-    /// The optimiser's constants.
-    pub adamw: AdamW,
+    /// The optimiser with its constants.
+    pub optimizer: Chosen,
+    /// The learning rate of the factors that start at 0, in units of the others' (LoRA+); none: they are alike.
+    pub lora_plus_ratio: Option<f64>,
     /// Settings of groups of tensors, by the groups' names (`[train.groups.<name>]`).
     pub groups: BTreeMap<String, Group>,
     /// The highest learning rate.
     pub learning_rate: f64,
     /// How it falls.
     pub schedule: Curve,
+    /// What it falls to (`min_learning_rate`), at most `learning_rate`.
+    pub least_rate: f64,
     /// How it rises.
     pub warmup: Warmup,
     /// The global norm that gradients are clipped to; 0 turns clipping off.
     pub max_grad_norm: f64,
+    /// Smoothed labels and noise on embedded tokens (`label_smoothing`, `neftune_noise_alpha`).
+    pub blur: Blur,
     /// What products with frozen weights are computed in (`compute`).
     pub compute: Compute,
     /// Whether blocks are computed again instead of kept (`recompute`).
     pub memory: Memory,
     /// Steps between evaluations; 0 = only before step 1 and at the end.
     pub eval_every: u64,
+    /// What is done about evaluations.
+    pub judging: Judging,
     /// Steps between checkpoints; 0 = only at the end.
     pub save_every: u64,
     /// How many checkpoints are kept.
@@ -182,7 +191,7 @@ const TRAIN_FILES: &str = "a list of paths, for example [\"train.jsonl\"], or wi
 const MAX_WEIGHT: f64 = 1000.0;
 
 /// Steps, epochs and seeds are TOML integers.
-const MAX: u64 = i64::MAX as u64;
+pub(crate) const MAX: u64 = i64::MAX as u64;
 
 /// A step's rows are listed in memory.
 const MAX_ROWS: u64 = 65_536;
@@ -398,22 +407,22 @@ fn cache(keys: &mut Keys<'_>) -> Result<CacheKey> {
     }
 }
 
-const TRAIN: [&str; 22] = [
+/// Beside those of optimisers, and of what is done about evaluations.
+const TRAIN: [&str; 21] = [
     "steps",
     "epochs",
     "batch_size",
     "accumulate",
-    "optimizer",
-    "betas",
-    "eps",
-    "weight_decay",
     "lora_plus_ratio",
     "groups",
     "learning_rate",
     "schedule",
+    "min_learning_rate",
     "warmup_steps",
     "warmup_ratio",
     "max_grad_norm",
+    "label_smoothing",
+    "neftune_noise_alpha",
     "compute",
     "recompute",
     "eval_every",
@@ -425,13 +434,9 @@ const TRAIN: [&str; 22] = [
 
 fn train(keys: Keys<'_>, origin: &Origin) -> Result<TrainKeys> {
     const NOT_NEGATIVE: &str = "a finite number of at least 0";
-    let mut keys = keys.only(&TRAIN)?;
-    if let Some(value) = keys.take("lora_plus_ratio") {
-        let what = format!("`train.lora_plus_ratio = {value}` is not yet supported (leave it out)");
-        return Err(origin.error("train.lora_plus_ratio", what));
-    }
-    let planned = ["sgd", "adam", "adamw8bit", "adafactor", "lion"];
-    keys.word("optimizer", &[("adamw", ())], &planned)?;
+    let others = optimizer::known_keys().chain(best::KEYS);
+    let known: Vec<&str> = TRAIN.into_iter().chain(others).collect();
+    let mut keys = keys.only(&known)?;
     let compute = [("f32", Compute::F32), ("bf16", Compute::Bf16)];
     let compute = keys.word("compute", &compute, &[])?.unwrap_or_default();
     let not_negative = |number| number >= 0.0;
@@ -457,7 +462,6 @@ fn train(keys: Keys<'_>, origin: &Origin) -> Result<TrainKeys> {
         ("linear", Curve::Linear),
         ("cosine", Curve::Cosine),
     ];
-    let default = AdamW::default();
     let on_non_finite = [("stop", OnNonFinite::Stop), ("skip", OnNonFinite::Skip)];
     let batch_size = count(&mut keys, "batch_size", 1, MAX_ROWS)?
         .unwrap_or(const { NonZeroUsize::new(8).expect("not 0") });
@@ -469,36 +473,44 @@ fn train(keys: Keys<'_>, origin: &Origin) -> Result<TrainKeys> {
         );
         return Err(origin.error("train.accumulate", what));
     }
+    let learning_rate = keys.number("learning_rate", NOT_NEGATIVE, not_negative)?;
+    let learning_rate = learning_rate.unwrap_or(2e-4);
+    let schedule = keys.word("schedule", &curves, &[])?;
+    let schedule = schedule.unwrap_or(Curve::Constant);
+    let eval_every = keys.integer("eval_every", 0..=MAX)?.unwrap_or(0);
     Ok(TrainKeys {
         length,
         batch_size,
         accumulate,
-        adamw: AdamW {
-            betas: betas(&mut keys)?.unwrap_or(default.betas),
-            eps: keys
-                .number("eps", "a finite number above 0", |eps| eps > 0.0)?
-                .unwrap_or(default.eps),
-            weight_decay: keys
-                .number("weight_decay", NOT_NEGATIVE, not_negative)?
-                .unwrap_or(default.weight_decay),
-        },
+        optimizer: optimizer::read(&mut keys, origin)?,
+        lora_plus_ratio: keys.number("lora_plus_ratio", "a finite number above 0", |ratio| {
+            ratio > 0.0
+        })?,
         groups: groups(&mut keys, origin)?,
-        learning_rate: keys
-            .number("learning_rate", NOT_NEGATIVE, not_negative)?
-            .unwrap_or(2e-4),
-        schedule: keys
-            .word("schedule", &curves, &[])?
-            .unwrap_or(Curve::Constant),
+        least_rate: least_rate(&mut keys, origin, learning_rate, schedule)?,
+        learning_rate,
+        schedule,
         warmup,
         max_grad_norm: keys
             .number("max_grad_norm", NOT_NEGATIVE, not_negative)?
             .unwrap_or(1.0),
+        blur: Blur {
+            label_smoothing: keys
+                .number("label_smoothing", "a number from 0 to below 1", |share| {
+                    (0.0..1.0).contains(&share)
+                })?
+                .unwrap_or(0.0),
+            embedding_noise: keys
+                .number("neftune_noise_alpha", NOT_NEGATIVE, not_negative)?
+                .unwrap_or(0.0),
+        },
         compute,
         memory: match keys.boolean("recompute")? {
             Some(true) => Memory::Recompute,
             _ => Memory::Keep,
         },
-        eval_every: keys.integer("eval_every", 0..=MAX)?.unwrap_or(0),
+        judging: best::read(&mut keys, origin, eval_every)?,
+        eval_every,
         save_every: keys.integer("save_every", 0..=MAX)?.unwrap_or(0),
         keep_checkpoints: count(&mut keys, "keep_checkpoints", 1, MAX)?
             .unwrap_or(const { NonZeroUsize::new(2).expect("not 0") }),
@@ -507,6 +519,18 @@ fn train(keys: Keys<'_>, origin: &Origin) -> Result<TrainKeys> {
             .word("on_non_finite", &on_non_finite, &[])?
             .unwrap_or(OnNonFinite::Stop),
     })
+}
+
+fn least_rate(keys: &mut Keys<'_>, origin: &Origin, highest: f64, curve: Curve) -> Result<f64> {
+    const KEY: &str = "min_learning_rate";
+    let expected = format!("a number from 0 to `train.learning_rate`, which is {highest}");
+    let fits = |rate: f64| (0.0..=highest).contains(&rate);
+    let least = keys.number(KEY, &expected, fits)?.unwrap_or(0.0);
+    if least > 0.0 && curve == Curve::Constant {
+        let what = "`train.min_learning_rate` is for rates that fall, expected `train.schedule` to be \"linear\" or \"cosine\"";
+        return Err(origin.error("train.min_learning_rate", what));
+    }
+    Ok(least)
 }
 
 fn both(origin: &Origin, first: &str, second: &str) -> Error {
@@ -519,26 +543,6 @@ fn count(keys: &mut Keys<'_>, key: &str, min: u64, max: u64) -> Result<Option<No
     Ok(count
         .and_then(|count| usize::try_from(count).ok())
         .and_then(NonZeroUsize::new))
-}
-
-fn betas(keys: &mut Keys<'_>) -> Result<Option<(f64, f64)>> {
-    let Some(value) = keys.take("betas") else {
-        return Ok(None);
-    };
-    let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
-    let numbers: Vec<f64> = list.iter().filter_map(as_number).collect();
-    match numbers[..] {
-        [first, second]
-            if list.len() == 2 && (0.0..1.0).contains(&first) && (0.0..1.0).contains(&second) =>
-        {
-            Ok(Some((first, second)))
-        }
-        _ => Err(keys.wrong(
-            "betas",
-            &value,
-            "two numbers from 0 to below 1, for example [0.9, 0.999]",
-        )),
-    }
 }
 
 fn groups(keys: &mut Keys<'_>, origin: &Origin) -> Result<BTreeMap<String, Group>> {

@@ -30,8 +30,11 @@ const RUN_FILE: &str = "run.toml";
 const METRICS: &str = "metrics.jsonl";
 const CHECKPOINTS: &str = "checkpoints";
 
+/// What the names of event files begin with: TensorBoard knows them by it.
+pub(crate) const EVENTS: &str = "events.out.tfevents.";
+
 /// Everything else that a run writes into its folder.
-const RESULTS: [&str; 4] = ["adapter", "model", "report.html", "tb"];
+const RESULTS: [&str; 5] = ["adapter", "model", "report.html", "tb", "metrics.csv"];
 
 impl RunFolder {
     /// Makes the folder if it is missing, locks it, and removes what a killed run left unfinished.
@@ -60,6 +63,7 @@ impl RunFolder {
         };
         folder.remove_leftovers(&folder.path)?;
         folder.remove_leftovers(&folder.checkpoints())?;
+        folder.remove_leftovers(&folder.events())?;
         if mode == Mode::Overwrite {
             folder.remove_run()?;
         }
@@ -106,6 +110,24 @@ impl RunFolder {
     #[must_use]
     pub fn model(&self) -> PathBuf {
         self.path.join(RESULTS[1])
+    }
+
+    /// Where the page about the run is.
+    #[must_use]
+    pub fn report(&self) -> PathBuf {
+        self.path.join(RESULTS[2])
+    }
+
+    /// Where TensorBoard finds its events.
+    #[must_use]
+    pub fn events(&self) -> PathBuf {
+        self.path.join(RESULTS[3])
+    }
+
+    /// Where the metrics are as a table.
+    #[must_use]
+    pub fn table(&self) -> PathBuf {
+        self.path.join(RESULTS[4])
     }
 
     pub(crate) fn write_run_file(&self, text: &str) -> Result<()> {
@@ -156,7 +178,7 @@ fn is_leftover(path: &Path) -> bool {
         .file_name()
         .and_then(|name| name.to_str())
         .unwrap_or_default();
-    let ours = [CHECKPOINTS, METRICS, RUN_FILE, "step-"]
+    let ours = [CHECKPOINTS, METRICS, RUN_FILE, "step-", EVENTS]
         .into_iter()
         .chain(RESULTS);
     let begins = ours.into_iter().any(|ours| {
@@ -181,7 +203,7 @@ fn not_empty(path: &Path) -> Error {
 }
 
 /// What a folder holds; nothing if it is missing.
-fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = match folder.read_dir() {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),

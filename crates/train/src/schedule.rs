@@ -5,7 +5,7 @@
 pub enum Curve {
     /// It does not.
     Constant,
-    /// In a line that would reach 0 one step after the last.
+    /// In a line that would reach the least rate one step after the last.
     Linear,
     /// Along half a cosine.
     Cosine,
@@ -42,11 +42,14 @@ pub struct Schedule {
     pub warmup: u64,
     /// How many steps there are.
     pub total: u64,
+    /// What it falls to in place of 0, at most `base`.
+    pub least: f64,
 }
 
 impl Schedule {
     /// The learning rate of `step`, in 1..=total. With k = step - 1 and w warm-up steps: base * k / w for k < w (the
-    /// first is 0); then with p = (k - w) / max(1, total - w): base, base * (1 - p) or base * (1 + cos(pi p)) / 2.
+    /// first is 0); then with p = (k - w) / max(1, total - w): base, or least + (base - least) * f with f = 1 - p or
+    /// (1 + cos(pi p)) / 2, which is transformers' cosine with a minimum.
     #[must_use]
     pub fn rate(&self, step: u64) -> f64 {
         let k = step.saturating_sub(1);
@@ -55,10 +58,11 @@ impl Schedule {
         }
         let rest = self.total.saturating_sub(self.warmup).max(1);
         let p = (k - self.warmup) as f64 / rest as f64;
+        let height = self.base - self.least;
         match self.curve {
             Curve::Constant => self.base,
-            Curve::Linear => self.base * (1.0 - p),
-            Curve::Cosine => self.base * (1.0 + (std::f64::consts::PI * p).cos()) / 2.0,
+            Curve::Linear => self.least + height * (1.0 - p),
+            Curve::Cosine => self.least + height * (1.0 + (std::f64::consts::PI * p).cos()) / 2.0,
         }
     }
 }
@@ -72,28 +76,38 @@ mod tests {
     fn rates_follow_the_formulas() {
         use Curve::{Constant, Cosine, Linear};
         let half = std::f64::consts::FRAC_1_SQRT_2;
-        for (curve, warmup, total, expected) in [
-            (Constant, 0, 3, vec![3.0, 3.0, 3.0]),
-            (Constant, 2, 4, vec![0.0, 1.5, 3.0, 3.0]),
-            (Linear, 0, 4, vec![3.0, 2.25, 1.5, 0.75]),
-            (Linear, 3, 5, vec![0.0, 1.0, 2.0, 3.0, 1.5]),
-            (Cosine, 0, 2, vec![3.0, 1.5]),
+        for (curve, warmup, least, expected) in [
+            (Constant, 0, 0.0, vec![3.0, 3.0, 3.0]),
+            (Constant, 2, 0.0, vec![0.0, 1.5, 3.0, 3.0]),
+            (Linear, 0, 0.0, vec![3.0, 2.25, 1.5, 0.75]),
+            (Linear, 3, 0.0, vec![0.0, 1.0, 2.0, 3.0, 1.5]),
+            (Cosine, 0, 0.0, vec![3.0, 1.5]),
             (
                 Cosine,
                 1,
-                5,
+                0.0,
                 vec![0.0, 3.0, 1.5 * (1.0 + half), 1.5, 1.5 * (1.0 - half)],
             ),
             // A warm-up that is longer than the run, and one that fills it.
-            (Linear, 10, 2, vec![0.0, 0.3]),
-            (Cosine, 2, 2, vec![0.0, 1.5]),
-            (Linear, 0, 1, vec![3.0]),
+            (Linear, 10, 0.0, vec![0.0, 0.3]),
+            (Cosine, 2, 0.0, vec![0.0, 1.5]),
+            (Linear, 0, 0.0, vec![3.0]),
+            // A least rate, which the warm-up does not know.
+            (Linear, 1, 1.0, vec![0.0, 3.0, 2.5, 2.0, 1.5]),
+            (
+                Cosine,
+                0,
+                2.0,
+                vec![3.0, 2.5 + half / 2.0, 2.5, 2.5 - half / 2.0],
+            ),
+            (Cosine, 0, 3.0, vec![3.0, 3.0, 3.0]),
         ] {
             let schedule = Schedule {
                 base: 3.0,
                 curve,
                 warmup,
-                total,
+                total: expected.len() as u64,
+                least,
             };
             for (step, expected) in (1..).zip(expected) {
                 let rate = schedule.rate(step);
@@ -121,11 +135,15 @@ mod tests {
             curve in prop_oneof![Just(Curve::Constant), Just(Curve::Linear), Just(Curve::Cosine)],
             warmup in 0u64..40,
             total in 1u64..60,
+            share in prop_oneof![Just(0.0), 0.0f64..=1.0],
         ) {
-            let schedule = Schedule { base, curve, warmup, total };
+            let least = share * base;
+            let schedule = Schedule { base, curve, warmup, total, least };
             let rates: Vec<f64> = (1..=total).map(|step| schedule.rate(step)).collect();
             for (k, rate) in rates.iter().enumerate() {
                 prop_assert!((0.0..=base).contains(rate));
+                // Not by more than rounding.
+                prop_assert!((k as u64) < warmup || *rate >= least * (1.0 - 1e-12));
                 let Some(next) = rates.get(k + 1) else { continue };
                 if (k as u64) < warmup {
                     prop_assert!(next > rate);

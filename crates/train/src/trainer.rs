@@ -3,19 +3,21 @@
 use crate::clip::{clip_factor, find_non_finite, find_non_finite_param, global_norm};
 use crate::error::{Error, Result};
 use crate::evaluate::{batch, numbers, packed};
-use crate::optimizer::Optimizer;
+use crate::optimizer::{Optimizer, Updated};
 use crate::run_file::{DataKeys, OnNonFinite, TrainKeys};
 use crate::schedule::Schedule;
 use candle_core::DType;
 use lowrank_adapter::{
-    self as adapter, Ask, Attached, Batch, Controller, Masks, Model, Param, Pass, Probe, Records,
-    Selection, Share, Step, masked_losses, run, sweep,
+    self as adapter, Ask, Attached, Batch, Controller, Kind, Masks, Model, Pair, Param, Pass,
+    Probe, Records, Selection, Share, Step, masked_losses, run, sweep,
 };
 use lowrank_data::{Example, Examples, Lengths, Mixture, Order, Packing, Plan, StepRows};
 use lowrank_ops::rng::{Key, Purpose};
 use lowrank_ops::{self as ops, Grads};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// What is trained: an adapter in its model, or a whole model.
 pub struct Trainable<'a> {
@@ -23,11 +25,13 @@ pub struct Trainable<'a> {
     pub model: &'a dyn Model,
     /// Every parameter, trained or not: all of them are in checkpoints.
     pub params: Vec<Param>,
+    /// The factors of layers that learn a product and nothing else.
+    pub pairs: Vec<Pair>,
     /// What acts between steps.
     pub controller: Option<&'a mut dyn Controller>,
     /// What training passes select.
     pub selection: Selection,
-    /// Scalars that are trained at the start.
+    /// Scalars that are declared as trained, at the start.
     pub trainable_parameters: usize,
 }
 
@@ -38,6 +42,7 @@ impl<'a> Trainable<'a> {
             model,
             trainable_parameters: attached.trainable_parameters(),
             params: attached.params.clone(),
+            pairs: attached.pairs.clone(),
             selection: Selection::one(attached.name.clone()),
             controller: match &mut attached.controller {
                 Some(controller) => Some(controller.as_mut()),
@@ -52,6 +57,7 @@ impl<'a> Trainable<'a> {
             model,
             trainable_parameters: params.iter().map(Param::elem_count).sum(),
             params,
+            pairs: Vec::new(),
             selection: Selection::one(name),
             controller: None,
         }
@@ -61,7 +67,7 @@ impl<'a> Trainable<'a> {
 /// The gradient of a step, before anything looks at it.
 #[derive(Debug)]
 pub struct Summed {
-    /// Gradients of the mean loss over the step's supervised tokens, and of auxiliary losses and penalties.
+    /// Gradients of the mean loss over the step's supervised tokens (with smoothed labels, if they are smoothed), and of auxiliary losses and penalties.
     pub grads: Grads,
     /// The mean loss; 0 if nothing is supervised.
     pub loss: f64,
@@ -115,8 +121,10 @@ pub struct Trainer<'a, 'b> {
     keys: &'b TrainKeys,
     plan: Plan,
     schedule: Schedule,
-    optimizer: Optimizer,
+    optimizer: Box<dyn Optimizer>,
     trained: Vec<Param>,
+    /// What is declared as trained, and the optimiser leaves as it is.
+    held: Arc<BTreeSet<Param>>,
     /// Whether every trained tensor has been seen in the gradients.
     reached: bool,
 }
@@ -154,8 +162,20 @@ impl<'a, 'b> Trainer<'a, 'b> {
             plan = plan.packed(Packing::new(examples, data.max_length))?;
         }
         let total = plan.total_steps();
-        let optimizer = Optimizer::new(&trainable.params, keys.adamw, &keys.groups)?
-            .relative_to(keys.learning_rate);
+        let optimizer = keys.optimizer.start(&Updated {
+            params: &trainable.params,
+            pairs: &trainable.pairs,
+            groups: &keys.groups,
+            lora_plus_ratio: keys.lora_plus_ratio,
+            learning_rate: keys.learning_rate,
+        })?;
+        let trained = optimizer.params().to_vec();
+        let declared = trainable.params.iter();
+        let declared = declared.filter(|param| param.info().kind == Kind::Trained);
+        let held = declared.filter(|param| !trained.contains(param)).cloned();
+        if keys.judging.needs_evaluations() && held_out.is_empty() {
+            return Err(Error::NothingToJudge);
+        }
         let wanted = trainable
             .controller
             .as_ref()
@@ -167,13 +187,15 @@ impl<'a, 'b> Trainer<'a, 'b> {
             controller.begin(total)?;
         }
         Ok(Self {
-            trained: optimizer.params().cloned().collect(),
+            held: Arc::new(held.collect()),
+            trained,
             optimizer,
             schedule: Schedule {
                 base: keys.learning_rate,
                 curve: keys.schedule,
                 warmup: keys.warmup.steps(total),
                 total,
+                least: keys.least_rate,
             },
             trainable,
             examples,
@@ -192,8 +214,22 @@ impl<'a, 'b> Trainer<'a, 'b> {
 
     /// The optimiser.
     #[must_use]
-    pub fn optimizer(&self) -> &Optimizer {
-        &self.optimizer
+    pub fn optimizer(&self) -> &dyn Optimizer {
+        self.optimizer.as_ref()
+    }
+
+    /// Scalars that are trained at the start, without those that the optimiser leaves as they are.
+    #[must_use]
+    pub fn trainable_parameters(&self) -> usize {
+        let held: usize = self.held.iter().map(Param::elem_count).sum();
+        self.trainable.trainable_parameters - held
+    }
+
+    /// A pass that trains what this trainer does.
+    #[must_use]
+    pub fn pass(&self, key: Key) -> Pass {
+        let pass = Pass::training_pass(self.trainable.selection.clone(), key);
+        pass.holding(Arc::clone(&self.held)).blurred(self.keys.blur)
     }
 
     /// What is trained.
@@ -203,9 +239,9 @@ impl<'a, 'b> Trainer<'a, 'b> {
     }
 
     /// For a checkpoint: the optimiser and what is trained, to be set to what they were.
-    pub(crate) fn restorable(&mut self) -> (&mut Optimizer, &mut Trainable<'a>) {
+    pub(crate) fn restorable(&mut self) -> (&mut dyn Optimizer, &mut Trainable<'a>) {
         self.reached = true;
-        (&mut self.optimizer, self.trainable)
+        (self.optimizer.as_mut(), self.trainable)
     }
 
     /// Runs one step: micro-batches, sum, finite check, `after_backward`, clip, update, `after_update`.
@@ -315,14 +351,13 @@ impl<'a, 'b> Trainer<'a, 'b> {
             return Ok(summed);
         }
         let key = Key::new(self.keys.seed, Purpose::Dropout).step(rows.step);
-        let selection = &self.trainable.selection;
         let (mut loss, mut auxiliary) = (0.0, 0.0);
         for ((micro, batch), tokens) in (0..).zip(&batches).zip(tokens) {
             let share = Share {
                 token: 1.0 / supervised as f64,
                 auxiliary: tokens as f64 / all_tokens as f64,
             };
-            let mut pass = Pass::training_pass(selection.clone(), key.micro(micro));
+            let mut pass = self.pass(key.micro(micro));
             let model = self.trainable.model;
             let swept = sweep(
                 model,
@@ -346,7 +381,7 @@ impl<'a, 'b> Trainer<'a, 'b> {
         summed.loss = loss / supervised as f64;
         let mut has_auxiliary = auxiliary != 0.0;
         if let Some(controller) = &self.trainable.controller {
-            let pass = Pass::training_pass(selection.clone(), key);
+            let pass = self.pass(key);
             if let Some(penalty) = controller.penalty(step, &pass)? {
                 auxiliary += penalty.detach().to_dtype(DType::F64)?.to_scalar::<f64>()?;
                 has_auxiliary = true;

@@ -10,5 +10,6 @@ mod folders;
 mod half;
 mod kill;
 mod merge;
+mod orders;
 mod scene;
 mod train;

@@ -164,8 +164,11 @@ fn the_result_is_an_adapter_that_evaluates_as_the_run_said() {
         "run/adapter/lowrank.json",
         "run/checkpoints",
         "run/checkpoints/step-000006",
+        "run/metrics.csv",
         "run/metrics.jsonl",
+        "run/report.html",
         "run/run.toml",
+        "run/tb",
     ];
     for file in expected {
         assert!(files.contains(file), "{file} in {files:?}");

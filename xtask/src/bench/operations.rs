@@ -6,9 +6,9 @@ use crate::bench::shapes::{self, Work};
 use crate::bench::{count, object, random, word};
 use anyhow::Result;
 use candle_core::{DType, Tensor};
-use lowrank::adapter::{AttentionMask, Kind, Param, ParamInfo};
+use lowrank::adapter::{AttentionMask, Kind, Param, ParamInfo, Reach};
 use lowrank::models::LlamaConfig;
-use lowrank::training::{AdamW, Optimizer};
+use lowrank::training::{AdamW, Algorithm, Updated};
 use lowrank_frozen::{Compute, FrozenLinear};
 use lowrank_ops::{self as ops, Grads, RotaryTable, Seed, composed};
 use rayon::prelude::*;
@@ -206,6 +206,7 @@ fn passes(config: &LlamaConfig, work: Work) -> Result<Vec<Op>> {
         query_segments: segments.clone(),
         key_segments: segments,
         batch,
+        reach: Reach::Before,
     };
     let scale = 1.0 / (d as f64).sqrt();
     let one = 1e-9 * shapes::attention_product_flops(config, work);
@@ -356,7 +357,8 @@ fn adamw(config: &LlamaConfig, repeats: usize) -> Result<Line> {
         }
     }
     let numbers: usize = params.iter().map(Param::elem_count).sum();
-    let mut optimizer = Optimizer::new(&params, AdamW::default(), &BTreeMap::new())?;
+    let groups = BTreeMap::new();
+    let mut optimizer = AdamW::default().start(&Updated::all(&params, &groups))?;
     let mut seconds = Vec::new();
     optimizer.update(&grads, 1.0, 1e-4)?;
     for _ in 0..repeats {

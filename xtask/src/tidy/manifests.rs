@@ -5,9 +5,10 @@ use anyhow::{Context, Result};
 use toml::{Table, Value};
 
 /// Which crates a crate may depend on, lowest first. `families/*` stands for every family.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("allocator", &[]),
     ("ops", &[]),
+    ("report", &[]),
     ("frozen", &["ops"]),
     ("adapter", &["ops", "frozen"]),
     ("schedule", &["ops", "frozen", "adapter"]),
@@ -19,7 +20,9 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("data", &["ops", "frozen", "adapter"]),
     (
         "train",
-        &["ops", "frozen", "adapter", "schedule", "data", "format"],
+        &[
+            "ops", "frozen", "adapter", "schedule", "data", "format", "report",
+        ],
     ),
     (
         "registry",
@@ -40,6 +43,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
             "data",
             "train",
             "registry",
+            "report",
         ],
     ),
 ];

@@ -83,10 +83,10 @@ pub fn run(arguments: &ExportArguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if report.max_abs_logit_diff > TOLERANCE {
-        eprintln!(
+        crate::say(&format!(
             "error: the plain adapter's logits differ by {:e}, more than the {TOLERANCE:e} that rounding explains",
             report.max_abs_logit_diff
-        );
+        ));
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)

@@ -86,10 +86,10 @@ pub fn run(arguments: &MergeArguments) -> Result<ExitCode> {
         report.tokens = Some(found.tokens);
         let full = matches!(written.dtype, DType::F32 | DType::F64);
         if written.exact && full && found.max_abs_logit_diff > TOLERANCE {
-            eprintln!(
+            crate::say(&format!(
                 "error: the merged model's logits differ by {:e}, more than the {TOLERANCE:e} that rounding explains",
                 found.max_abs_logit_diff
-            );
+            ));
             code = ExitCode::FAILURE;
         }
     }

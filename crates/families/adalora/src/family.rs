@@ -5,7 +5,7 @@ use crate::config::AdaloraConfig;
 use crate::layer::Layer;
 use candle_core::DType;
 use lowrank_adapter::{
-    Attach, Attachment, Error, Export, Family, Finite, Init, Kind, Result, SiteId, Spec,
+    Attach, Attachment, Error, Export, Family, Finite, Init, Kind, LORA_B, Result, SiteId, Spec,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -204,7 +204,8 @@ fn layer(config: &AdaloraConfig, cx: &mut Attach<'_>, site: SiteId) -> Result<(L
     let normal = || Init::Normal { std: 0.02 };
     let a = Spec::new(A, (rank, n_in)).rank_axis(0).init(normal());
     let e = Spec::new(E, (rank, 1)).rank_axis(0);
-    let b = Spec::new(B, (n_out, rank)).rank_axis(1).init(normal());
+    let b = Spec::new(B, (n_out, rank)).rank_axis(1).group(LORA_B);
+    let b = b.init(normal());
     let kept = Spec::new(KEPT, rank).kind(Kind::Scratch).init(Init::Ones);
     // In the order of PEFT's files.
     let (a, b, e) = (

@@ -3,7 +3,9 @@
 use crate::AloraConfig;
 use crate::layer::Layer;
 use crate::rounds::Reallocation;
-use lowrank_adapter::{Attach, Attachment, Export, Family, Init, Kind, Result, SiteId, Spec};
+use lowrank_adapter::{
+    Attach, Attachment, Export, Family, Init, Kind, LORA_B, Result, SiteId, Spec,
+};
 use std::collections::BTreeSet;
 
 /// The family.
@@ -78,7 +80,7 @@ fn layer(config: &AloraConfig, moved: usize, cx: &mut Attach<'_>, site: SiteId) 
     };
     let a = Spec::new(A, (capacity, n_in)).kind(kind);
     let a = cx.declare(site, a.init(Init::KaimingUniform).rank_axis(0))?;
-    let b = Spec::new(B, (n_out, capacity)).kind(kind);
+    let b = Spec::new(B, (n_out, capacity)).kind(kind).group(LORA_B);
     let b = cx.declare(site, b.rank_axis(1))?;
     let mut gate = None;
     if !cx.loads() {

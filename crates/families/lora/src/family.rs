@@ -6,8 +6,8 @@ use crate::init::{Base, InitLoraWeights};
 use crate::layer::{Layer, joined};
 use candle_core::{Device, Tensor};
 use lowrank_adapter::{
-    Attach, Attachment, Error, Export, Family, Init, Kind, Param, ResidualBase, Result, SiteId,
-    Spec,
+    Attach, Attachment, Error, Export, Family, Init, Kind, LORA_B, Param, ResidualBase, Result,
+    SiteId, Spec,
 };
 use serde_json::{Value, json};
 
@@ -147,10 +147,10 @@ fn layer(config: &LoraConfig, cx: &mut Attach<'_>, site: SiteId) -> Result<Layer
     };
     let start = init.factors(&base, rank, scale, cx.key(site, "lora_init"))?;
     let a = Spec::new(A, (rank, n_in)).rank_axis(0).init(start.a);
-    let b = Spec::new(B, (n_out, rank)).rank_axis(1).init(start.b);
+    let b = Spec::new(B, (n_out, rank)).rank_axis(1).group(LORA_B);
     let mut layer = Layer {
         a: cx.declare(site, a)?,
-        b: cx.declare(site, b)?,
+        b: cx.declare(site, b.init(start.b))?,
         subtracted: None,
         magnitude: None,
         scale,
@@ -176,6 +176,8 @@ fn layer(config: &LoraConfig, cx: &mut Attach<'_>, site: SiteId) -> Result<Layer
             m: cx.declare(site, spec)?,
             norms,
         });
+    } else {
+        cx.pair(&layer.a, &layer.b, scale);
     }
     Ok(layer)
 }

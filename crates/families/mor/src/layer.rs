@@ -5,8 +5,8 @@ use crate::mixture::{route, side_by_side};
 use crate::usage::Usage;
 use candle_core::{D, Device, Tensor};
 use lowrank_adapter::{
-    Adapter, Attach, Attachment, Error, Family, Init, LowRank, Merge, Param, Pass, Result, SiteId,
-    Spec, Update,
+    Adapter, Attach, Attachment, Error, Family, Init, LORA_B, LowRank, Merge, Param, Pass, Result,
+    SiteId, Spec, Update,
 };
 use lowrank_frozen::FrozenLinear;
 use lowrank_ops as ops;
@@ -60,7 +60,7 @@ fn layer(config: &MorConfig, cx: &mut Attach<'_>, site: SiteId) -> Result<Layer>
     }
     let noise = config.init_noise.get();
     let a = Spec::new("lora_A.weight", (rank, n_in)).init(Init::KaimingUniform);
-    let b = Spec::new("lora_B.weight", (n_out, rank));
+    let b = Spec::new("lora_B.weight", (n_out, rank)).group(LORA_B);
     let mut scale_a = Spec::new("mor_scale_A", (experts, rank));
     if !cx.loads() {
         let mut stream = cx.key(site, "mor_scale_A").stream();

@@ -5,7 +5,7 @@ use crate::chain::{Block, Place};
 use crate::layer::Layer;
 use crate::norms::{Norm, Windows};
 use lowrank_adapter::{
-    Adapter, Attach, Attachment, Controller, Family, Init, Result, SiteId, Spec,
+    Adapter, Attach, Attachment, Controller, Family, Init, LORA_B, Result, SiteId, Spec,
 };
 use std::sync::OnceLock;
 
@@ -41,7 +41,9 @@ fn block(config: &ResloraConfig, cx: &mut Attach<'_>, site: SiteId) -> Result<Bl
     let rank = config.r.get();
     cx.check_rank(site, rank)?;
     let a = Spec::new("lora_A.weight", (rank, n_in)).rank_axis(0);
-    let b = Spec::new("lora_B.weight", (n_out, rank)).rank_axis(1);
+    let b = Spec::new("lora_B.weight", (n_out, rank))
+        .rank_axis(1)
+        .group(LORA_B);
     let (a, b) = (
         cx.declare(site, a.init(Init::KaimingUniform))?,
         cx.declare(site, b)?,

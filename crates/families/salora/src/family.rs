@@ -6,7 +6,9 @@ use crate::layer::{Gates, Layer};
 use crate::phase::{Phase, PhaseParam};
 use candle_core::{Device, Tensor};
 use lowrank_adapter::target::Pattern;
-use lowrank_adapter::{Attach, Attachment, Export, Family, Init, Kind, Result, SiteId, Spec};
+use lowrank_adapter::{
+    Attach, Attachment, Export, Family, Init, Kind, LORA_B, Result, SiteId, Spec,
+};
 use std::collections::BTreeMap;
 
 /// Structure-aware low-rank adaptation.
@@ -100,7 +102,10 @@ fn layer(
     };
     let std = (n_in as f64).powf(-0.5);
     let q = Spec::new(Q, (rank, n_in)).rank_axis(0).kind(kind);
-    let p = Spec::new(P, (n_out, rank)).rank_axis(1).kind(kind);
+    let p = Spec::new(P, (n_out, rank))
+        .rank_axis(1)
+        .group(LORA_B)
+        .kind(kind);
     let mut layer = Layer {
         q: cx.declare(site, q.init(Init::Normal { std }))?,
         p: cx.declare(site, p)?,

@@ -182,7 +182,7 @@ fn a_file_is_replaced_whole() {
     atomic_write_file(&path, b"first, and longer").unwrap();
     atomic_write_file(&path, b"second").unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"second");
-    let failed = atomic_write(&path, |_| Err(Error::content(&path, "no")));
+    let failed = atomic_write(&path, 0, |_| Err(Error::content(&path, "no")));
     assert_eq!(
         failed.unwrap_err().to_string(),
         format!("{}: no", path.display())

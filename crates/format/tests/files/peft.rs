@@ -38,7 +38,7 @@ fn lowrank() -> LowrankJson {
 
 fn write(dir: &Path, tensors: &BTreeMap<&str, Tensor>) -> lowrank_format::Result<()> {
     let tensors = tensors.iter().map(|(name, tensor)| (*name, tensor));
-    PeftFolder::write(dir, &config(), tensors, &lowrank())
+    PeftFolder::write(dir, &config(), tensors, &lowrank(), None)
 }
 
 fn values(tensor: &Tensor) -> Vec<f32> {
@@ -93,7 +93,7 @@ fn a_folder_survives_reading_and_writing_byte_for_byte() {
         .tensors
         .iter()
         .map(|(name, tensor)| (name.as_str(), tensor));
-    PeftFolder::write(&second, &read.config, tensors, &lowrank()).unwrap();
+    PeftFolder::write(&second, &read.config, tensors, &lowrank(), None).unwrap();
     for name in [
         "adapter_model.safetensors",
         "adapter_config.json",

@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 mod evaluation;
+mod factors;
 mod optimizer;
+mod reports;
 mod run_files;
 mod runs;
 mod steps;

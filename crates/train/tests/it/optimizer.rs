@@ -1,10 +1,12 @@
-//! AdamW against torch, groups, revivals and clipping.
+//! AdamW and SGD against torch, groups, revivals and clipping.
 
 use candle_core::{DType, Device, Tensor};
 use lowrank_adapter::{Kind, Param, ParamInfo, Revival};
 use lowrank_ops::Grads;
 use lowrank_ops::rng::{Key, Purpose};
-use lowrank_train::{AdamW, Group, Optimizer, clip_factor, find_non_finite, global_norm};
+use lowrank_train::{
+    AdamW, Algorithm, Group, Optimizer, Sgd, Updated, clip_factor, find_non_finite, global_norm,
+};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -34,6 +36,14 @@ fn values(tensor: &Tensor) -> Vec<f64> {
     flat.to_vec1().unwrap()
 }
 
+type Groups = BTreeMap<String, Group>;
+
+fn start(params: &[Param], algorithm: &dyn Algorithm) -> Box<dyn Optimizer> {
+    algorithm
+        .start(&Updated::all(params, &Groups::new()))
+        .unwrap()
+}
+
 fn one(param: &Param, grad: Tensor) -> Grads {
     let mut grads = Grads::default();
     grads.insert(param, grad);
@@ -41,22 +51,42 @@ fn one(param: &Param, grad: Tensor) -> Grads {
 }
 
 #[derive(Deserialize)]
-struct Golden {
+struct Golden<S> {
     versions: BTreeMap<String, String>,
-    cases: Vec<Case>,
+    cases: Vec<Case<S>>,
 }
 
 #[derive(Deserialize)]
-struct Case {
+struct Case<S> {
     name: String,
     dtype: String,
     rates: Vec<f64>,
-    betas: (f64, f64),
-    eps: f64,
-    weight_decay: f64,
+    #[serde(flatten)]
+    settings: S,
     revive: Option<Revive>,
     start: Vec<Vec<f64>>,
     steps: Vec<Made>,
+}
+
+#[derive(Deserialize)]
+struct OfAdamW {
+    betas: (f64, f64),
+    eps: f64,
+    weight_decay: f64,
+}
+
+#[derive(Deserialize)]
+struct OfSgd {
+    settings: SgdSettings,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct SgdSettings {
+    momentum: f64,
+    dampening: f64,
+    nesterov: bool,
+    weight_decay: f64,
 }
 
 #[derive(Deserialize)]
@@ -71,8 +101,8 @@ struct Made {
     values: Vec<Vec<f64>>,
 }
 
-/// Follows a case of the golden file; `turned` has the ranks along the last axis.
-fn follow(case: &Case, turned: bool) {
+/// Follows a case of a golden file; `turned` has the ranks along the last axis.
+fn follow<S>(case: &Case<S>, algorithm: &dyn Algorithm, turned: bool) {
     let (dtype, tolerance) = match case.dtype.as_str() {
         "float64" => (DType::F64, 1e-12),
         _ => (DType::F32, 2e-6),
@@ -87,12 +117,7 @@ fn follow(case: &Case, turned: bool) {
     };
     let axis = usize::from(turned);
     let param = param(0, "default", Some(axis), &turn(&case.start));
-    let constants = AdamW {
-        betas: case.betas,
-        eps: case.eps,
-        weight_decay: case.weight_decay,
-    };
-    let new = || Optimizer::new(std::slice::from_ref(&param), constants, &BTreeMap::new()).unwrap();
+    let new = || start(std::slice::from_ref(&param), algorithm);
     let mut optimizer = new();
     for (step, (rate, made)) in (1..).zip(case.rates.iter().zip(&case.steps)) {
         optimizer
@@ -130,12 +155,41 @@ fn follow(case: &Case, turned: bool) {
 
 #[test]
 fn adamw_does_what_torch_does() {
-    let golden: Golden = serde_json::from_str(include_str!("../golden/adamw.json")).unwrap();
+    let golden: Golden<OfAdamW> =
+        serde_json::from_str(include_str!("../golden/adamw.json")).unwrap();
     assert!(golden.versions["torch"].starts_with("2."));
     assert_eq!(golden.cases.len(), 5);
     for case in &golden.cases {
-        follow(case, false);
-        follow(case, true);
+        let OfAdamW {
+            betas,
+            eps,
+            weight_decay,
+        } = case.settings;
+        let adamw = AdamW {
+            betas,
+            eps,
+            weight_decay,
+        };
+        follow(case, &adamw, false);
+        follow(case, &adamw, true);
+    }
+}
+
+#[test]
+fn sgd_does_what_torch_does() {
+    let golden: Golden<OfSgd> = serde_json::from_str(include_str!("../golden/sgd.json")).unwrap();
+    assert!(golden.versions["torch"].starts_with("2."));
+    assert_eq!(golden.cases.len(), 8);
+    for case in &golden.cases {
+        let settings = &case.settings.settings;
+        let sgd = Sgd {
+            momentum: settings.momentum,
+            dampening: settings.dampening,
+            nesterov: settings.nesterov,
+            weight_decay: settings.weight_decay,
+        };
+        follow(case, &sgd, false);
+        follow(case, &sgd, true);
     }
 }
 
@@ -150,12 +204,7 @@ fn large_tensors_are_updated_whole_and_ages_count_per_rank() {
         Tensor::from_vec(numbers, (ranks, n), &Device::Cpu).unwrap()
     };
     let param = param(0, "default", Some(0), &ramp(2.0));
-    let mut optimizer = Optimizer::new(
-        std::slice::from_ref(&param),
-        AdamW::default(),
-        &BTreeMap::new(),
-    )
-    .unwrap();
+    let mut optimizer = start(std::slice::from_ref(&param), &AdamW::default());
     optimizer.update(&one(&param, ramp(0.5)), 1.0, 0.1).unwrap();
     let before = values(&param.value());
     let revival = Revival {
@@ -191,17 +240,17 @@ fn large_tensors_are_updated_whole_and_ages_count_per_rank() {
 /// first steps would be so many times as far.
 #[test]
 fn a_new_rank_steps_as_far_as_a_first_step() {
-    let start = tensor(
+    let value = tensor(
         &[vec![0.5, -1.5], vec![2.5, 0.25], vec![-0.75, 1.0]],
         DType::F64,
     );
-    let param = param(0, "default", Some(0), &start);
+    let param = param(0, "default", Some(0), &value);
     let params = std::slice::from_ref(&param);
     let constants = AdamW {
         eps: 1e-30,
         ..AdamW::default()
     };
-    let mut optimizer = Optimizer::new(params, constants, &BTreeMap::new()).unwrap();
+    let mut optimizer = start(params, &constants);
     let ones = tensor(&vec![vec![1.0; 2]; 3], DType::F64);
     let rate = 1e-3;
     for _ in 0..10_000 {
@@ -287,7 +336,7 @@ fn groups_change_rate_and_decay_and_exempt_tensors_never_decay() {
         weight_decay: 0.25,
         ..AdamW::default()
     };
-    let mut optimizer = Optimizer::new(&params, constants, &groups).unwrap();
+    let mut optimizer = constants.start(&Updated::all(&params, &groups)).unwrap();
     let mut grads = Grads::default();
     // The last one has no gradient and stays.
     grads.insert(&params[0], start.zeros_like().unwrap());
@@ -307,13 +356,17 @@ fn groups_change_rate_and_decay_and_exempt_tensors_never_decay() {
     assert_eq!(ages.into_values().collect::<Vec<_>>(), [[1], [1], [1]]);
 
     let unknown = BTreeMap::from([("router".to_owned(), group)]);
-    let error = Optimizer::new(&params, constants, &unknown).unwrap_err();
+    let error = constants
+        .start(&Updated::all(&params, &unknown))
+        .unwrap_err();
     assert!(error.is_usage());
     assert_eq!(
         error.to_string(),
         "`train.groups.router` names a group that no trained tensor belongs to; there are `default`, `exempt`, `gate`"
     );
-    let error = Optimizer::new(&[], constants, &BTreeMap::new()).unwrap_err();
+    let error = constants
+        .start(&Updated::all(&[], &Groups::new()))
+        .unwrap_err();
     assert_eq!(
         error.to_string(),
         "nothing is trained: no parameter of the adapter receives gradients"
@@ -322,16 +375,9 @@ fn groups_change_rate_and_decay_and_exempt_tensors_never_decay() {
 
 #[test]
 fn a_state_that_does_not_fit_is_named() {
-    let start = tensor(&[vec![1.0, -2.0, 3.0]], DType::F64);
-    let param = param(0, "default", None, &start);
-    let new = || {
-        Optimizer::new(
-            std::slice::from_ref(&param),
-            AdamW::default(),
-            &BTreeMap::new(),
-        )
-        .unwrap()
-    };
+    let value = tensor(&[vec![1.0, -2.0, 3.0]], DType::F64);
+    let param = param(0, "default", None, &value);
+    let new = || start(std::slice::from_ref(&param), &AdamW::default());
     let (tensors, ages) = new().state().unwrap();
     let check =
         |tensors: BTreeMap<String, Tensor>, ages: BTreeMap<String, Vec<u64>>, message: &str| {
@@ -345,7 +391,7 @@ fn a_state_that_does_not_fit_is_named() {
         "tensor `second.layer.0.weight` is missing",
     );
     let mut more = tensors.clone();
-    more.insert("first.other".into(), start.clone());
+    more.insert("first.other".into(), value.clone());
     check(
         more,
         ages.clone(),
@@ -354,7 +400,7 @@ fn a_state_that_does_not_fit_is_named() {
     let mut narrow = tensors.clone();
     narrow.insert(
         "first.layer.0.weight".into(),
-        start.to_dtype(DType::F32).unwrap(),
+        value.to_dtype(DType::F32).unwrap(),
     );
     check(
         narrow,
@@ -429,7 +475,7 @@ fn one_sweep_over_all_tensors_does_what_one_after_the_other_does() {
             .collect()
     };
     let factor = 0.37;
-    let end = |params: &[Param], optimizers: &[Optimizer]| {
+    let end = |params: &[Param], optimizers: &[Box<dyn Optimizer>]| {
         let mut all: Vec<Vec<f64>> = params.iter().map(|param| values(&param.value())).collect();
         for optimizer in optimizers {
             all.extend(optimizer.state().unwrap().0.values().map(values));
@@ -444,11 +490,9 @@ fn one_sweep_over_all_tensors_does_what_one_after_the_other_does() {
     };
 
     let apart = new();
-    let mut optimizers: Vec<Optimizer> = apart
+    let mut optimizers: Vec<Box<dyn Optimizer>> = apart
         .iter()
-        .map(|param| {
-            Optimizer::new(std::slice::from_ref(param), constants, &BTreeMap::new()).unwrap()
-        })
+        .map(|param| start(std::slice::from_ref(param), &constants))
         .collect();
     for (step, gradients) in steps.iter().enumerate() {
         for ((param, optimizer), gradient) in apart.iter().zip(&mut optimizers).zip(gradients) {
@@ -464,7 +508,7 @@ fn one_sweep_over_all_tensors_does_what_one_after_the_other_does() {
     for threads in [1, 2, 5] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
         let together = new();
-        let mut optimizer = Optimizer::new(&together, constants, &BTreeMap::new()).unwrap();
+        let mut optimizer = start(&together, &constants);
         pool.build().unwrap().install(|| {
             for (step, gradients) in steps.iter().enumerate() {
                 let mut grads = Grads::default();
@@ -486,14 +530,14 @@ fn one_sweep_over_all_tensors_does_what_one_after_the_other_does() {
 
 #[test]
 fn a_gradient_that_does_not_fit_changes_nothing() {
-    let start = tensor(&[vec![1.0, -2.0, 3.0]], DType::F64);
+    let value = tensor(&[vec![1.0, -2.0, 3.0]], DType::F64);
     let params = [
-        param(0, "default", None, &start),
-        param(1, "default", None, &start),
+        param(0, "default", None, &value),
+        param(1, "default", None, &value),
     ];
-    let mut optimizer = Optimizer::new(&params, AdamW::default(), &BTreeMap::new()).unwrap();
+    let mut optimizer = start(&params, &AdamW::default());
     let wide = tensor(&[vec![1.0, 2.0, 3.0, 4.0]], DType::F64);
-    let single = start.to_dtype(DType::F32).unwrap();
+    let single = value.to_dtype(DType::F32).unwrap();
     for (bad, message) in [
         (
             wide,
@@ -504,7 +548,7 @@ fn a_gradient_that_does_not_fit_changes_nothing() {
             "AdamW: the gradient of `layer.1.weight` has dtype f32, the tensor has f64",
         ),
     ] {
-        let mut grads = one(&params[0], start.clone());
+        let mut grads = one(&params[0], value.clone());
         grads.insert(&params[1], bad);
         let error = optimizer.update(&grads, 1.0, 0.1).unwrap_err();
         assert_eq!(error.to_string(), message);

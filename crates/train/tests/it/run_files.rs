@@ -3,7 +3,8 @@
 use lowrank_adapter::Memory;
 use lowrank_data::Length;
 use lowrank_train::{
-    CacheKey, Curve, Error, Held, OnNonFinite, Place, RunFile, TrainFiles, Warmup,
+    AdamW, CacheKey, Chosen, Curve, Error, Held, LoraFa, OnNonFinite, Place, RunFile, Sgd,
+    TrainFiles, Warmup,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -44,10 +45,8 @@ fn defaults_are_those_of_the_documentation() {
     let train = run.train;
     assert_eq!(train.length, Length::Epochs(1));
     assert_eq!((train.batch_size.get(), train.accumulate.get()), (8, 1));
-    assert_eq!(
-        (train.adamw.betas, train.adamw.eps, train.adamw.weight_decay),
-        ((0.9, 0.999), 1e-8, 0.0)
-    );
+    assert_eq!(train.optimizer, Chosen::new(AdamW::default()));
+    assert_eq!(train.lora_plus_ratio, None);
     assert_eq!(
         (train.learning_rate, train.schedule, train.warmup),
         (2e-4, Curve::Constant, Warmup::Steps(0))
@@ -96,6 +95,7 @@ optimizer = "adamw"
 betas = [0.8, 0.95]
 eps = 1e-6
 weight_decay = 0.01
+lora_plus_ratio = 16
 learning_rate = 1
 schedule = "cosine"
 warmup_ratio = 0.1
@@ -140,10 +140,14 @@ fn every_key_is_read() {
         (train.length, train.learning_rate, train.max_grad_norm),
         (Length::Steps(300), 1.0, 0.0)
     );
-    assert_eq!(
-        (train.adamw.betas, train.warmup),
-        ((0.8, 0.95), Warmup::Ratio(0.1))
-    );
+    let adamw = AdamW {
+        betas: (0.8, 0.95),
+        eps: 1e-6,
+        weight_decay: 0.01,
+    };
+    assert_eq!(train.optimizer, Chosen::new(adamw));
+    assert_eq!(train.lora_plus_ratio, Some(16.0));
+    assert_eq!(train.warmup, Warmup::Ratio(0.1));
     assert_eq!(
         (train.memory, train.on_non_finite),
         (Memory::Recompute, OnNonFinite::Skip)
@@ -195,6 +199,39 @@ fn a_resolved_file_is_complete_absolute_and_reads_back_the_same() {
         run.resolved()
             .contains(&format!("source = \"{}\"", here.join("src").display()))
     );
+}
+
+#[test]
+fn each_optimiser_has_its_own_keys_and_defaults() {
+    let of = |lines: &str| {
+        let run = parse(&format!("{SMALL}[train]\n{lines}"), &[]).unwrap();
+        let again = parse(&run.resolved(), &[]).unwrap();
+        assert_eq!(again.train, run.train);
+        let resolved = run.resolved();
+        (run.train.optimizer, resolved)
+    };
+    let (plain, resolved) = of("optimizer = \"sgd\"");
+    assert_eq!(plain, Chosen::new(Sgd::default()));
+    assert!(resolved.contains("nesterov = false") && !resolved.contains("betas"));
+    let (chosen, _) = of("optimizer = \"sgd\"\nmomentum = 0.9\nnesterov = true\nweight_decay = 1");
+    let sgd = Sgd {
+        momentum: 0.9,
+        nesterov: true,
+        weight_decay: 1.0,
+        ..Sgd::default()
+    };
+    assert_eq!(chosen, Chosen::new(sgd));
+    assert_ne!(chosen, plain);
+    // PEFT's eps.
+    let (chosen, resolved) = of("optimizer = \"lora_fa\"\nbetas = [0.5, 0.75]");
+    let adamw = AdamW {
+        betas: (0.5, 0.75),
+        eps: 1e-6,
+        weight_decay: 0.0,
+    };
+    assert_eq!(chosen, Chosen::new(LoraFa(adamw)));
+    assert_ne!(chosen, Chosen::new(adamw));
+    assert!(resolved.contains("optimizer = \"lora_fa\""));
 }
 
 #[test]
@@ -338,20 +375,56 @@ fn what_is_wrong_in_the_file_is_named() {
             "`train.seed` is 1979-05-27, expected an integer of at least 0",
         ),
         (
-            "[train]\noptimizer = \"sgd\"",
-            "`train.optimizer = \"sgd\"` is not yet supported (only \"adamw\" is)",
+            "[train]\noptimizer = \"lion\"",
+            "`train.optimizer = \"lion\"` is not yet supported (only \"adamw\" or \"lora_fa\" or \"sgd\" is)",
+        ),
+        (
+            "[train]\noptimizer = \"sgd\"\neps = 1e-8",
+            "`train.eps` has no meaning for `train.optimizer = \"sgd\"`, which takes `momentum`, `dampening`, `nesterov`, `weight_decay`",
+        ),
+        (
+            "[train]\nmomentum = 0.9",
+            "`train.momentum` has no meaning for `train.optimizer = \"adamw\"`, which takes `betas`, `eps`, `weight_decay`",
+        ),
+        (
+            "[train]\noptimizer = \"lora_fa\"\nnesterov = false",
+            "`train.nesterov` has no meaning for `train.optimizer = \"lora_fa\"`, which takes `betas`, `eps`, `weight_decay`",
+        ),
+        (
+            "[train]\noptimizer = \"sgd\"\nmomentum = -0.5",
+            "`train.momentum` is -0.5, expected a finite number of at least 0",
+        ),
+        (
+            "[train]\noptimizer = \"sgd\"\ndampening = inf",
+            "`train.dampening` is inf, expected a finite number of at least 0",
+        ),
+        (
+            "[train]\noptimizer = \"sgd\"\nnesterov = true",
+            "`train.nesterov` is true, expected false, or `train.momentum` above 0 and `train.dampening` 0",
+        ),
+        (
+            "[train]\noptimizer = \"sgd\"\nnesterov = true\nmomentum = 0.9\ndampening = 0.1",
+            "`train.nesterov` is true, expected false, or `train.momentum` above 0 and `train.dampening` 0",
+        ),
+        (
+            "[train]\noptimizer = \"sgd\"\nnesterov = 1",
+            "`train.nesterov` is 1, expected true or false",
         ),
         (
             "[train]\noptimizer = \"adamv\"",
-            "`train.optimizer` is \"adamv\", expected \"adamw\"",
+            "`train.optimizer` is \"adamv\", expected \"adamw\" or \"lora_fa\" or \"sgd\"",
         ),
         (
             "[train]\ncompute = \"f16\"",
             "`train.compute` is \"f16\", expected \"f32\" or \"bf16\"",
         ),
         (
-            "[train]\nlora_plus_ratio = 16",
-            "`train.lora_plus_ratio = 16` is not yet supported (leave it out)",
+            "[train]\nlora_plus_ratio = 0",
+            "`train.lora_plus_ratio` is 0, expected a finite number above 0",
+        ),
+        (
+            "[train]\nlora_plus_ratio = \"16\"",
+            "`train.lora_plus_ratio` is \"16\", expected a finite number above 0",
         ),
         (
             "[task]\nkind = \"classification\"",

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 /// What a run leaves: every parameter, the controller's state, the metrics without times.
 #[derive(Debug, PartialEq)]
-struct End {
+pub struct End {
     params: Vec<(String, Vec<u64>)>,
     controller: (String, Vec<u64>),
     metrics: Vec<Value>,
@@ -36,8 +36,8 @@ fn timeless(mut lines: Vec<Value>) -> Vec<Value> {
     lines
 }
 
-struct Setting {
-    config: StubConfig,
+pub struct Setting {
+    pub config: StubConfig,
     dtype: DType,
     train: Vec<Example>,
     eval: Vec<Example>,
@@ -45,7 +45,7 @@ struct Setting {
 }
 
 impl Setting {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             config: StubConfig::default(),
             dtype: DType::F32,
@@ -55,7 +55,7 @@ impl Setting {
         }
     }
 
-    fn run(
+    pub fn run(
         &self,
         dir: &Path,
         mode: Mode,
@@ -110,10 +110,10 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 /// Copies the folder whenever something was written, as a crash at that moment would leave it.
-struct Copies {
-    dir: PathBuf,
-    to: PathBuf,
-    made: Vec<PathBuf>,
+pub struct Copies {
+    pub dir: PathBuf,
+    pub to: PathBuf,
+    pub made: Vec<PathBuf>,
 }
 
 impl Copies {
@@ -163,7 +163,7 @@ impl Progress for Log {
 const STIRRED: &str = "batch_size = 2\naccumulate = 2\nlearning_rate = 0.05\nschedule = \"cosine\"\nwarmup_steps = 2\n\
      weight_decay = 0.1\n";
 
-fn stirred() -> Setting {
+pub fn stirred() -> Setting {
     let config = StubConfig {
         dropout: 0.2,
         auxiliary: 0.1,

@@ -70,9 +70,7 @@ impl Model for Tiny {
     }
 
     fn embed(&self, batch: &Batch, pass: &mut Pass) -> Result<Tensor> {
-        let tokens = batch.tokens();
-        self.embedding
-            .forward(&tokens.ids, (tokens.rows, tokens.length), pass)
+        self.embedding.forward_tokens(batch.tokens(), pass)
     }
 
     fn blocks(&self) -> usize {
@@ -114,7 +112,7 @@ impl Model for Tiny {
             Ask::Losses => {
                 let (at, targets): (Vec<u32>, Vec<u32>) = batch.targets().into_iter().unzip();
                 let logits = self.head.forward(&ops::gather_rows(&h, &at)?, pass)?;
-                Ok(ops::cross_entropy(&logits, &targets)?)
+                pass.cross_entropy(&logits, &targets)
             }
             Ask::Logits(at) => self.head.forward(&ops::gather_rows(&h, at)?, pass),
             Ask::Classes | Ask::Hidden => Err(ask.refused("stub")),

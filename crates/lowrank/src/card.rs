@@ -1,0 +1,115 @@
+//! What the model card of a run says of it.
+
+use lowrank_data::Dataset;
+use lowrank_format::{Measure, Training};
+use lowrank_report::Lines;
+use lowrank_train::{RunFile, RunFolder, Summary};
+use std::fs;
+use toml::{Table, Value};
+
+/// Keys that hold paths of this machine, or that the card tells elsewhere.
+const LEFT_OUT: [&str; 5] = [
+    "model.source",
+    "data.train",
+    "data.eval",
+    "adapter.init_from",
+    "output.dir",
+];
+
+/// Gathers it. What cannot be read of the metrics is left out: a card is no reason to fail after a whole run.
+pub(crate) fn training(
+    run: &RunFile,
+    folder: &RunFolder,
+    data: &Dataset,
+    held_out: Option<&Dataset>,
+    summary: &Summary,
+) -> Training {
+    let settings: Table = run.resolved().parse().unwrap_or_default();
+    let kind = settings.get("task").and_then(|task| task.get("kind"));
+    let files = data.summary().files.iter();
+    let metrics = fs::read_to_string(folder.metrics()).unwrap_or_default();
+    Training {
+        task: kind.and_then(Value::as_str).unwrap_or_default().to_owned(),
+        files: files
+            .map(|file| {
+                let name = file.path.file_name().unwrap_or_default();
+                (name.display().to_string(), file.rows)
+            })
+            .collect(),
+        held_out: held_out.map_or(0, |data| data.summary().rows),
+        steps: summary.steps,
+        measures: measures(&Lines::parse(&metrics)),
+        settings: flat(&settings),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// Every `eval_` key of the first and the last evaluation.
+fn measures(lines: &Lines) -> Vec<Measure> {
+    let (Some(first), Some(last)) = (lines.evaluations.first(), lines.evaluations.last()) else {
+        return Vec::new();
+    };
+    let numbers = last.numbers().filter(|(key, _)| *key != "eval_tokens");
+    numbers
+        .filter_map(|(key, after)| {
+            Some(Measure {
+                name: key.strip_prefix("eval_")?.to_owned(),
+                before: first.number(key),
+                after,
+            })
+        })
+        .collect()
+}
+
+/// Dotted keys with their values.
+fn flat(settings: &Table) -> Vec<(String, String)> {
+    let mut flat = Vec::new();
+    for (section, keys) in settings {
+        for (key, value) in keys.as_table().into_iter().flatten() {
+            let key = format!("{section}.{key}");
+            if !LEFT_OUT.contains(&key.as_str()) {
+                flat.push((key, value.to_string()));
+            }
+        }
+    }
+    flat
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measures_are_those_of_the_first_and_the_last_evaluation() {
+        let text = "{\"step\":0,\"eval_loss\":2.5,\"eval_tokens\":9}\n{\"step\":4,\"eval_loss\":1,\"eval_tokens\":9}\n\
+                    {\"step\":8,\"eval_loss\":null,\"eval_tokens\":9,\"eval_matthews\":0.5}\n";
+        let measure = |name: &str, before, after| Measure {
+            name: name.to_owned(),
+            before,
+            after,
+        };
+        assert_eq!(
+            measures(&Lines::parse(text)),
+            [
+                measure("loss", Some(2.5), None),
+                measure("matthews", None, Some(0.5))
+            ]
+        );
+        assert!(measures(&Lines::default()).is_empty());
+    }
+
+    #[test]
+    fn settings_name_no_paths() {
+        let text = "[model]\nsource = \"/home/me/base\"\ndtype = \"f32\"\n[train]\nlearning_rate = 0.5\nwords = [\"a\", \"b\"]\n";
+        let settings: Table = text.parse().unwrap_or_default();
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        assert_eq!(
+            flat(&settings),
+            [
+                pair("model.dtype", "\"f32\""),
+                pair("train.learning_rate", "0.5"),
+                pair("train.words", "[\"a\", \"b\"]")
+            ]
+        );
+    }
+}

@@ -1,0 +1,279 @@
+//! What stands on an encoder: the head that predicts masked tokens, a classifier, or nothing.
+
+use super::tensors::{Names, Plan};
+use super::{dense, dropped, norm};
+use crate::bert_config::{Activation, BertConfig};
+use crate::checkpoint::Checkpoint;
+use crate::kind::Kind;
+use crate::{Head, Result, checks, classes};
+use candle_core::{DType, Device, Tensor};
+use lowrank_adapter::{
+    Ask, Batch, Error as AdapterError, Linear, Norm, Part, Pass, Result as AdapterResult,
+};
+use lowrank_frozen::{FrozenEmbedding, FrozenLinear};
+use lowrank_ops as ops;
+use lowrank_ops::rng::{Key, Purpose};
+use std::num::NonZeroUsize;
+
+#[derive(Debug)]
+pub(super) enum Top {
+    /// Predicts the token in each place.
+    Language {
+        transform: Linear,
+        activation: Activation,
+        norm: Norm,
+        decoder: Linear,
+    },
+    /// Reads a text's first token.
+    Classes {
+        pooler: Linear,
+        out: Linear,
+        num_labels: NonZeroUsize,
+    },
+    /// The pooler answers no question, but is part of the model.
+    None { pooler: Option<Linear> },
+}
+
+impl Top {
+    pub(super) fn new(
+        config: &BertConfig,
+        plan: &Plan<'_>,
+        checkpoint: &Checkpoint<'_>,
+        (words, table): (&str, &FrozenEmbedding),
+    ) -> Result<Self> {
+        let names = Names::of(config.kind);
+        Ok(match plan.head() {
+            Head::Language => {
+                let weight = if config.tie_word_embeddings {
+                    table.head()
+                } else {
+                    let weight = checkpoint.table(&format!("{}.weight", names.decoder))?;
+                    FrozenLinear::stored(weight)
+                };
+                let weight = weight.with_bias(Some(checkpoint.vector(names.bias)?));
+                Self::Language {
+                    transform: dense(checkpoint, names.transform.into())?,
+                    // RoBERTa's has an activation of its own.
+                    activation: match config.kind {
+                        Kind::Bert => config.hidden_act,
+                        _ => Activation::Gelu,
+                    },
+                    norm: norm(checkpoint, names.norm.into(), config)?,
+                    decoder: if config.tie_word_embeddings {
+                        Linear::tied(names.decoder, weight, words)
+                    } else {
+                        Linear::new(names.decoder, weight)
+                    },
+                }
+            }
+            Head::Classes { num_labels, seed } => {
+                let drawn = |path: &str, n_out| {
+                    let size = (n_out, config.hidden_size);
+                    drawn(
+                        path,
+                        size,
+                        config.initializer_range,
+                        seed,
+                        checkpoint.dtype(),
+                    )
+                };
+                let pooler = if plan.draws(names.pooler) {
+                    drawn(names.pooler, config.hidden_size)?
+                } else {
+                    dense(checkpoint, names.pooler.into())?
+                };
+                let out = if plan.draws(names.classes) {
+                    drawn(names.classes, num_labels.get())?
+                } else {
+                    let weight = checkpoint.table(&format!("{}.weight", names.classes))?;
+                    let bias = checkpoint.vector(&format!("{}.bias", names.classes))?;
+                    Linear::new(
+                        names.classes,
+                        FrozenLinear::stored(weight).with_bias(Some(bias)),
+                    )
+                };
+                Self::Classes {
+                    pooler,
+                    out,
+                    num_labels,
+                }
+            }
+            Head::None => {
+                let pooler = plan
+                    .pools()
+                    .then(|| dense(checkpoint, "pooler.dense".into()));
+                Self::None {
+                    pooler: pooler.transpose()?,
+                }
+            }
+        })
+    }
+
+    pub(super) fn parts(&mut self, visit: &mut dyn FnMut(Part<'_>)) {
+        match self {
+            Self::Language {
+                transform,
+                norm,
+                decoder,
+                ..
+            } => {
+                visit(Part::Linear(transform));
+                visit(Part::Norm(norm));
+                visit(Part::Head(decoder));
+            }
+            Self::Classes { pooler, out, .. } => {
+                visit(Part::Linear(pooler));
+                visit(Part::Head(out));
+            }
+            Self::None { pooler } => {
+                if let Some(pooler) = pooler {
+                    visit(Part::Linear(pooler));
+                }
+            }
+        }
+    }
+
+    pub(super) fn answer(
+        &self,
+        config: &BertConfig,
+        h: &Tensor,
+        batch: &Batch,
+        ask: &Ask,
+        pass: &mut Pass,
+    ) -> AdapterResult<Tensor> {
+        match (self, ask) {
+            (_, Ask::Hidden) => Ok(h.clone()),
+            (Self::Language { decoder, .. }, Ask::Losses) => {
+                let (positions, targets): (Vec<u32>, Vec<u32>) =
+                    batch.targets_in_place().into_iter().unzip();
+                checks::vocabulary(targets.iter().copied(), config.vocab_size, "label")?;
+                if positions.is_empty() {
+                    return Ok(Tensor::zeros(0, h.dtype(), h.device())?);
+                }
+                let x = self.transformed(&at(h, &positions)?, pass)?;
+                decoder.cross_entropy(&x, &targets, pass)
+            }
+            (Self::Language { decoder, .. }, Ask::Logits(positions)) => {
+                if positions.is_empty() {
+                    let none = (0, config.vocab_size);
+                    return Ok(Tensor::zeros(none, h.dtype(), h.device())?);
+                }
+                let x = self.transformed(&at(h, positions)?, pass)?;
+                decoder.forward(&x, pass)
+            }
+            (Self::Classes { out, .. }, Ask::Classes) => {
+                let rows: Vec<u32> = (0..batch.tokens().rows as u32).collect();
+                let x = self.pooled(config, h, batch, &rows, pass)?;
+                out.forward(&x, pass)
+            }
+            (
+                Self::Classes {
+                    out, num_labels, ..
+                },
+                Ask::Losses,
+            ) => {
+                let targets = batch.row_targets();
+                if targets.is_empty() {
+                    return Ok(Tensor::zeros(0, h.dtype(), h.device())?);
+                }
+                let rows: Vec<u32> = targets.iter().map(|(row, _)| *row).collect();
+                let x = self.pooled(config, h, batch, &rows, pass)?;
+                classes::losses(out, *num_labels, &x, &targets, pass)
+            }
+            _ => Err(ask.refused(config.kind.name())),
+        }
+    }
+
+    /// What the decoder reads of some hidden states.
+    fn transformed(&self, x: &Tensor, pass: &mut Pass) -> AdapterResult<Tensor> {
+        let Self::Language {
+            transform,
+            activation,
+            norm,
+            ..
+        } = self
+        else {
+            return Ok(x.clone());
+        };
+        let x = activation.of(&transform.forward(x, pass)?)?;
+        norm.forward_layer(&x, pass)
+    }
+
+    /// What the layer of classes reads of some rows: [rows, hidden].
+    fn pooled(
+        &self,
+        config: &BertConfig,
+        h: &Tensor,
+        batch: &Batch,
+        rows: &[u32],
+        pass: &mut Pass,
+    ) -> AdapterResult<Tensor> {
+        let Self::Classes { pooler, out, .. } = self else {
+            return Ok(h.clone());
+        };
+        one_text_a_row(batch)?;
+        let length = batch.tokens().length as u32;
+        let first: Vec<u32> = rows.iter().map(|row| row * length).collect();
+        let mut x = at(h, &first)?;
+        let p = config.classifier_dropout;
+        if config.kind != Kind::Bert {
+            x = dropped(x, p, pooler.path(), pass)?;
+        }
+        let x = pooler.forward(&x, pass)?.tanh()?;
+        dropped(x, p, out.path(), pass)
+    }
+}
+
+/// The hidden states at some flat positions, [positions, hidden].
+fn at(h: &Tensor, positions: &[u32]) -> AdapterResult<Tensor> {
+    let (rows, tokens, hidden) = h.dims3()?;
+    let h = h.reshape((rows * tokens, hidden))?;
+    Ok(ops::gather_rows(&h, positions)?)
+}
+
+/// A classifier reads one token a row, its first.
+fn one_text_a_row(batch: &Batch) -> AdapterResult<()> {
+    let tokens = batch.tokens();
+    for (row, segments) in tokens.segments.chunks(tokens.length).enumerate() {
+        let text = segments[0];
+        if text == 0 {
+            let what = format!("row {row} of the batch does not begin with a token");
+            return Err(AdapterError::Other(what));
+        }
+        if segments.iter().any(|other| *other != text && *other != 0) {
+            let what = format!(
+                "row {row} of the batch holds several texts: rows that are classified are not packed"
+            );
+            return Err(AdapterError::Other(what));
+        }
+    }
+    Ok(())
+}
+
+/// How many numbers a layer that is drawn may have.
+const MOST: usize = 1 << 30;
+
+/// A layer as transformers begins one: normal numbers of this deviation, no bias.
+fn drawn(
+    path: &str,
+    (n_out, n_in): (usize, usize),
+    deviation: f64,
+    seed: u64,
+    dtype: DType,
+) -> Result<Linear> {
+    if n_out.checked_mul(n_in).is_none_or(|count| count > MOST) {
+        let what = format!("{n_out} labels are too many");
+        return Err(AdapterError::Other(what).into());
+    }
+    let name = format!("{path}.weight");
+    let mut stream = Key::new(seed, Purpose::Init).site(&name).stream();
+    let numbers: Vec<f64> = (0..n_out * n_in)
+        .map(|_| deviation * stream.normal())
+        .collect();
+    let make = || -> candle_core::Result<(Tensor, Tensor)> {
+        let weight = Tensor::from_vec(numbers, (n_out, n_in), &Device::Cpu)?.to_dtype(dtype)?;
+        Ok((weight, Tensor::zeros(n_out, dtype, &Device::Cpu)?))
+    };
+    let (weight, bias) = make().map_err(ops::Error::from)?;
+    Ok(Linear::new(path, FrozenLinear::new(weight, Some(bias))?))
+}

@@ -1,0 +1,328 @@
+//! `report.html`: a run on one page that needs nothing else.
+
+use crate::chart::{Chart, Drawn, Floor, Series};
+use crate::escape::escaped;
+use crate::lines::{EVAL, Line, Lines, keys};
+use crate::numbers::{duration, grouped, significant};
+use crate::ranks;
+use crate::style::STYLE;
+use std::fmt::Write as _;
+use toml::{Table, Value};
+
+/// What the metrics do not say of a run.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Run {
+    /// What it is called.
+    pub name: String,
+    /// The resolved run file.
+    pub run_file: String,
+    /// Steps in all.
+    pub total: u64,
+    /// Rows of the training data.
+    pub rows: usize,
+    /// Rows that are held out.
+    pub held_out: usize,
+    /// Scalars that are trained.
+    pub trainable_parameters: usize,
+    /// The program's version.
+    pub version: String,
+    /// Why it stopped, if it failed.
+    pub failure: Option<String>,
+}
+
+/// The page. It loads nothing and runs nothing, follows the browser's light or dark colours, and fits a phone.
+#[must_use]
+pub fn page(run: &Run, lines: &Lines) -> String {
+    let settings: Table = run.run_file.parse().unwrap_or_default();
+    let name = escaped(&run.name);
+    let body = [
+        head(run, lines, &settings),
+        evaluations(lines),
+        plots(lines),
+        ranks::table(lines),
+        tables(&settings),
+    ]
+    .concat();
+    // The policy forbids the browser to load or run anything, whatever a later version may write here.
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <title>{name}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\
+         <details><summary>run.toml</summary>\n<pre>{run_file}</pre></details>\n\
+         <p class=\"quiet\">lowrank {version}</p>\n</body>\n</html>\n",
+        run_file = escaped(&run.run_file),
+        version = escaped(&run.version),
+    )
+}
+
+/// The name, how far it has come, and the facts.
+fn head(run: &Run, lines: &Lines, settings: &Table) -> String {
+    let setting = |section: &str, key: &str| settings.get(section)?.get(key)?.as_str();
+    let done = lines.steps.last().map_or(0, |line| line.step);
+    let state = match &run.failure {
+        Some(why) => format!(
+            "<p class=\"bad\">Stopped after step {done} of {}: {}</p>\n",
+            run.total,
+            escaped(why)
+        ),
+        None if done < run.total => {
+            format!(
+                "<p>{done} of {} steps when this was written.</p>\n",
+                run.total
+            )
+        }
+        None => String::new(),
+    };
+    let seconds: f64 = lines.steps.iter().filter_map(seconds).sum();
+    let tokens: f64 = lines
+        .steps
+        .iter()
+        .filter_map(|line| line.number("tokens"))
+        .sum();
+    let memory = lines
+        .steps
+        .iter()
+        .filter_map(|line| line.number("peak_rss_mb"));
+    let memory = memory.fold(None, |most: Option<f64>, now| {
+        Some(most.map_or(now, |most| most.max(now)))
+    });
+    let mut facts = vec![
+        ("base", setting("model", "source").map(str::to_owned)),
+        ("family", setting("adapter", "family").map(str::to_owned)),
+        (
+            "trained parameters",
+            Some(grouped(run.trainable_parameters as i64)),
+        ),
+        (
+            "steps",
+            Some(format!(
+                "{} of {}",
+                grouped(done as i64),
+                grouped(run.total as i64)
+            )),
+        ),
+        ("rows", Some(grouped(run.rows as i64))),
+        ("held-out rows", Some(grouped(run.held_out as i64))),
+        ("time in steps", Some(duration(seconds))),
+        ("tokens trained on", Some(significant(tokens))),
+        (
+            "most memory",
+            memory.map(|memory| format!("{} MiB", grouped(memory.round() as i64))),
+        ),
+    ];
+    facts.retain(|(_, fact)| fact.is_some());
+    let mut out = format!(
+        "<h1>{}</h1>\n{state}<dl class=\"facts\">\n",
+        escaped(&run.name)
+    );
+    for (what, fact) in facts {
+        let fact = escaped(&fact.unwrap_or_default());
+        let _ = writeln!(out, "<div><dt>{what}</dt><dd>{fact}</dd></div>");
+    }
+    out += "</dl>\n";
+    out
+}
+
+/// What a step took, without evaluation and saving.
+fn seconds(line: &Line) -> Option<f64> {
+    let rate = line
+        .number("tokens_per_second")
+        .filter(|rate| *rate > 0.0)?;
+    Some(line.number("tokens")? / rate)
+}
+
+/// What evaluations measured, in words: `loss` of `eval_loss`. The number of tokens is no measure.
+fn measures(lines: &Lines) -> Vec<(&str, String)> {
+    let keys = keys(&lines.evaluations).into_iter();
+    let keys = keys.filter(|key| *key != "eval_tokens" && key.starts_with(EVAL));
+    keys.map(|key| (key, key[EVAL.len()..].replace('_', " ")))
+        .collect()
+}
+
+/// Whether less is better.
+fn falls(key: &str) -> bool {
+    let parts = ["loss", "perplexity", "error", "mse", "mae", "rmse"];
+    key.split('_').any(|word| parts.contains(&word))
+}
+
+/// The first, the best and the last value of every measure.
+fn evaluations(lines: &Lines) -> String {
+    let measures = measures(lines);
+    if measures.is_empty() {
+        return String::new();
+    }
+    let mut out = String::from(
+        "<h2>Held-out rows</h2>\n<div class=\"wide\"><table class=\"measures\">\n<thead><tr><th></th><th class=\"number\">first</th>\
+         <th class=\"number\">best</th><th class=\"number\">last</th></tr></thead>\n<tbody>\n",
+    );
+    for (key, name) in measures {
+        let all = || {
+            let values = lines.evaluations.iter();
+            values.filter_map(|line| Some((line.step, line.values.get(key)?.as_f64())))
+        };
+        let finite = || all().filter_map(|(step, value)| Some((step, value?)));
+        // The first of several that are equally good.
+        let best = match falls(key) {
+            true => finite().min_by(|one, other| one.1.total_cmp(&other.1)),
+            false => finite().min_by(|one, other| other.1.total_cmp(&one.1)),
+        };
+        let best = best.map(|(step, value)| (step, Some(value)));
+        let _ = write!(out, "<tr><th>{}</th>", escaped(&name));
+        for cell in [all().next(), best, all().next_back()] {
+            let cell = cell.map_or(String::new(), |(step, value)| {
+                let value = value.map_or("not finite".to_owned(), significant);
+                format!("{value} <span class=\"quiet\">step {step}</span>")
+            });
+            let _ = write!(out, "<td class=\"number\">{cell}</td>");
+        }
+        out += "</tr>\n";
+    }
+    out += "</tbody></table></div>\n";
+    out
+}
+
+/// Everything that has a number for each step.
+fn plots(lines: &Lines) -> String {
+    let mut charts = vec![losses(lines)];
+    for (key, name) in measures(lines) {
+        if key != "eval_loss" {
+            let drawn = series(&name, &lines.evaluations, key, Drawn::Dots, 1);
+            charts.push(chart(&format!("Held-out {name}"), Floor::Least, drawn));
+        }
+    }
+    let plain = [
+        ("lr", "Learning rate", Floor::Zero),
+        ("grad_norm", "Norm of the gradient", Floor::Zero),
+        ("aux_loss", "Auxiliary loss", Floor::Least),
+        ("tokens_per_second", "Tokens a second", Floor::Zero),
+        ("peak_rss_mb", "Most memory so far, MiB", Floor::Zero),
+    ];
+    // A key that is not known here is shown under its own name.
+    let others = keys(&lines.steps).into_iter().filter(|key| {
+        !["loss", "tokens"].contains(key) && plain.iter().all(|(known, _, _)| known != key)
+    });
+    let others = others.map(|key| (key, key, Floor::Least));
+    for (key, title, floor) in plain.into_iter().chain(others) {
+        let drawn = series(title, &lines.steps, key, Drawn::Line, 0);
+        charts.push(chart(title, floor, drawn));
+    }
+    let figures: String = charts
+        .iter()
+        .filter_map(|chart| chart.figure(lines.last_step()))
+        .collect();
+    let figures = figures + &ranks::figures(lines);
+    match figures.is_empty() {
+        true => "<p class=\"quiet\">There is nothing to draw yet.</p>\n".to_owned(),
+        false => format!("<h2>Over steps</h2>\n<div class=\"plots\">\n{figures}</div>\n"),
+    }
+}
+
+fn losses(lines: &Lines) -> Chart {
+    let raw = series("training", &lines.steps, "loss", Drawn::Pale, 0);
+    let mut all = Vec::new();
+    match smoothed(&raw) {
+        Some(smooth) => all.extend([raw, smooth]),
+        None => all.push(Series {
+            drawn: Drawn::Line,
+            ..raw
+        }),
+    }
+    if lines
+        .evaluations
+        .iter()
+        .any(|line| line.number("eval_loss").is_some())
+    {
+        all.push(series(
+            "held-out",
+            &lines.evaluations,
+            "eval_loss",
+            Drawn::Dots,
+            1,
+        ));
+    }
+    Chart {
+        title: "Loss".to_owned(),
+        floor: Floor::Factors,
+        series: all,
+    }
+}
+
+/// An exponential mean over about a thirtieth of the run, each step weighed by its age alone from the start on; none of a run
+/// that is too short for one.
+fn smoothed(raw: &Series) -> Option<Series> {
+    let window = raw.points.len() as f64 / 30.0;
+    if window < 1.2 {
+        return None;
+    }
+    let keep = 1.0 - 2.0 / (window + 1.0);
+    let (mut sum, mut weight) = (0.0, 0.0);
+    let mut points = Vec::with_capacity(raw.points.len());
+    for (step, value) in &raw.points {
+        let value = value.filter(|value| value.is_finite());
+        if let Some(value) = value {
+            sum = keep * sum + value;
+            weight = keep * weight + 1.0;
+        }
+        points.push((*step, value.map(|_| sum / weight)));
+    }
+    Some(Series {
+        name: "training, smoothed".to_owned(),
+        points,
+        drawn: Drawn::Line,
+        colour: raw.colour,
+    })
+}
+
+fn series(name: &str, lines: &[Line], key: &str, drawn: Drawn, colour: usize) -> Series {
+    let lines = lines.iter().filter(|line| line.values.contains_key(key));
+    Series {
+        name: name.to_owned(),
+        points: lines.map(|line| (line.step, line.number(key))).collect(),
+        drawn,
+        colour,
+    }
+}
+
+fn chart(title: &str, floor: Floor, series: Series) -> Chart {
+    Chart {
+        title: title.to_owned(),
+        floor,
+        series: vec![series],
+    }
+}
+
+/// The run file's keys, a table a section.
+fn tables(settings: &Table) -> String {
+    if settings.is_empty() {
+        return String::new();
+    }
+    let mut out = String::from("<h2>Settings</h2>\n<div class=\"settings\">\n");
+    for (section, keys) in settings {
+        let Value::Table(keys) = keys else { continue };
+        let section = escaped(section);
+        let _ = writeln!(
+            out,
+            "<table>\n<thead><tr><th colspan=\"2\">{section}</th></tr></thead>\n<tbody>"
+        );
+        for (key, value) in keys {
+            let value = match value {
+                Value::String(text) => text.clone(),
+                Value::Array(list) => list.iter().map(shown).collect::<Vec<_>>().join(", "),
+                value => value.to_string(),
+            };
+            let (key, value) = (escaped(key), escaped(&value));
+            let _ = writeln!(out, "<tr><th>{key}</th><td>{value}</td></tr>");
+        }
+        out += "</tbody>\n</table>\n";
+    }
+    out += "</div>\n";
+    out
+}
+
+/// Strings without their quotes.
+fn shown(value: &Value) -> String {
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned)
+}
