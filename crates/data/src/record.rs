@@ -214,3 +214,99 @@ impl Bytes<'_> {
         id.cast_signed() >= 0 && (id as usize) < self.vocab
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{read, write};
+    use crate::example::{ChoiceExample, Example, Reference, UNSUPERVISED};
+    use proptest::prelude::*;
+
+    const VOCAB: usize = 50;
+
+    fn tokens(lengths: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u32>> {
+        prop::collection::vec(0..VOCAB as u32, lengths)
+    }
+
+    fn example() -> impl Strategy<Value = Example> {
+        let places = prop::collection::vec((0..VOCAB as u32, 0u8..3, 0u32..3), 1..30);
+        let rest = (any::<[bool; 3]>(), prop::option::of(-9.0..9.0f64));
+        (places, rest).prop_map(|(places, ([typed, own, truncated], label))| Example {
+            ids: places.iter().map(|&(id, ..)| id).collect(),
+            labels: places
+                .iter()
+                .map(|&(id, kind, _)| match kind {
+                    0 => UNSUPERVISED,
+                    1 if !own => 7,
+                    _ => id.cast_signed(),
+                })
+                .collect(),
+            types: match typed {
+                true => places.iter().map(|&(.., kind)| kind).collect(),
+                false => Vec::new(),
+            },
+            label,
+            truncated,
+        })
+    }
+
+    fn reference() -> impl Strategy<Value = Reference> {
+        let choices = prop::collection::vec((tokens(0..5), 0usize..9), 1..4);
+        let choices = (tokens(1..6), choices, any::<bool>(), 0usize..5);
+        prop_oneof![
+            Just(Reference::None),
+            ".{0,9}".prop_map(Reference::Answer),
+            choices.prop_map(|(prompt, choices, truncated, gold)| {
+                let count = choices.len();
+                let (choices, choice_bytes) = choices.into_iter().unzip();
+                Reference::Choices(ChoiceExample {
+                    prompt,
+                    choices,
+                    gold: (gold < count).then_some(gold),
+                    choice_bytes,
+                    truncated,
+                })
+            }),
+        ]
+    }
+
+    fn written(example: &Example, reference: &Reference) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        write(example, reference, &mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn a_text_takes_four_bytes_and_a_bit_a_token() {
+        let example = Example {
+            ids: (0..40).collect(),
+            labels: (0..40).collect(),
+            ..Example::default()
+        };
+        assert_eq!(written(&example, &Reference::None).len(), 40 * 4 + 5 + 12);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(example in example(), reference in reference()) {
+            let bytes = written(&example, &reference);
+            prop_assert_eq!(read(&bytes, VOCAB), Some((example, reference)));
+        }
+
+        #[test]
+        fn other_bytes_are_no_row_or_one_that_a_model_can_read(
+            example in example(), reference in reference(), at: prop::sample::Index, byte: u8, cut: prop::sample::Index,
+        ) {
+            let mut bytes = written(&example, &reference);
+            prop_assert_eq!(read(&bytes[..cut.index(bytes.len())], VOCAB), None);
+            prop_assert_eq!(read(&[&bytes[..], &[byte]].concat(), VOCAB), None);
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            if let Some((example, _)) = read(&bytes, VOCAB) {
+                prop_assert!(example.ids.iter().all(|&id| (id as usize) < VOCAB));
+                prop_assert!(example.labels.iter().all(|&label| label == UNSUPERVISED || (0..VOCAB as i32).contains(&label)));
+                prop_assert_eq!(example.labels.len(), example.ids.len());
+                prop_assert!(example.types.is_empty() || example.types.len() == example.ids.len());
+            }
+        }
+    }
+}

@@ -62,7 +62,7 @@ fn files_larger_than_memory_are_trained_on_and_evaluated() {
     );
 
     run(&[&["--quiet", "train", "run.toml"], &sets[..]].concat()).ok();
-    let lines = place.lines("run/metrics.jsonl");
+    let lines = place.json_lines("run/metrics.jsonl");
     let trained = lines
         .iter()
         .rfind(|line| line.get("peak_rss_mb").is_some())
