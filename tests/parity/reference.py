@@ -10,6 +10,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from safetensors.torch import save_file
 from transformers.models.llama import modeling_llama
+from transformers.models.mistral import modeling_mistral
+from transformers.models.qwen2 import modeling_qwen2
 
 LEARNING_RATE = 3e-3
 WARMUP_STEPS = 3
@@ -37,7 +39,15 @@ def inverse_frequencies(config):
 def make_double_exact():
     """Lets a model in f64 compute in f64 throughout: transformers rounds norms and rotary angles to f32 whatever the model's
     dtype is. Models in f32 are left as they are."""
-    norm, rotary = modeling_llama.LlamaRMSNorm, modeling_llama.LlamaRotaryEmbedding
+    for norm, rotary in [
+        (modeling_llama.LlamaRMSNorm, modeling_llama.LlamaRotaryEmbedding),
+        (modeling_mistral.MistralRMSNorm, modeling_mistral.MistralRotaryEmbedding),
+        (modeling_qwen2.Qwen2RMSNorm, modeling_qwen2.Qwen2RotaryEmbedding),
+    ]:
+        make_exact(norm, rotary)
+
+
+def make_exact(norm, rotary):
     stock_norm, stock_rotary = norm.forward, rotary.forward
 
     def exact_norm(self, hidden):

@@ -579,7 +579,9 @@ fn declare_replacements(
     if let Some(error) = failed {
         return Err(error);
     }
-    match saved.iter().find(|entry| !matched.contains(entry.as_str())) {
+    let unused =
+        |entry: &&String| !matched.contains(entry.as_str()) && !config.common.may_be_absent(entry);
+    match saved.iter().find(unused) {
         Some(entry) => {
             let mut known = BTreeSet::new();
             model.parts(&mut |part| {

@@ -12,6 +12,12 @@ use std::str::FromStr;
 /// The version of PEFT whose files ours equal.
 pub const PEFT_VERSION: &str = "0.21.2";
 
+/// The task type of classifiers.
+pub const SEQ_CLS: &str = "SEQ_CLS";
+
+/// What classification heads are called: a classifier's adapter trains them whole.
+const CLASS_HEADS: [&str; 2] = ["classifier", "score"];
+
 /// Which biases of the base train with the adapter.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum BiasMode {
@@ -82,6 +88,29 @@ impl Common {
                 "`bias = \"{other}\"`, expected \"none\", \"all\" or \"<family>_only\""
             ))),
         }
+    }
+
+    /// PEFT's rule: the head of a classifier is among `modules_to_save`, whatever it is called in this kind of model.
+    fn save_class_heads(&mut self) {
+        if self.is_classifier() {
+            let saved = self.modules_to_save.get_or_insert_default();
+            for head in CLASS_HEADS {
+                if !saved.iter().any(|entry| entry == head) {
+                    saved.push(head.to_owned());
+                }
+            }
+        }
+    }
+
+    /// Whether the adapter was trained to tell classes apart.
+    #[must_use]
+    pub fn is_classifier(&self) -> bool {
+        self.task_type.as_deref() == Some(SEQ_CLS)
+    }
+
+    /// Whether no module needs to match this entry of `modules_to_save`: the heads of other kinds of models.
+    pub(crate) fn may_be_absent(&self, entry: &str) -> bool {
+        self.is_classifier() && CLASS_HEADS.contains(&entry)
     }
 
     /// The rules for choosing modules, with these targets.
@@ -213,7 +242,8 @@ impl AdapterConfig {
         }
         common.remove("peft_type");
         common.remove("peft_version");
-        let common: Common = parse_each(&common)?;
+        let mut common: Common = parse_each(&common)?;
+        common.save_class_heads();
         let only = family.targeted_bias();
         if common.bias_mode()? == BiasMode::Targeted && common.bias != only {
             return Err(Error::config(format!(

@@ -45,7 +45,7 @@ mod update;
 pub use adapter::{Adapter, LowRank, Merge, Merged};
 pub use attach::{Attach, Start, attach, detach, train_all};
 pub use attached::{Attached, Export, Exported, Pair};
-pub use config::{AdapterConfig, BiasMode, Common, PEFT_VERSION, ResidualBase, Source};
+pub use config::{AdapterConfig, BiasMode, Common, PEFT_VERSION, ResidualBase, SEQ_CLS, Source};
 pub use controller::{Controller, Outcome, Probe, State, Step};
 pub use error::{Error, Result, nearest};
 pub use family::{AnyFamily, Attachment, Family};

@@ -63,7 +63,7 @@ pub fn default_targets(model_type: &str) -> Option<&'static [&'static str]> {
         "llama" | "mistral" | "mixtral" | "qwen2" | "qwen3" | "gemma" | "opt" | "gptj"
         | "gpt_neo" | "stablelm" => &["q_proj", "v_proj"],
         "gpt2" => &["c_attn"],
-        "bert" | "roberta" | "electra" => &["query", "value"],
+        "bert" | "roberta" | "xlm-roberta" | "electra" => &["query", "value"],
         "t5" => &["q", "v"],
         "bloom" | "gpt_neox" | "falcon" => &["query_key_value"],
         "phi" => &["q_proj", "v_proj", "fc1", "fc2"],

@@ -36,14 +36,14 @@ impl Cache {
         Ok(bytes >= self.at_least)
     }
 
-    /// The rows of a file: those that are kept, or else they are read and kept.
-    pub(crate) fn open(&self, path: &Path, encoder: &Encoder<'_>) -> Result<Stored> {
+    /// The rows of a file: those that are kept, or else they are read and kept. None if they have labels.
+    pub(crate) fn open(&self, path: &Path, encoder: &Encoder<'_>) -> Result<Option<Stored>> {
         let before = state(path)?;
         let key = key(path, encoder)?;
         let name: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
         let kept = self.folder.join(format!("{name}.rows"));
         match Stored::open(&kept, &key, encoder.vocab) {
-            Ok(Some(stored)) => return Ok(stored),
+            Ok(Some(stored)) => return Ok(Some(stored)),
             Ok(None) => {}
             Err(what) => tracing::warn!(
                 "the tokenised rows in {} cannot be used ({what}): they are made again",
@@ -58,6 +58,9 @@ impl Cache {
         let mut writer = Writer::create(&kept, &key)?;
         let mut rows = Encoded::open(path, encoder)?;
         while let Some((example, reference)) = rows.next()? {
+            if rows.kind() == Some(Kind::Labelled) {
+                return Ok(None);
+            }
             writer.push(&example, &reference)?;
         }
         let kind = rows.kind().ok_or_else(|| Error::NoRows {
@@ -70,7 +73,7 @@ impl Cache {
         }
         writer.finish(kind)?;
         match Stored::open(&kept, &key, encoder.vocab) {
-            Ok(Some(stored)) => Ok(stored),
+            Ok(Some(stored)) => Ok(Some(stored)),
             _ => Err(Error::CacheChanged { path: kept }),
         }
     }

@@ -1,6 +1,7 @@
 //! All rows of a few files: in memory, or in files that were made for them.
 
 use crate::cache::Cache;
+use crate::classes::{Classes, Expected, Labels};
 use crate::encoded::Encoded;
 use crate::error::{Error, Result};
 use crate::example::{Encoder, Example, Reference};
@@ -32,6 +33,7 @@ pub struct Dataset {
     /// Which rows of those that are held; none: all.
     pub(crate) chosen: Option<Vec<usize>>,
     pub(crate) references: Vec<Reference>,
+    pub(crate) classes: Option<Classes>,
     pub(crate) summary: Summary,
     pub(crate) longest: usize,
     pub(crate) max_length: usize,
@@ -108,33 +110,53 @@ impl Dataset {
         tokenizer: Option<&Tokenizer>,
         options: &Options,
     ) -> Result<Self> {
+        Self::open_with(patterns, tokenizer, options, Expected::Found(None))
+    }
+
+    /// [`Self::open`] with what is known of the classes that labels name.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and if a label is none of the classes, labels are of several forms, or all of them are one class.
+    pub fn open_with(
+        patterns: &[String],
+        tokenizer: Option<&Tokenizer>,
+        options: &Options,
+        expected: Expected<'_>,
+    ) -> Result<Self> {
         let encoder = encoder(tokenizer, options)?;
-        Self::read(&source::files(patterns)?, &encoder, options.limit)
+        Self::read(&source::files(patterns)?, &encoder, options.limit, expected)
     }
 
     /// The same rows, from `cache` if the files are large enough for it: no more than one of them is in memory at a time, and
-    /// they are tokenised only if that was never done before. A limit on the rows leaves the cache out.
+    /// they are tokenised only if that was never done before. A limit on the rows leaves the cache out, and so do rows with labels,
+    /// which mean something only together.
     ///
     /// # Errors
-    /// As [`Dataset::open`], or if the cache must be used and cannot be written.
+    /// As [`Dataset::open_with`], or if the cache must be used and cannot be written.
     pub fn open_cached(
         patterns: &[String],
         tokenizer: Option<&Tokenizer>,
         options: &Options,
+        expected: Expected<'_>,
         cache: &Cache,
     ) -> Result<Self> {
         let encoder = encoder(tokenizer, options)?;
         let files = source::files(patterns)?;
         let paths: Vec<PathBuf> = files.iter().map(|(_, path)| path.clone()).collect();
         if options.limit.is_some() || !cache.holds(&paths)? {
-            return Self::read(&files, &encoder, options.limit);
+            return Self::read(&files, &encoder, options.limit, expected);
         }
         match Self::stored(&files, &encoder, cache) {
             Err(error @ Error::WriteCache { .. }) if !cache.required => {
                 tracing::warn!("{error}; all rows are held in memory");
-                Self::read(&files, &encoder, None)
+                Self::read(&files, &encoder, None, expected)
             }
-            stored => stored,
+            Ok(None) => {
+                tracing::debug!("rows with labels are held in memory");
+                Self::read(&files, &encoder, None, expected)
+            }
+            Ok(Some(stored)) => Ok(stored),
+            Err(error) => Err(error),
         }
     }
 
@@ -143,7 +165,9 @@ impl Dataset {
         files: &[(usize, PathBuf)],
         encoder: &Encoder<'_>,
         limit: Option<NonZeroUsize>,
+        expected: Expected<'_>,
     ) -> Result<Self> {
+        let mut labels = Labels::new(expected);
         let limit = limit.map_or(usize::MAX, NonZeroUsize::get);
         let (mut examples, mut references) = (Vec::new(), Vec::new());
         let mut found = Vec::new();
@@ -151,7 +175,7 @@ impl Dataset {
             if examples.len() == limit {
                 break;
             }
-            let mut rows = Encoded::open(path, encoder)?;
+            let mut rows = Encoded::open(path, encoder)?.with_labels(&mut labels);
             let first = examples.len();
             while examples.len() < limit
                 && let Some((example, reference)) = rows.next()?
@@ -164,20 +188,28 @@ impl Dataset {
                 .ok_or_else(|| Error::NoRows { path: path.clone() })?;
             found.push(file(*pattern, path, kind, examples.len() - first));
         }
+        let classes = labels.finish(&mut examples)?;
         let held = Held::Memory(Arc::new(examples));
-        Self::whole(held, references, found, encoder)
+        let data = Self::whole(held, references, found, encoder)?;
+        Ok(Self { classes, ..data })
     }
 
-    /// Leaves every row in a file.
-    fn stored(files: &[(usize, PathBuf)], encoder: &Encoder<'_>, cache: &Cache) -> Result<Self> {
+    /// Leaves every row in a file; none if rows have labels.
+    fn stored(
+        files: &[(usize, PathBuf)],
+        encoder: &Encoder<'_>,
+        cache: &Cache,
+    ) -> Result<Option<Self>> {
         let (mut stored, mut found) = (StoredFiles::default(), Vec::new());
         for (pattern, path) in files {
-            let rows = cache.open(path, encoder)?;
+            let Some(rows) = cache.open(path, encoder)? else {
+                return Ok(None);
+            };
             found.push(file(*pattern, path, rows.kind(), rows.entries().len()));
             stored.push(rows);
         }
         let held = Held::Stored(Arc::new(stored));
-        Self::whole(held, Vec::new(), found, encoder)
+        Self::whole(held, Vec::new(), found, encoder).map(Some)
     }
 
     fn whole(
@@ -190,6 +222,7 @@ impl Dataset {
             held,
             chosen: None,
             references,
+            classes: None,
             summary: Summary {
                 files,
                 ..Summary::default()
@@ -302,6 +335,12 @@ impl Dataset {
     #[must_use]
     pub fn references(&self) -> &[Reference] {
         &self.references
+    }
+
+    /// The classes that the rows' labels name; none unless rows have labels.
+    #[must_use]
+    pub fn classes(&self) -> Option<&Classes> {
+        self.classes.as_ref()
     }
 
     /// The numbers.

@@ -1,5 +1,6 @@
 //! What can be wrong with data, and where.
 
+use crate::classes::Form;
 use crate::row::Kind;
 use std::fmt;
 use std::io;
@@ -208,6 +209,16 @@ pub enum Error {
     /// A stop string without a character would end every text at once.
     #[error("a stop string is empty")]
     EmptyStop,
+    /// Rows that all have the same label.
+    #[error(
+        "every `label` from {} on is of one class: there is nothing to tell apart (if they are values, write them with a \
+         decimal point or set `task.num_labels = 1`)",
+        path.display()
+    )]
+    OneClass {
+        /// The first file with labels.
+        path: PathBuf,
+    },
     /// A tokenizer refused a text or tokens.
     #[error("the tokenizer failed: {message}")]
     Tokenize {
@@ -368,6 +379,67 @@ pub enum Problem {
         /// The size of the vocabulary.
         vocab: usize,
     },
+    /// Labels of different forms in one data set.
+    #[error(
+        "`label` is {form}, but it is {first} in line {line} of `{}`: expected labels of one form throughout \
+         (if they are values, write all of them with a decimal point or set `task.num_labels = 1`)",
+        file.display()
+    )]
+    LabelForms {
+        /// This row's.
+        form: Form,
+        /// The first row's.
+        first: Form,
+        /// The file of the first row.
+        file: PathBuf,
+        /// Its line.
+        line: u64,
+    },
+    /// A label that is below 0 where classes are counted from 0.
+    #[error(
+        "`label` is {label}, expected a class from 0 (the value of a regression has a decimal point)"
+    )]
+    NegativeLabel {
+        /// The label.
+        label: i64,
+    },
+    /// A label that is none of the classes.
+    #[error("`label` is {label}, expected one of {classes} classes, 0 to {}", classes.saturating_sub(1))]
+    ClassRange {
+        /// The label.
+        label: String,
+        /// How many classes there are.
+        classes: usize,
+    },
+    /// A name where the model gives values.
+    #[error("`label` is a name, expected a number: one class stands for a value")]
+    LabelNotValue,
+    /// A name that is none of the classes'.
+    #[error("`label` is \"{name}\", {}", known_classes(known))]
+    UnknownClass {
+        /// The name.
+        name: String,
+        /// The names that there are, the first of them if there are many.
+        known: Vec<String>,
+    },
+    /// More names than classes.
+    #[error("`label` is \"{name}\", a name more than the {classes} classes that there may be")]
+    ManyNames {
+        /// The name.
+        name: String,
+        /// How many classes there may be.
+        classes: usize,
+    },
+    /// The special tokens of a row alone are longer than a row may be.
+    #[error(
+        "`data.max_length` is {max_length}, which has no room for the {special} special tokens of this row"
+    )]
+    NoRoom {
+        /// How long a row may be.
+        max_length: usize,
+        /// How many special tokens the tokenizer's template adds.
+        special: usize,
+    },
     /// The row has no tokens at all.
     #[error("the row gives no tokens")]
     NoTokens,
@@ -412,6 +484,13 @@ impl Error {
                 ..
             }
         )
+    }
+}
+
+fn known_classes(known: &[String]) -> String {
+    match known {
+        [] => "but the model's classes have no names: expected their numbers".to_owned(),
+        known => format!("expected one of \"{}\"", known.join("\", \"")),
     }
 }
 

@@ -133,6 +133,10 @@ impl Encoder<'_> {
                     ..Example::default()
                 }
             }
+            Row::Labelled { text, pair, .. } => {
+                let example = self.labelled(kind, text, pair.as_deref())?;
+                return Ok((example, reference));
+            }
             Row::Tokens { ids, labels } => self.as_they_are(ids, labels)?,
         };
         if example.ids.is_empty() {
@@ -164,6 +168,41 @@ impl Encoder<'_> {
             self.known(field, position, i64::from(id))?;
         }
         Ok(ids)
+    }
+
+    /// A text or a pair in the tokenizer's template, without its label.
+    fn labelled(&self, kind: Kind, text: &str, pair: Option<&str>) -> Result<Example, Problem> {
+        let tokenizer = self.tokenizer.ok_or(Problem::NeedsTokenizer { kind })?;
+        let max_length = self.max_length.get();
+        let special = tokenizer.special_tokens(pair.is_some());
+        if special > max_length {
+            return Err(Problem::NoRoom {
+                max_length,
+                special,
+            });
+        }
+        let encoded = tokenizer.encode_template(text, pair, max_length);
+        let encoded = encoded.map_err(|error| Problem::Tokenize {
+            field: "text",
+            message: match error {
+                Error::Tokenize { message } => message,
+                other => other.to_string(),
+            },
+        })?;
+        if encoded.ids.is_empty() {
+            return Err(Problem::NoTokens);
+        }
+        for (position, &id) in encoded.ids.iter().enumerate() {
+            self.known("text", position, i64::from(id))?;
+        }
+        let has_types = encoded.types.iter().any(|&kind| kind != 0);
+        Ok(Example {
+            labels: vec![UNSUPERVISED; encoded.ids.len()],
+            ids: encoded.ids,
+            types: if has_types { encoded.types } else { Vec::new() },
+            truncated: encoded.truncated,
+            label: None,
+        })
     }
 
     /// Adds the end token, unless the text or the template already did.

@@ -50,6 +50,7 @@ impl Dataset {
             held: self.held.clone(),
             chosen: Some(chosen),
             references,
+            classes: self.classes.clone(),
             summary,
             ..*self
         };

@@ -1,5 +1,6 @@
 //! Rows as a user writes them: kinds, fields, types. Tokens come later.
 
+use crate::classes::Label;
 use crate::error::Problem;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
@@ -16,20 +17,22 @@ pub enum Kind {
     Choices,
     /// The same with `answer`, the expected final answer of a generation; the choices are not given.
     Answer,
+    /// `{"text"[,"text_pair"],"label"}`: the class of a text or of a pair of texts, or a value.
+    Labelled,
     /// `{"input_ids","labels"}`: used as they are; -100 is unsupervised.
     Tokens,
 }
 
 impl Kind {
     /// The kinds as a user knows them.
-    pub(crate) const LIST: &'static str =
-        r#"{"text"}, {"prompt","completion"[,"choices","answer"]} or {"input_ids","labels"}"#;
+    pub(crate) const LIST: &'static str = r#"{"text"}, {"text"[,"text_pair"],"label"}, {"prompt","completion"[,"choices","answer"]} or {"input_ids","labels"}"#;
 
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Text,
         Self::Completion,
         Self::Choices,
         Self::Answer,
+        Self::Labelled,
         Self::Tokens,
     ];
 
@@ -54,6 +57,7 @@ impl Kind {
             Self::Completion => &["prompt", "completion"],
             Self::Choices => &["prompt", "completion", "choices", "answer"],
             Self::Answer => &["prompt", "completion", "answer"],
+            Self::Labelled => &["text", "text_pair", "label"],
             Self::Tokens => &["input_ids", "labels"],
         }
     }
@@ -61,6 +65,9 @@ impl Kind {
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::Labelled {
+            return f.write_str(r#"{"text"[,"text_pair"],"label"}"#);
+        }
         write!(f, "{{\"{}\"}}", self.fields().join("\",\""))
     }
 }
@@ -73,6 +80,11 @@ pub(crate) enum Row {
         prompt: String,
         completion: String,
         asked: Asked,
+    },
+    Labelled {
+        text: String,
+        pair: Option<String>,
+        label: Label,
     },
     Tokens {
         ids: Vec<i64>,
@@ -119,6 +131,14 @@ pub(crate) fn parse(mut fields: Fields, decided: Decided) -> Result<(Kind, Row),
                 Kind::Answer => Asked::Answer(fields.string(kind, "answer")?),
                 _ => Asked::Nothing,
             },
+        },
+        Kind::Labelled => Row::Labelled {
+            text: fields.string(kind, "text")?,
+            pair: match fields.has("text_pair") {
+                true => Some(fields.string(kind, "text_pair")?),
+                false => None,
+            },
+            label: fields.label(kind)?,
         },
         Kind::Tokens => {
             let ids = fields.integers(kind, "input_ids")?;
@@ -177,8 +197,6 @@ impl Fields {
             r#"{"messages"}"#
         } else if self.has("instruction") {
             r#"{"instruction","input","output"}"#
-        } else if self.has("text") && (self.has("label") || self.has("text_pair")) {
-            r#"{"text","label"}"#
         } else if self.has("chosen") || self.has("rejected") {
             r#"{"prompt","chosen","rejected"}"#
         } else {
@@ -188,7 +206,9 @@ impl Fields {
     }
 
     fn kind_here(&self) -> Option<Kind> {
-        if self.has("text") {
+        if self.has("text") && (self.has("label") || self.has("text_pair")) {
+            Some(Kind::Labelled)
+        } else if self.has("text") {
             Some(Kind::Text)
         } else if self.has("prompt") || self.has("completion") {
             Some(match (self.has("choices"), self.has("answer")) {
@@ -205,7 +225,7 @@ impl Fields {
 
     fn unknown_kind(&self) -> Problem {
         let known = || {
-            [Kind::Text, Kind::Choices, Kind::Tokens]
+            [Kind::Labelled, Kind::Choices, Kind::Tokens]
                 .iter()
                 .flat_map(|kind| kind.fields())
         };
@@ -274,6 +294,25 @@ impl Fields {
                 found: described(&other),
                 expected,
             }),
+        }
+    }
+
+    fn label(&mut self, kind: Kind) -> Result<Label, Problem> {
+        let value = self.take(kind, "label")?;
+        let wrong = |value: &Value| Problem::Type {
+            place: "label".to_owned(),
+            found: described(value),
+            expected: "an integer, a decimal number or a string",
+        };
+        match value {
+            Value::String(name) => Ok(Label::Name(name)),
+            Value::Number(number) => match (number.as_u64(), number.as_i64(), number.as_f64()) {
+                (Some(class), ..) => Ok(Label::Class(class)),
+                (_, Some(label), _) => Err(Problem::NegativeLabel { label }),
+                (.., Some(value)) if value.is_finite() => Ok(Label::Value(value)),
+                _ => Err(wrong(&Value::Number(number))),
+            },
+            other => Err(wrong(&other)),
         }
     }
 

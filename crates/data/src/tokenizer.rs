@@ -7,7 +7,7 @@ use std::fs;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Once;
-use tokenizers::ModelWrapper;
+use tokenizers::{ModelWrapper, PostProcessor as _, TruncationParams, truncate_encodings};
 
 /// Files that hold tokenizers in forms that are not read.
 const OTHER_FORMATS: [&str; 6] = [
@@ -26,6 +26,17 @@ pub enum Special {
     Add,
     /// Encoding adds nothing; decoding leaves special tokens out.
     Omit,
+}
+
+/// A text or a pair of texts in tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Templated {
+    /// The tokens.
+    pub ids: Vec<u32>,
+    /// The type of each.
+    pub types: Vec<u32>,
+    /// Whether a text lost its right end.
+    pub truncated: bool,
 }
 
 /// A `tokenizer.json`. Truncation and padding that such a file may ask for are switched off: rows are cut and padded
@@ -119,6 +130,53 @@ impl Tokenizer {
         guarded(|| self.inner.encode_fast(text, special == Special::Add))
             .map(|encoding| encoding.get_ids().to_vec())
             .map_err(|message| Error::Tokenize { message })
+    }
+
+    /// A text, or two, in the tokenizer's own template, at most `max_length` tokens long: the longer text loses its right end
+    /// first, special tokens are kept.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`], and if the special tokens alone are longer.
+    pub fn encode_template(
+        &self,
+        text: &str,
+        pair: Option<&str>,
+        max_length: usize,
+    ) -> Result<Templated> {
+        let special = self.special_tokens(pair.is_some());
+        let room = max_length.checked_sub(special).ok_or_else(|| {
+            let message = format!("{special} special tokens are more than {max_length}");
+            Error::Tokenize { message }
+        })?;
+        let params = TruncationParams {
+            max_length: room,
+            ..TruncationParams::default()
+        };
+        let encoded = guarded(|| {
+            let first = self.inner.encode_fast(text, false)?;
+            let second = pair.map(|pair| self.inner.encode_fast(pair, false));
+            let mut second = second.transpose()?;
+            let mut length = first.len();
+            if let Some(second) = &mut second {
+                length += second.len();
+                // Templates number their own; without one the second text is still the second.
+                second.set_type_ids(vec![1; second.len()]);
+            }
+            let (first, second) = truncate_encodings(first, second, &params)?;
+            Ok((self.inner.post_process(first, second, true)?, length > room))
+        });
+        let (encoding, truncated) = encoded.map_err(|message| Error::Tokenize { message })?;
+        Ok(Templated {
+            ids: encoding.get_ids().to_vec(),
+            types: encoding.get_type_ids().to_vec(),
+            truncated,
+        })
+    }
+
+    /// How many tokens the template adds to a text, or to a pair.
+    pub(crate) fn special_tokens(&self, is_pair: bool) -> usize {
+        let processor = self.inner.get_post_processor();
+        processor.map_or(0, |processor| processor.added_tokens(is_pair))
     }
 
     /// The text of tokens. Tokens that do not exist leave no trace.

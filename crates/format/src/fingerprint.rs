@@ -87,6 +87,9 @@ pub struct LowrankJson {
     pub base_content: String,
     /// The family's name.
     pub family: String,
+    /// What the classes of a classifier are called, in order; none if they have no names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<String>>,
 }
 
 impl LowrankJson {
@@ -103,7 +106,15 @@ impl LowrankJson {
             base_shape: base.shape.clone(),
             base_content: base.content.clone(),
             family: family.to_owned(),
+            labels: None,
         }
+    }
+
+    /// With the names of the classes that the adapter tells apart; none if the list is empty.
+    #[must_use]
+    pub fn with_labels(self, names: &[String]) -> Self {
+        let labels = (!names.is_empty()).then(|| names.to_vec());
+        Self { labels, ..self }
     }
 
     /// Reads the file of a folder; `None` if there is none, as in adapters that PEFT wrote.

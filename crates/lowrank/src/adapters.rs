@@ -1,11 +1,14 @@
 //! Adapter folders and the models they are attached to.
 
-use crate::base::Base;
+use crate::base::{Base, BaseFiles};
 use crate::{Error, Result, hub};
-use lowrank_adapter::{AdapterConfig, Attached, ResidualBase, Source, Start, attach};
+use lowrank_adapter::{AdapterConfig, Attached, ResidualBase, SEQ_CLS, Source, Start, attach};
+use lowrank_data::Classes;
 use lowrank_format::{
     AtomicFolder, CONFIG_FILE, Existing, Fingerprint, LowrankJson, PeftFolder, Training,
 };
+use lowrank_models::{Head, Precision, classes_of};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -87,6 +90,87 @@ impl From<StrictBase> for Reading {
     }
 }
 
+/// The classes that an adapter folder was trained to tell apart, by the shape of the head that is saved with it; none if it
+/// is no classifier's (`task_type = "SEQ_CLS"`).
+///
+/// # Errors
+/// If the folder is damaged, or has no head.
+pub fn adapter_classes(folder: &Path) -> Result<Option<Classes>> {
+    let folder = &hub::adapter(folder)?;
+    classes_in(&PeftFolder::read(folder)?)
+}
+
+pub(crate) fn classes_in(files: &PeftFolder) -> Result<Option<Classes>> {
+    let task = files.config.get("task_type").and_then(Value::as_str);
+    if task != Some(SEQ_CLS) {
+        return Ok(None);
+    }
+    let rows = |name: &str| files.tensors.get(name)?.dims().first().copied();
+    let count = classes_of(rows).ok_or_else(|| {
+        let what = "`task_type` is \"SEQ_CLS\", and there is no classification head: expected a tensor `score.weight` or \
+                    `classifier.weight`";
+        Error::within(&files.path)(lowrank_adapter::Error::Other(what.to_owned()))
+    })?;
+    let names = files
+        .lowrank
+        .as_ref()
+        .and_then(|beside| beside.labels.clone());
+    let named = names.and_then(|names| Classes::named(count, names));
+    Ok(Some(named.unwrap_or(Classes::new(count))))
+}
+
+impl Base {
+    /// Opens a base with the head that these adapters were trained with: that of a classifier if one of them is one's, or if
+    /// there are none and the base itself is one.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and if two adapters tell different numbers of classes apart.
+    pub fn open_for<'a>(
+        source: &str,
+        precision: Precision,
+        adapters: impl IntoIterator<Item = &'a Path>,
+    ) -> Result<Self> {
+        let files = BaseFiles::open(source)?;
+        let (mut classes, mut any): (Option<Classes>, bool) = (None, false);
+        for folder in adapters {
+            any = true;
+            let Some(found) = adapter_classes(folder)? else {
+                continue;
+            };
+            match &classes {
+                Some(first) if first.count() != found.count() => {
+                    return Err(Error::Usage(format!(
+                        "adapter {} tells {} classes apart, and one before it {}; use one of them",
+                        folder.display(),
+                        found.count(),
+                        first.count()
+                    )));
+                }
+                Some(_) => {}
+                None => classes = Some(found),
+            }
+        }
+        if !any {
+            classes = files.classes();
+        }
+        let Some(classes) = classes else {
+            return files.load(precision, Head::Language);
+        };
+        let num_labels = classes.count();
+        let mut base = files.load(
+            precision,
+            Head::Classes {
+                num_labels,
+                seed: 0,
+            },
+        )?;
+        if !classes.names().is_empty() {
+            base.classes = Some(classes);
+        }
+        Ok(base)
+    }
+}
+
 /// Reads an adapter folder, or one of the hub (`org/name[@revision]`), and attaches it under `name`.
 ///
 /// # Errors
@@ -152,13 +236,15 @@ pub fn save_adapter(
     target: &Path,
     existing: Existing,
 ) -> Result<PathBuf> {
-    save_trained(attached, base, target, existing, None)
+    save_trained(attached, base, None, target, existing, None)
 }
 
-/// As [`save_adapter`], with what the model card says of the training.
+/// As [`save_adapter`], with the classes that a classifier tells apart, whose names are kept beside it, and what the model
+/// card says of the training.
 pub(crate) fn save_trained(
     attached: &Attached,
     base: &Fingerprint,
+    classes: Option<&Classes>,
     target: &Path,
     existing: Existing,
     training: Option<&Training>,
@@ -174,7 +260,7 @@ pub(crate) fn save_trained(
         folder.path(),
         &exported.config.to_peft(),
         tensors,
-        &LowrankJson::new(family, base),
+        &LowrankJson::new(family, base).with_labels(classes.map_or(&[], Classes::names)),
         training,
     )?;
     Ok(folder.commit()?)

@@ -4,26 +4,47 @@ use crate::paths::absolute;
 use crate::{Error, Result, hub};
 use candle_core::DType;
 use lowrank_adapter::{Compute, Model, Part};
-use lowrank_data::{ChatTemplate, Tokenizer};
+use lowrank_data::{ChatTemplate, Classes, Tokenizer};
 use lowrank_format::{
     Checkpoint, Fingerprint, Gguf, HubId, Safetensors, atomic_write_file, copy_side_files,
     fingerprint, read_json_object,
 };
 use lowrank_frozen::{Encoding, Weights};
-use lowrank_models::{Embedded, Head, ModelInfo, Precision};
+use lowrank_models::{Embedded, Head, ModelInfo, Precision, stored_classes};
 use serde_json::{Map, Value};
+use std::ops::Deref;
 use std::path::Path;
+
+/// How the names of classes begin that have none.
+pub(crate) const UNNAMED: &str = "LABEL_";
 
 /// A base model with what lies beside its weights.
 pub struct Base {
     /// The model.
     pub model: Box<dyn Model>,
+    /// The classes that it was opened to tell apart, if it was.
+    pub classes: Option<Classes>,
+    files: BaseFiles,
+}
+
+/// What a base model is read from: everything but its weights is known.
+pub struct BaseFiles {
     /// Vocabulary, end tokens, limits.
     pub info: ModelInfo,
     /// config.json as it stands.
     pub config: Map<String, Value>,
     files: Files,
     hub: Option<HubId>,
+    /// Where the configuration stands, for messages.
+    origin: String,
+}
+
+impl Deref for Base {
+    type Target = BaseFiles;
+
+    fn deref(&self) -> &BaseFiles {
+        &self.files
+    }
 }
 
 /// What a model was read from.
@@ -82,6 +103,16 @@ impl Base {
     /// # Errors
     /// As [`Self::open`], and if this kind of model has no such head.
     pub fn open_with(source: &str, precision: Precision, head: Head) -> Result<Self> {
+        BaseFiles::open(source)?.load(precision, head)
+    }
+}
+
+impl BaseFiles {
+    /// Opens what [`Base::open`] does, without reading weights.
+    ///
+    /// # Errors
+    /// As [`Base::open`], but for what is wrong with the weights.
+    pub fn open(source: &str) -> Result<Self> {
         let (files, hub) = Files::open(source)?;
         let (config, origin) = match &files {
             Files::Folder(checkpoint) => {
@@ -91,15 +122,48 @@ impl Base {
             Files::Gguf(gguf) => (gguf.config().clone(), source.to_owned()),
             Files::Embedded(model, _) => (embedded_config(model), format!("{source}/config.json")),
         };
-        let info = ModelInfo::from_json(&config, &origin)?;
-        let model = lowrank_models::load(&config, &origin, files.weights(), precision, head)?;
         Ok(Self {
-            model,
-            info,
+            info: ModelInfo::from_json(&config, &origin)?,
             config,
             files,
             hub,
+            origin,
         })
+    }
+
+    /// Reads the weights.
+    ///
+    /// # Errors
+    /// If one is missing, damaged or not supported, or this kind of model has no such head.
+    pub fn load(self, precision: Precision, head: Head) -> Result<Base> {
+        let weights = self.files.weights();
+        let model = lowrank_models::load(&self.config, &self.origin, weights, precision, head)?;
+        let classes = match head {
+            Head::Classes { num_labels, .. } => {
+                let own = self.classes().filter(|own| own.count() == num_labels);
+                Some(own.unwrap_or(Classes::new(num_labels)))
+            }
+            Head::Language | Head::None => None,
+        };
+        Ok(Base {
+            model,
+            classes,
+            files: self,
+        })
+    }
+
+    /// The classes that the checkpoint's own head tells apart, with their names in the configuration (`id2label`) if they
+    /// have any; none if there is no such head.
+    #[must_use]
+    pub fn classes(&self) -> Option<Classes> {
+        let count = stored_classes(self.files.weights())?;
+        let names = self.config.get("id2label").and_then(Value::as_object);
+        let name = |class: usize| Some(names?.get(&class.to_string())?.as_str()?.to_owned());
+        let names: Option<Vec<String>> = (0..count.get()).map(name).collect();
+        // transformers calls classes without names so.
+        let given = names.filter(|names| !names.iter().any(|name| name.starts_with(UNNAMED)));
+        let named = given.and_then(|names| Classes::named(count, names));
+        Some(named.unwrap_or(Classes::new(count)))
     }
 
     /// The folder or the GGUF file that the model was read from; for one of the hub, a folder of its cache; of an embedded

@@ -9,8 +9,9 @@ use lowrank_adapter::target::Targets;
 use lowrank_adapter::{
     AdapterConfig, Attached, BiasMode, Common, Part, Selection, Source, Start, attach,
 };
+use lowrank_data::Classes;
 use lowrank_format::{AtomicFolder, CONFIG_FILE, Existing, LowrankJson, PeftFolder};
-use lowrank_merge::{Comparison, PlainSite, compare, plain, probe_tokens};
+use lowrank_merge::{Comparison, PlainSite, compare, compare_classes, plain, probe_tokens};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -84,12 +85,16 @@ pub fn export_lora(
     }
     let model = base.model.as_ref();
     let (one, other) = (Selection::one(from), Selection::one(to));
-    let comparison = compare((model, &one), (model, &other), &sequences)?;
+    let comparison = match base.classes {
+        Some(_) => compare_classes((model, &one), (model, &other), &sequences)?,
+        None => compare((model, &one), (model, &other), &sequences)?,
+    };
 
     let folder = AtomicFolder::create(out, existing)?;
     let tensors = written.tensors.iter();
     let tensors = tensors.map(|(name, tensor)| (name.as_str(), tensor));
-    let lowrank = LowrankJson::new(LORA, &base.fingerprint()?);
+    let names = base.classes.as_ref().map_or(&[][..], Classes::names);
+    let lowrank = LowrankJson::new(LORA, &base.fingerprint()?).with_labels(names);
     let config = written.config.to_peft();
     PeftFolder::write(folder.path(), &config, tensors, &lowrank, None)?;
     Ok(Plain {

@@ -37,8 +37,10 @@ mod plan;
 mod rows;
 mod run;
 
-pub use adapters::{AdapterSource, Reading, StrictBase, load_adapter, save_adapter};
-pub use base::{Base, precision};
+pub use adapters::{
+    AdapterSource, Reading, StrictBase, adapter_classes, load_adapter, save_adapter,
+};
+pub use base::{Base, BaseFiles, precision};
 pub use device::device;
 pub use error::{Error, Result};
 pub use export::{ExportedSite, Plain, export_lora};

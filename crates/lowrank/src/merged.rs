@@ -1,13 +1,14 @@
 //! Writing stand-alone models.
 
-use crate::base::Base;
+use crate::base::{Base, UNNAMED};
 use crate::paths::real;
 use crate::{Error, Result};
 use candle_core::DType;
 use lowrank_adapter::Selection;
+use lowrank_data::Classes;
 use lowrank_format::{AtomicFolder, Existing, atomic_write_file, python_json, write_sharded};
 use lowrank_merge::fold;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// Shards of written models hold at most this many bytes, as Hugging Face's do.
@@ -55,6 +56,9 @@ pub fn merge_into(
     if folded.untied {
         config.insert("tie_word_embeddings".into(), false.into());
     }
+    if let Some(classes) = &base.classes {
+        describe_classes(&mut config, &base.info.model_type, classes);
+    }
     let word = match dtype {
         DType::F64 => "float64",
         DType::BF16 => "bfloat16",
@@ -75,6 +79,39 @@ pub fn merge_into(
         dtype,
         exact: folded.exact,
     })
+}
+
+/// What transformers opens a classifier by.
+fn describe_classes(config: &mut Map<String, Value>, model_type: &str, classes: &Classes) {
+    let class = match model_type {
+        "bert" => "BertForSequenceClassification",
+        "llama" => "LlamaForSequenceClassification",
+        "mistral" => "MistralForSequenceClassification",
+        "qwen2" => "Qwen2ForSequenceClassification",
+        "roberta" => "RobertaForSequenceClassification",
+        _ => "",
+    };
+    if !class.is_empty() {
+        config.insert("architectures".into(), vec![class].into());
+    }
+    let problem = match classes.is_regression() {
+        true => "regression",
+        false => "single_label_classification",
+    };
+    config.insert("problem_type".into(), problem.into());
+    let name = |class: usize| match classes.names().get(class) {
+        Some(name) => name.clone(),
+        None => format!("{UNNAMED}{class}"),
+    };
+    let classes = || (0..classes.count().get()).map(|class| (class, name(class)));
+    let names: Map<String, Value> = classes()
+        .map(|(class, name)| (class.to_string(), name.into()))
+        .collect();
+    let numbers: Map<String, Value> = classes()
+        .map(|(class, name)| (name, class.into()))
+        .collect();
+    config.insert("id2label".into(), names.into());
+    config.insert("label2id".into(), numbers.into());
 }
 
 /// Nothing but a model folder may be replaced, and not the one that is being read.

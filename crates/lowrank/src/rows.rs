@@ -1,9 +1,9 @@
-//! The rows that a run or an evaluation reads, and where they are kept.
+//! The rows of a run and of an evaluation, and where they are kept.
 
-use crate::base::Base;
+use crate::base::{Base, BaseFiles};
 use crate::{Error, Result, hub};
-use lowrank_data::{Cache, Dataset, Options, Tokenizer};
-use lowrank_train::{CacheKey, RunFile};
+use lowrank_data::{Cache, Classes, Dataset, Expected, Kind, Options, Tokenizer};
+use lowrank_train::{CacheKey, RunFile, TaskKeys};
 use std::env;
 use std::path::{Path, PathBuf};
 
@@ -13,48 +13,112 @@ const LARGE: u64 = 64 << 20;
 /// The environment's name for the folder that things are kept in.
 const VARIABLE: &str = "LOWRANK_CACHE";
 
+/// The rows that a run file names.
+pub(crate) struct TaskRows {
+    pub data: Dataset,
+    pub held_out: Option<Dataset>,
+}
+
+impl TaskRows {
+    /// `known` are the classes that the base, or the adapter that is started from, tells apart already.
+    pub fn open(
+        run: &RunFile,
+        base: &BaseFiles,
+        known: Option<Classes>,
+        origin: &Path,
+    ) -> Result<Self> {
+        let options = Options {
+            max_length: run.data.max_length,
+            end_token: base.info.eos_token_ids.first().copied(),
+            vocab: base.info.vocab_size,
+            limit: None,
+        };
+        let open = |files: &[String], key, expected: Expected<'_>| {
+            let data = open_expected(files, base, &options, expected, &run.data.cache)
+                .map_err(Error::under(origin, key))?;
+            check_kinds(&data, run.task, origin, key)?;
+            Ok::<_, Error>(data)
+        };
+        let given = match run.task {
+            TaskKeys::Classification { num_labels } => num_labels,
+            TaskKeys::CausalLm => None,
+        };
+        let known = known.filter(|known| given.is_none_or(|count| count == known.count()));
+        let expected = match &known {
+            Some(known) if run.task != TaskKeys::CausalLm => Expected::Given(known),
+            _ => Expected::Found(given),
+        };
+        let files = run.data.train.iter();
+        let (patterns, weights): (Vec<String>, Vec<f64>) = files
+            .map(|files| (files.path.clone(), files.weight))
+            .unzip();
+        let data = open(&patterns, "data.train", expected)?;
+        let (data, mut held_out) = match run.data.eval_fraction {
+            None => (data, None),
+            Some(fraction) => {
+                let parts = data.split(fraction, run.train.seed).map_err(Error::from);
+                let key = Error::under(origin, "data.eval_fraction");
+                let (data, held_out) = parts.map_err(key)?;
+                (data, Some(held_out))
+            }
+        };
+        let data = data.weighted(&weights).map_err(Error::from);
+        let data = data.map_err(Error::under(origin, "data.train"))?;
+        if !run.data.eval.is_empty() {
+            let expected = match data.classes() {
+                Some(classes) => Expected::Given(classes),
+                None => Expected::Found(None),
+            };
+            let eval = open(&run.data.eval, "data.eval", expected)?;
+            held_out = Some(eval.with_references()?);
+        }
+        Ok(Self { data, held_out })
+    }
+}
+
+/// Refuses rows that the task has no use for.
+fn check_kinds(data: &Dataset, task: TaskKeys, origin: &Path, key: &str) -> Result<()> {
+    let is_classification = task != TaskKeys::CausalLm;
+    let mut files = data.summary().files.iter();
+    let Some(file) = files.find(|file| (file.kind == Kind::Labelled) != is_classification) else {
+        return Ok(());
+    };
+    let (origin, path, kind) = (origin.display(), file.path.display(), file.kind);
+    let what = match is_classification {
+        true => format!(
+            "`task.kind = \"classification\"` needs rows {}",
+            Kind::Labelled
+        ),
+        false => "`task.kind = \"causal-lm\"` cannot learn from labels; set `task.kind = \"classification\"`".to_owned(),
+    };
+    Err(Error::Usage(format!(
+        "{origin}: `{key}`: {path} has rows {kind}, and {what}"
+    )))
+}
+
 /// Opens rows with the base's tokenizer; rows of token ids need none. A file may be one of the hub's:
-/// `hub:org/name/file` or `hub:org/name@revision/file`. Rows of large files are kept tokenised in the folder that
-/// LOWRANK_CACHE names, or else in a `lowrank` folder among the user's caches, and read one at a time.
+/// `hub:org/name/file` or `hub:org/name@revision/file`. Rows of large files are kept tokenised in the folder that LOWRANK_CACHE names,
+/// or else in a `lowrank` folder among the user's caches, and read one at a time.
 ///
 /// # Errors
-/// If a row cannot be read (the message names file and line), or is longer than the model can.
+/// If a row cannot be read (the message names file and line), has a label that is none of the base's classes, or is longer
+/// than the model can.
 pub fn open_data(files: &[String], base: &Base, options: &Options) -> Result<Dataset> {
-    let data = open(files, base, options, &CacheKey::Auto)?;
+    let expected = match &base.classes {
+        Some(classes) => Expected::Given(classes),
+        None => Expected::Found(None),
+    };
+    let data = open_expected(files, base, options, expected, &CacheKey::Auto)?;
     Ok(data.with_references()?)
 }
 
-/// What a run trains on, and what is held out. `origin` is its file, for messages.
-pub(crate) fn of_run(
-    run: &RunFile,
-    base: &Base,
+fn open_expected(
+    files: &[String],
+    base: &BaseFiles,
     options: &Options,
-    origin: &Path,
-) -> Result<(Dataset, Option<Dataset>)> {
-    let keys = &run.data;
-    let patterns: Vec<String> = keys.train.iter().map(|files| files.path.clone()).collect();
-    let weights: Vec<f64> = keys.train.iter().map(|files| files.weight).collect();
-    let in_train = |error: Error| Error::under(origin, "data.train")(error);
-    let data = open(&patterns, base, options, &keys.cache).map_err(in_train)?;
-    let (data, mut held_out) = match keys.eval_fraction {
-        Some(fraction) => {
-            let parts = data.split(fraction, run.train.seed).map_err(Error::from);
-            let (data, held_out) = parts.map_err(Error::under(origin, "data.eval_fraction"))?;
-            (data, Some(held_out))
-        }
-        None => (data, None),
-    };
-    let data = data.weighted(&weights).map_err(Error::from);
-    let data = data.map_err(in_train)?;
-    if !keys.eval.is_empty() {
-        let eval = open(&keys.eval, base, options, &keys.cache)
-            .and_then(|eval| Ok(eval.with_references()?));
-        held_out = Some(eval.map_err(Error::under(origin, "data.eval"))?);
-    }
-    Ok((data, held_out))
-}
-
-fn open(files: &[String], base: &Base, options: &Options, key: &CacheKey) -> Result<Dataset> {
+    expected: Expected<'_>,
+    key: &CacheKey,
+) -> Result<Dataset> {
     let (tokenizer, broken): (Option<Tokenizer>, Option<Error>) = match base.has_tokenizer() {
         true => match base.tokenizer() {
             Ok(tokenizer) => (Some(tokenizer), None),
@@ -64,8 +128,8 @@ fn open(files: &[String], base: &Base, options: &Options, key: &CacheKey) -> Res
     };
     let (found, tokenizer) = (hub::data(files)?, tokenizer.as_ref());
     let opened = match cache(key)? {
-        Some(cache) => Dataset::open_cached(&found, tokenizer, options, &cache),
-        None => Dataset::open(&found, tokenizer, options),
+        Some(cache) => Dataset::open_cached(&found, tokenizer, options, expected, &cache),
+        None => Dataset::open_with(&found, tokenizer, options, expected),
     };
     let data = match (opened, broken) {
         // A tokenizer that cannot be read matters to rows that need one.

@@ -1,21 +1,23 @@
 //! Running a run file.
 
-use crate::adapters::save_trained;
-use crate::base::Base;
+use crate::adapters::{classes_in, save_trained};
+use crate::base::{Base, BaseFiles};
 use crate::card::training;
 use crate::device::device;
 use crate::families::FULL;
 use crate::paths::{absolute, real};
-use crate::rows;
+use crate::rows::TaskRows;
 use crate::{Error, Result, hub, merge_into};
 use candle_core::DType;
 use lowrank_adapter::{
-    AdapterConfig, Attached, Param, Selection, Source, Start, attach, train_all,
+    AdapterConfig, Attached, Param, SEQ_CLS, Selection, Source, Start, attach, train_all,
 };
-use lowrank_data::{Dataset, Options, Plan};
+use lowrank_data::{Classes, Dataset, Plan};
 use lowrank_format::{CONFIG_FILE, Existing, PeftFolder};
-use lowrank_models::{Embedded, Precision};
-use lowrank_train::{Held, Mode, Progress, Rows, RunFile, RunFolder, Summary, Trainable, Trainer};
+use lowrank_models::{Embedded, Head, Precision};
+use lowrank_train::{
+    Held, Mode, Progress, Rows, RunFile, RunFolder, Summary, TaskKeys, Trainable, Trainer,
+};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,6 +27,8 @@ pub(crate) const NAME: &str = "default";
 
 /// The key that may hold a word for names that only the model knows.
 const TARGETS: &str = "target_modules";
+
+const TASK_TYPE: &str = "task_type";
 
 /// What a run left behind.
 #[derive(Debug)]
@@ -81,18 +85,25 @@ impl Prepared {
         keep_inputs(&run, &folder, origin)?;
         let plan = resolve(&mut run, origin)?;
         let device = device(run.model.device).map_err(Error::under(origin, "model.device"))?;
-        let mut base = Base::open(&run.model.source, precision(run.model.dtype))
-            .map_err(Error::under(origin, "model.source"))?;
+        let at_source = Error::under(origin, "model.source");
+        let files = BaseFiles::open(&run.model.source).map_err(&at_source)?;
+        let known = plan.as_ref().and_then(|plan| plan.classes.clone());
+        let rows = TaskRows::open(&run, &files, known.or(files.classes()), origin)?;
+        let TaskRows { data, held_out } = rows;
+        let head = match data.classes() {
+            Some(classes) => Head::Classes {
+                num_labels: classes.count(),
+                seed: run.train.seed,
+            },
+            None => Head::Language,
+        };
+        let mut base = files
+            .load(precision(run.model.dtype), head)
+            .map_err(at_source)?;
+        base.classes = data.classes().cloned();
         base.set_compute(run.train.compute);
         base.place(&device)
             .map_err(Error::under(origin, "model.device"))?;
-        let options = Options {
-            max_length: run.data.max_length,
-            end_token: base.info.eos_token_ids.first().copied(),
-            vocab: base.info.vocab_size,
-            limit: None,
-        };
-        let (data, held_out) = rows::of_run(&run, &base, &options, origin)?;
         let method = method(plan, &run, &mut base, origin)?;
         let mut prepared = Self {
             run,
@@ -167,6 +178,7 @@ pub fn train(
             save_trained(
                 &attached,
                 &fingerprint,
+                base.classes.as_ref(),
                 &folder.adapter(),
                 Existing::Replace,
                 Some(&training),
@@ -195,11 +207,16 @@ fn precision(held: Held) -> Precision {
 struct Planned {
     config: AdapterConfig,
     start: Start,
+    /// Those that the adapter that is started from tells apart.
+    classes: Option<Classes>,
 }
 
 /// Puts what is trained into the model.
 fn method(plan: Option<Planned>, run: &RunFile, base: &mut Base, origin: &Path) -> Result<Method> {
-    let Some(Planned { mut config, start }) = plan else {
+    let Some(Planned {
+        mut config, start, ..
+    }) = plan
+    else {
         return Ok(Method::Whole(train_all(base.model.as_mut(), NAME)?));
     };
     let (name, revision) = base.name();
@@ -282,7 +299,8 @@ fn resolve(run: &mut RunFile, origin: &Path) -> Result<Option<Planned>> {
         }
         return Ok(None);
     }
-    let mut tensors = None;
+    task_type(&mut keys, run.task).map_err(wrong)?;
+    let (mut tensors, mut classes) = (None, None);
     let word = named.as_deref().unwrap_or("lora");
     let mut family = lowrank_registry::by_name(word).map_err(|error| {
         // The registry lists adapters, and this is none.
@@ -308,6 +326,7 @@ fn resolve(run: &mut RunFile, origin: &Path) -> Result<Option<Planned>> {
             .and_then(|config| config.read_as(run.adapter.residual_base))
             .map_err(&in_config)?;
         keys = agree(&config, &keys).map_err(wrong)?;
+        classes = classes_in(&files)?;
         tensors = Some(files.tensors);
     }
     let config = AdapterConfig::parse(family, &keys, Source::RunFile).map_err(wrong)?;
@@ -320,7 +339,32 @@ fn resolve(run: &mut RunFile, origin: &Path) -> Result<Option<Planned>> {
         },
         None => Start::Seed(run.train.seed),
     };
-    Ok(Some(Planned { config, start }))
+    Ok(Some(Planned {
+        config,
+        start,
+        classes,
+    }))
+}
+
+/// A classifier's adapter says so, as PEFT's does, and trains the head by that.
+fn task_type(keys: &mut Map<String, Value>, task: TaskKeys) -> Result<(), lowrank_adapter::Error> {
+    let is_classifier = task != TaskKeys::CausalLm;
+    match keys.get(TASK_TYPE).and_then(Value::as_str) {
+        None if is_classifier => {
+            keys.insert(TASK_TYPE.into(), SEQ_CLS.into());
+        }
+        Some(given) if is_classifier != (given == SEQ_CLS) => {
+            let kind = if is_classifier {
+                "classification"
+            } else {
+                "causal-lm"
+            };
+            let what = format!("`{TASK_TYPE} = \"{given}\"` contradicts `task.kind = \"{kind}\"`");
+            return Err(lowrank_adapter::Error::Config { what });
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// The keys of a stored configuration; what the run file gives beside them must say the same.

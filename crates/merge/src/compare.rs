@@ -25,14 +25,36 @@ pub fn compare(
     second: (&dyn Model, &Selection),
     sequences: &[Vec<u32>],
 ) -> Result<Comparison> {
+    let every_token = |ids: &[u32]| Ask::Logits((0..ids.len() as u32).collect());
+    compare_asked(first, second, sequences, every_token)
+}
+
+/// [`compare`] of classifiers: of the logits of classes, one row of them a sequence, which counts as one token.
+///
+/// # Errors
+/// If a model refuses a sequence.
+pub fn compare_classes(
+    first: (&dyn Model, &Selection),
+    second: (&dyn Model, &Selection),
+    sequences: &[Vec<u32>],
+) -> Result<Comparison> {
+    compare_asked(first, second, sequences, |_| Ask::Classes)
+}
+
+fn compare_asked(
+    first: (&dyn Model, &Selection),
+    second: (&dyn Model, &Selection),
+    sequences: &[Vec<u32>],
+    ask: impl Fn(&[u32]) -> Ask,
+) -> Result<Comparison> {
     let mut found = Comparison {
         max_abs_logit_diff: 0.0,
         kl: 0.0,
         tokens: 0,
     };
     for ids in sequences {
-        let first = logits(first, ids)?;
-        let second = logits(second, ids)?;
+        let first = logits(first, ids, &ask(ids))?;
+        let second = logits(second, ids, &ask(ids))?;
         for (p, q) in first.iter().zip(&second) {
             let largest = p
                 .iter()
@@ -61,11 +83,14 @@ pub fn probe_tokens(vocab: usize) -> Vec<Vec<u32>> {
     [5, 17, 32, 64].map(&mut sequence).to_vec()
 }
 
-fn logits((model, selection): (&dyn Model, &Selection), ids: &[u32]) -> Result<Vec<Vec<f64>>> {
+fn logits(
+    (model, selection): (&dyn Model, &Selection),
+    ids: &[u32],
+    ask: &Ask,
+) -> Result<Vec<Vec<f64>>> {
     let batch = Batch::sequence(ids, 0)?;
-    let ask = Ask::Logits((0..ids.len() as u32).collect());
     let mut pass = Pass::evaluation(selection.clone());
-    let logits: Tensor = run(model, &batch, &ask, None, &mut pass)?;
+    let logits: Tensor = run(model, &batch, ask, None, &mut pass)?;
     Ok(logits.to_dtype(DType::F64)?.to_vec2()?)
 }
 

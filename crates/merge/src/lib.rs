@@ -22,7 +22,7 @@ mod error;
 mod fold;
 mod plain;
 
-pub use compare::{Comparison, compare, probe_tokens};
+pub use compare::{Comparison, compare, compare_classes, probe_tokens};
 pub use error::{Error, Result};
 pub use fold::{Folded, fold};
 pub use plain::{PlainSite, plain};

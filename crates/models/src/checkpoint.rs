@@ -112,11 +112,6 @@ impl<'a> Checkpoint<'a> {
         })
     }
 
-    /// What is computed in.
-    pub(crate) const fn dtype(&self) -> DType {
-        self.dtype
-    }
-
     /// Reads a norm's weight or a bias.
     pub(crate) fn vector(&self, name: &str) -> Result<Tensor> {
         let tensor = self.weights.tensor(name)?;
@@ -152,6 +147,15 @@ impl<'a> Checkpoint<'a> {
             _ => self.weights.stored(name)?,
         };
         self.finite(name, table)
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.weights.info(name).is_some()
+    }
+
+    /// What is computed in.
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
     }
 
     fn encoding(&self, name: &str) -> Option<Encoding> {

@@ -34,6 +34,7 @@ mod sample;
 pub use bert::Bert;
 pub use bert_config::{Activation, BertConfig};
 pub use checkpoint::Precision;
+pub use classes::{classes_of, stored_classes};
 pub use config::{Biases, LlamaConfig};
 pub use embedded::{Embedded, TINY};
 pub use error::{Error, Result};

@@ -4,6 +4,7 @@
 //! h + down(silu(gate(m)) * up(m)) with m = norm(h).
 
 use crate::checkpoint::{Checkpoint, Precision};
+use crate::classes::{Bias, Classes, last_tokens};
 use crate::{LlamaConfig, Result, checks};
 use candle_core::{DType, Tensor};
 use lowrank_adapter::{
@@ -16,6 +17,7 @@ use lowrank_ops::{self as ops, RotaryTable};
 const EMBEDDING: &str = "model.embed_tokens";
 const NORM: &str = "model.norm";
 const HEAD: &str = "lm_head";
+const SCORE: &str = "score";
 
 /// A LLaMA. Its parts have the paths that transformers gives them.
 #[derive(Debug)]
@@ -26,6 +28,8 @@ pub struct Llama {
     blocks: Vec<Block>,
     norm: Norm,
     head: Linear,
+    /// If the head gives rows their classes.
+    classes: Option<Classes>,
 }
 
 #[derive(Debug)]
@@ -48,6 +52,16 @@ impl Llama {
     /// # Errors
     /// If a tensor is missing, unused, misshapen, not finite, cannot be read or cannot be held in this precision.
     pub fn new(config: LlamaConfig, weights: &dyn Weights, precision: Precision) -> Result<Self> {
+        Self::with_head(config, weights, precision, None)
+    }
+
+    /// With a head for classes in the place of the one for tokens, if so many are given. It reads the last token of a row.
+    pub(crate) fn with_head(
+        config: LlamaConfig,
+        weights: &dyn Weights,
+        precision: Precision,
+        classes: Option<Classes>,
+    ) -> Result<Self> {
         let tied = config.tie_word_embeddings;
         // Early checkpoints store the frequencies; some of tied models store the head too, which transformers ignores.
         let ignored = |name: &str| {
@@ -56,20 +70,36 @@ impl Llama {
                 let origin = weights.origin();
                 tracing::warn!("{origin}: `{name}` is ignored: the head is tied to `{EMBEDDING}`");
             }
-            head || name.ends_with(".rotary_emb.inv_freq")
+            let other = classes.is_some() && name == format!("{HEAD}.weight");
+            head || other || name.ends_with(".rotary_emb.inv_freq")
         };
-        let checkpoint = Checkpoint::new(weights, precision, tensors(&config), ignored)?;
+        let hidden = config.hidden_size;
+        let head = match &classes {
+            None if tied => Vec::new(),
+            None => vec![(format!("{HEAD}.weight"), vec![config.vocab_size, hidden])],
+            Some(classes) => {
+                let dims = (classes.num_labels.get(), hidden);
+                Classes::tensors(weights, SCORE, dims, Bias::None)
+            }
+        };
+        let needed = tensors(&config).chain(head);
+        let checkpoint = Checkpoint::new(weights, precision, needed, ignored)?;
         let rotary = RotaryTable::new(config.head_dim, config.rope_theta, &config.rope_scaling)?;
         let table = FrozenEmbedding::new(checkpoint.table(&format!("{EMBEDDING}.weight"))?);
         let blocks = (0..config.num_hidden_layers)
             .map(|i| Block::new(&config, i, &checkpoint))
             .collect::<Result<_>>()?;
         let norm = norm(&checkpoint, NORM, config.rms_norm_eps)?;
-        let head = if tied {
-            Linear::tied(HEAD, table.head(), EMBEDDING)
-        } else {
-            let head = checkpoint.table(&format!("{HEAD}.weight"))?;
-            Linear::new(HEAD, FrozenLinear::stored(head))
+        let head = match &classes {
+            None if tied => Linear::tied(HEAD, table.head(), EMBEDDING),
+            None => {
+                let head = checkpoint.table(&format!("{HEAD}.weight"))?;
+                Linear::new(HEAD, FrozenLinear::stored(head))
+            }
+            Some(classes) => {
+                let dims = (classes.num_labels.get(), hidden);
+                classes.linear(&checkpoint, SCORE, dims, Bias::None)?
+            }
         };
         Ok(Self {
             rotary,
@@ -77,6 +107,7 @@ impl Llama {
             blocks,
             norm,
             head,
+            classes,
             config,
         })
     }
@@ -129,6 +160,35 @@ impl Llama {
         };
         block.o.forward(&y, pass)
     }
+
+    /// The last norm at these flat positions. They are picked first: neither norms nor logits of others ever exist.
+    fn picked(&self, h: &Tensor, positions: &[u32], pass: &mut Pass) -> AdapterResult<Tensor> {
+        let (rows, tokens, hidden) = h.dims3()?;
+        let x = ops::gather_rows(&h.reshape((rows * tokens, hidden))?, positions)?;
+        self.norm.forward_rms(&x, pass)
+    }
+
+    fn classify(
+        &self,
+        classes: &Classes,
+        h: &Tensor,
+        batch: &Batch,
+        ask: &Ask,
+        pass: &mut Pass,
+    ) -> AdapterResult<Tensor> {
+        if matches!(ask, Ask::Classes) {
+            let positions = last_tokens(batch, 0..batch.tokens().rows as u32);
+            let x = self.picked(h, &positions, pass)?;
+            return self.head.forward(&x, pass);
+        }
+        let rows = batch.row_targets().into_iter().map(|(row, _)| row);
+        let positions = last_tokens(batch, rows);
+        if positions.is_empty() {
+            return Ok(Tensor::zeros(0, self.dtype(), h.device())?);
+        }
+        let x = self.picked(h, &positions, pass)?;
+        classes.losses(&self.head, &x, batch, pass)
+    }
 }
 
 impl Model for Llama {
@@ -180,11 +240,16 @@ impl Model for Llama {
     }
 
     fn head(&self, h: &Tensor, batch: &Batch, ask: &Ask, pass: &mut Pass) -> AdapterResult<Tensor> {
-        let (positions, targets): (Vec<u32>, Vec<u32>) = match ask {
-            Ask::Losses => batch.targets().into_iter().unzip(),
-            Ask::Logits(positions) => (positions.clone(), Vec::new()),
-            Ask::Hidden => return self.norm.forward_rms(h, pass),
-            Ask::Classes => return Err(ask.refused(self.model_type())),
+        let (positions, targets): (Vec<u32>, Vec<u32>) = match (ask, &self.classes) {
+            (Ask::Hidden, _) => return self.norm.forward_rms(h, pass),
+            (Ask::Losses | Ask::Classes, Some(classes)) => {
+                return self.classify(classes, h, batch, ask, pass);
+            }
+            (Ask::Losses, None) => batch.targets().into_iter().unzip(),
+            (Ask::Logits(positions), None) => (positions.clone(), Vec::new()),
+            (Ask::Logits(_), Some(_)) | (Ask::Classes, None) => {
+                return Err(ask.refused(self.model_type()));
+            }
         };
         checks::vocabulary(targets.iter().copied(), self.config.vocab_size, "label")?;
         if positions.is_empty() {
@@ -193,10 +258,7 @@ impl Model for Llama {
                 _ => Tensor::zeros((0, self.config.vocab_size), self.dtype(), h.device())?,
             });
         }
-        let (rows, tokens, hidden) = h.dims3()?;
-        // Rows are picked first: neither norms nor logits of other positions ever exist.
-        let x = ops::gather_rows(&h.reshape((rows * tokens, hidden))?, &positions)?;
-        let x = self.norm.forward_rms(&x, pass)?;
+        let x = self.picked(h, &positions, pass)?;
         match ask {
             Ask::Losses => self.head.cross_entropy(&x, &targets, pass),
             _ => self.head.forward(&x, pass),
@@ -252,19 +314,15 @@ fn norm(checkpoint: &Checkpoint<'_>, path: &str, eps: f64) -> Result<Norm> {
     ))
 }
 
-/// Every tensor of the checkpoint with its shape, in the order of the forward pass. Lazy: a file may claim any number
+/// Every tensor of the checkpoint but the head's with its shape, in the order of the forward pass. Lazy: a file may claim any number
 /// of layers.
 fn tensors(config: &LlamaConfig) -> impl Iterator<Item = (String, Vec<usize>)> + use<'_> {
     let (hidden, vocab) = (config.hidden_size, config.vocab_size);
     let first = (format!("{EMBEDDING}.weight"), vec![vocab, hidden]);
-    let head = (format!("{HEAD}.weight"), vec![vocab, hidden]);
-    let last = [(format!("{NORM}.weight"), vec![hidden])];
-    let last = last
-        .into_iter()
-        .chain((!config.tie_word_embeddings).then_some(head));
+    let last = (format!("{NORM}.weight"), vec![hidden]);
     std::iter::once(first)
         .chain((0..config.num_hidden_layers).flat_map(|i| block_tensors(config, i)))
-        .chain(last)
+        .chain([last])
 }
 
 fn block_tensors(config: &LlamaConfig, i: usize) -> Vec<(String, Vec<usize>)> {

@@ -1,5 +1,6 @@
 //! From config.json and a checkpoint to a model, whatever its kind.
 
+use crate::classes::Classes;
 use crate::fields::Fields;
 use crate::kind::{Kind, Reading};
 use crate::quantisation::check_weights;
@@ -109,14 +110,22 @@ pub fn load(
     match kind.reading() {
         Reading::Onward => {
             let llama = LlamaConfig::from_json(config, origin)?;
-            if head != Head::Language {
-                return Err(Error::Head {
-                    head,
-                    model: kind.name(),
-                });
-            }
+            let classes = match head {
+                Head::Language => None,
+                Head::Classes { num_labels, seed } => {
+                    Some(Classes::new(num_labels, seed, config, origin)?)
+                }
+                Head::None => {
+                    return Err(Error::Head {
+                        head,
+                        model: kind.name(),
+                    });
+                }
+            };
             check_weights(config, origin, weights)?;
-            Ok(Box::new(Llama::new(llama, weights, precision)?))
+            Ok(Box::new(Llama::with_head(
+                llama, weights, precision, classes,
+            )?))
         }
         Reading::BothWays => {
             let bert = BertConfig::from_json(config, origin)?;

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{object, plain, rich, with};
-use lowrank_models::{LlamaConfig, ModelInfo};
+use lowrank_models::{Biases, Kind, LlamaConfig, ModelInfo, Reading};
 use lowrank_ops::RotaryScaling;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -26,6 +26,7 @@ fn every_field_is_read() {
     assert_eq!(
         read(&rich()),
         LlamaConfig {
+            kind: Kind::Llama,
             vocab_size: 29,
             hidden_size: 20,
             intermediate_size: 26,
@@ -43,8 +44,10 @@ fn every_field_is_read() {
                 original_max_position_embeddings: 24,
             },
             tie_word_embeddings: true,
-            attention_bias: true,
+            attention_bias: Biases::All,
             mlp_bias: true,
+            sliding_window: None,
+            window_from: 0,
             eos_token_ids: vec![2, 7],
         }
     );
@@ -53,7 +56,9 @@ fn every_field_is_read() {
         info,
         ModelInfo {
             model_type: "llama".into(),
+            reading: Reading::Onward,
             vocab_size: 29,
+            hidden_size: 20,
             eos_token_ids: vec![2, 7],
             max_position_embeddings: 96,
         }
@@ -69,6 +74,7 @@ fn absent_fields_have_the_defaults_of_transformers() {
     assert_eq!(
         config,
         LlamaConfig {
+            kind: Kind::Llama,
             vocab_size: 23,
             hidden_size: 24,
             intermediate_size: 34,
@@ -81,8 +87,10 @@ fn absent_fields_have_the_defaults_of_transformers() {
             rope_theta: 10_000.0,
             rope_scaling: RotaryScaling::None,
             tie_word_embeddings: false,
-            attention_bias: false,
+            attention_bias: Biases::None,
             mlp_bias: false,
+            sliding_window: None,
+            window_from: 0,
             eos_token_ids: Vec::new(),
         }
     );
@@ -143,16 +151,16 @@ fn wrong_fields_are_refused_by_name() {
             "`model_type` is 3, expected a string",
         ),
         (
-            json!({"model_type": "qwen2"}),
-            "`model_type` = \"qwen2\" is not yet supported; supported: llama",
+            json!({"model_type": "distilbert"}),
+            "unknown `model_type` \"distilbert\"; supported: bert, llama, mistral, qwen2, roberta, xlm-roberta",
         ),
         (
             json!({"model_type": "lama"}),
-            "unknown `model_type` \"lama\"; supported: llama, did you mean `llama`?",
+            "unknown `model_type` \"lama\"; supported: bert, llama, mistral, qwen2, roberta, xlm-roberta, did you mean `llama`?",
         ),
         (
             json!({"model_type": "mamba2"}),
-            "unknown `model_type` \"mamba2\"; supported: llama",
+            "unknown `model_type` \"mamba2\"; supported: bert, llama, mistral, qwen2, roberta, xlm-roberta",
         ),
         (json!({"vocab_size": null}), "`vocab_size` is missing"),
         (

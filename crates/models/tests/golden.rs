@@ -4,8 +4,8 @@
 
 mod common;
 
-use candle_core::{DType, Device, Tensor, safetensors};
-use common::{Memory, evaluate, object, rectangle, rows, with};
+use candle_core::{DType, Tensor};
+use common::{Memory, evaluate, object, read, rectangle, rows, tensors, with};
 use lowrank_adapter::Ask;
 use lowrank_models::{Head, Precision, load};
 use serde_json::{Value, json};
@@ -14,17 +14,6 @@ use std::path::{Path, PathBuf};
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/parity/golden")
-}
-
-fn read(path: &Path) -> Value {
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
-
-fn tensors(path: &Path) -> BTreeMap<String, Tensor> {
-    safetensors::load(path, &Device::Cpu)
-        .unwrap()
-        .into_iter()
-        .collect()
 }
 
 /// The base model's weights, with those that the case changed.

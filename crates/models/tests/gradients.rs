@@ -5,7 +5,7 @@
 mod common;
 
 use candle_core::Tensor;
-use common::{evaluate, model, plain, rectangle, rich, text, with};
+use common::{evaluate, model, plain, qwen2, rectangle, rich, text, windowed, with};
 use lowrank_adapter::{
     Ask, Batch, Memory, Model, Param, Pass, Selection, Share, Swept, sweep, train_all,
 };
@@ -48,6 +48,8 @@ fn every_weight_has_the_gradient_of_finite_differences() {
         rich(),
         plain(),
         with(plain(), json!({"tie_word_embeddings": true})),
+        windowed(),
+        qwen2(),
     ] {
         let (model, params, batch) = whole(&json);
         let swept = swept(&model, &params, &batch, Memory::Keep);

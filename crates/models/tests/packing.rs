@@ -5,7 +5,9 @@
 mod common;
 
 use candle_core::{DType, Tensor};
-use common::{Memory as Checkpoint, config, evaluate, plain, rectangle, rich, rows, text};
+use common::{
+    Memory as Checkpoint, config, evaluate, plain, qwen2, rectangle, rich, rows, text, windowed,
+};
 use lowrank_adapter::{
     Ask, Batch, KvCache, Memory, Model, Param, Pass, Selection, Share, Swept, Tokens, UNSUPERVISED,
     run, sweep, train_all,
@@ -97,7 +99,7 @@ fn distance(got: &Tensor, expected: &Tensor) -> f64 {
 #[test]
 fn losses_and_gradients_are_those_of_padded_texts() {
     for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F64, 1e-13)] {
-        for json in [rich(), plain()] {
+        for json in [rich(), plain(), windowed()] {
             let mut model = model(&json, dtype);
             let params = train_all(&mut model, "whole").unwrap();
             let texts = texts(model.config().vocab_size as u64);
@@ -143,7 +145,7 @@ fn a_leak_shows() {
 
 #[test]
 fn a_cache_decodes_each_packed_text() {
-    for json in [rich(), plain()] {
+    for json in [rich(), plain(), qwen2()] {
         let model = model(&json, DType::F64);
         let texts = texts(model.config().vocab_size as u64);
         let batch = packed(&texts, 12);

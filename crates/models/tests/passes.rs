@@ -4,7 +4,9 @@
 
 mod common;
 
-use common::{assert_near, evaluate, logits, model, plain, rectangle, rich, rows, text, with};
+use common::{
+    assert_near, evaluate, logits, model, plain, qwen2, rectangle, rich, rows, text, windowed, with,
+};
 use lowrank_adapter::{
     Ask, Batch, KvCache, Model, Part, Pass, Selection, Tokens, UNSUPERVISED, run,
 };
@@ -19,7 +21,7 @@ fn continued(model: &dyn Model, kv: &mut KvCache, text: &[u32]) -> Vec<Vec<f64>>
 
 #[test]
 fn a_cache_continues_the_text() {
-    for (json, vocab) in [(rich(), 29), (plain(), 23)] {
+    for (json, vocab) in [(rich(), 29), (plain(), 23), (windowed(), 23), (qwen2(), 23)] {
         let (model, _) = model(&json, 31);
         let text = text(15, vocab, 31);
         let whole = logits(&model, &text);
@@ -67,18 +69,20 @@ fn a_shared_prefix_is_computed_once_for_all_continuations() {
 
 #[test]
 fn padding_changes_nothing() {
-    let (model, _) = model(&rich(), 33);
-    let texts = [text(5, 29, 1), text(11, 29, 2), text(2, 29, 3)];
-    for length in [11, 16] {
-        let batch = rectangle(&texts, length);
-        let ask = Ask::Logits((0..3 * length as u32).collect());
-        let got = rows(&evaluate(&model, &batch, &ask));
-        for (row, text) in texts.iter().enumerate() {
-            assert_near(
-                &got[row * length..][..text.len()],
-                &logits(&model, text),
-                1e-12,
-            );
+    for json in [rich(), windowed(), qwen2()] {
+        let (model, _) = model(&json, 33);
+        let texts = [text(5, 23, 1), text(11, 23, 2), text(2, 23, 3)];
+        for length in [11, 16] {
+            let batch = rectangle(&texts, length);
+            let ask = Ask::Logits((0..3 * length as u32).collect());
+            let got = rows(&evaluate(&model, &batch, &ask));
+            for (row, text) in texts.iter().enumerate() {
+                assert_near(
+                    &got[row * length..][..text.len()],
+                    &logits(&model, text),
+                    1e-12,
+                );
+            }
         }
     }
 }

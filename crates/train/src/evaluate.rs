@@ -214,7 +214,7 @@ pub fn logits(model: &dyn Model, selection: &Selection, ids: &[u32]) -> Result<T
 }
 
 /// The highest of a few numbers, the first of several; none if none is a number.
-fn best(scores: impl Iterator<Item = f64>) -> Option<usize> {
+pub(crate) fn best(scores: impl Iterator<Item = f64>) -> Option<usize> {
     let (mut best, mut highest) = (None, f64::NEG_INFINITY);
     for (index, score) in scores.enumerate() {
         if score > highest {

@@ -33,6 +33,7 @@
 mod append;
 mod best;
 mod checkpoint;
+mod classify;
 mod clip;
 mod error;
 mod evaluate;
@@ -47,10 +48,12 @@ mod run;
 mod run_file;
 mod run_folder;
 mod schedule;
+pub mod task_metrics;
 mod trainer;
 
 pub use best::{Best, Judging, Metric};
 pub use checkpoint::{Checkpoint, Record};
+pub use classify::{Answer, Classified, classify};
 pub use clip::{clip_factor, find_non_finite, global_norm};
 pub use error::{Change, Error, Result};
 pub use evaluate::{Evaluation, Prediction, batch, choices, logits, loss, packed};

@@ -81,8 +81,16 @@ pub(crate) fn table(run: &RunFile) -> Table {
     adapter.extend(keys.filter_map(|(key, value)| Some((key.as_str(), to_toml(value)?))));
     section("adapter", adapter);
 
-    let TaskKeys::CausalLm = run.task;
-    section("task", vec![("kind", "causal-lm".into())]);
+    let mut task: Vec<(&str, Value)> = Vec::new();
+    match run.task {
+        TaskKeys::CausalLm => task.push(("kind", "causal-lm".into())),
+        TaskKeys::Classification { num_labels } => {
+            task.push(("kind", "classification".into()));
+            let count = num_labels.map(|count| integer(count.get() as u64));
+            task.extend(count.map(|count| ("num_labels", count)));
+        }
+    }
+    section("task", task);
 
     let data = &run.data;
     let mut keys = vec![

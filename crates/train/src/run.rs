@@ -2,12 +2,13 @@
 
 use crate::best::Best;
 use crate::checkpoint::{self, Checkpoint};
+use crate::classify::classify;
 use crate::error::{Change, Error, Result};
 use crate::evaluate::{choices, loss};
 use crate::log::Log;
 use crate::metrics::{EvalLine, StepLine, peak_rss_mb};
 use crate::resolved;
-use crate::run_file::RunFile;
+use crate::run_file::{RunFile, TaskKeys};
 use crate::run_folder::{Mode, RunFolder};
 use crate::schedule::{Curve, Warmup};
 use crate::trainer::{Done, Trainable, Trainer, Update};
@@ -295,7 +296,9 @@ impl Session<'_, '_, '_> {
         });
         let questions: Option<Vec<&ChoiceExample>> = questions.collect();
         let questions = questions.filter(|questions| questions.len() == eval.len());
-        let evaluation = if let Some(questions) = questions {
+        let evaluation = if self.run.task != TaskKeys::CausalLm {
+            classify(model, selection, eval, batch_size)?.0
+        } else if let Some(questions) = questions {
             let examples = eval.iter().collect::<lowrank_data::Result<Vec<_>>>()?;
             let rows = examples.iter().map(Cow::as_ref).zip(questions);
             let total = self.plan.total_steps();
@@ -308,17 +311,14 @@ impl Session<'_, '_, '_> {
         } else {
             loss(model, selection, eval, batch_size)?
         };
-        let mut metrics_of_task = evaluation.metrics;
-        metrics_of_task.extend(
-            evaluation
-                .accuracy
-                .map(|share| ("accuracy".to_owned(), share)),
-        );
+        let mut judged = evaluation.metrics;
+        let accuracy = evaluation.accuracy;
+        judged.extend(accuracy.map(|share| ("accuracy".to_owned(), share)));
         let line = EvalLine {
             step,
             eval_loss: evaluation.loss,
             eval_tokens: evaluation.tokens,
-            metrics: metrics_of_task,
+            metrics: judged,
         };
         log.evaluation(&line)?;
         if line.eval_loss.is_some_and(|loss| !loss.is_finite()) {
@@ -382,7 +382,7 @@ fn skipped(step: u64, update: Update) -> Option<String> {
     match update {
         Update::Made => None,
         Update::NothingSupervised => Some(format!(
-            "step {step}: none of its rows has a supervised token; nothing was updated"
+            "step {step}: nothing in its rows is supervised; nothing was updated"
         )),
         Update::NotFinite => Some(format!(
             "step {step}: the loss or a gradient is not finite; nothing was updated"

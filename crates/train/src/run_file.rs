@@ -7,7 +7,7 @@ use crate::optimizer::{self, Chosen, Group};
 use crate::place::Place;
 use crate::schedule::{Curve, Warmup};
 use lowrank_adapter::{Blur, Compute, Memory, ResidualBase};
-use lowrank_data::Length;
+use lowrank_data::{Length, MAX_CLASSES};
 use serde_json::{Map, Number};
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -77,6 +77,11 @@ pub struct AdapterKeys {
 pub enum TaskKeys {
     /// The next token.
     CausalLm,
+    /// The class of each row, or a value.
+    Classification {
+        /// How many classes there are, 1 for a value; found in the rows if it is not given.
+        num_labels: Option<NonZeroUsize>,
+    },
 }
 
 /// The rows.
@@ -216,6 +221,11 @@ impl RunFile {
             train: train(section("train")?, &origin)?,
             output: output(section("output")?, &origin)?,
         };
+        if run.data.packing && run.task != TaskKeys::CausalLm {
+            let what = "`data.packing = true` joins rows, and `task.kind = \"classification\"` tells them apart; \
+                        leave packing out";
+            return Err(origin.error("data.packing", what));
+        }
         if (run.model.device, run.train.compute) == (Place::Cuda, Compute::Bf16) {
             let what = "`train.compute = \"bf16\"` with `model.device = \"cuda\"` is not yet supported, expected \"f32\"";
             return Err(origin.error("train.compute", what));
@@ -312,13 +322,19 @@ fn to_json(value: &Value) -> Option<serde_json::Value> {
 
 fn task(keys: Keys<'_>, origin: &Origin) -> Result<TaskKeys> {
     let mut keys = keys.only(&["kind", "num_labels"])?;
-    let kinds = [("causal-lm", TaskKeys::CausalLm)];
-    let kind = keys.word("kind", &kinds, &["classification"])?;
-    if keys.has("num_labels") {
-        let what = "`task.num_labels` is not yet supported (leave it out)";
+    let num_labels = count(&mut keys, "num_labels", 1, MAX_CLASSES as u64)?;
+    let kinds = [
+        ("causal-lm", TaskKeys::CausalLm),
+        ("classification", TaskKeys::Classification { num_labels }),
+    ];
+    let kind = keys.word("kind", &kinds, &[])?;
+    let kind = kind.unwrap_or(TaskKeys::CausalLm);
+    if kind == TaskKeys::CausalLm && num_labels.is_some() {
+        let what =
+            "`task.num_labels` is for `task.kind = \"classification\"`; set that, or leave it out";
         return Err(origin.error("task.num_labels", what));
     }
-    Ok(kind.unwrap_or(TaskKeys::CausalLm))
+    Ok(kind)
 }
 
 fn data(keys: Keys<'_>, origin: &Origin) -> Result<DataKeys> {

@@ -54,7 +54,11 @@ pub fn run(arguments: &ExportArguments) -> Result<ExitCode> {
     if arguments.rank.is_some() {
         return not_yet("`--rank`, an approximation of the update by so many ranks,");
     }
-    let mut base = Base::open(&arguments.model, Precision::Cast(DType::F32))?;
+    let mut base = Base::open_for(
+        &arguments.model,
+        Precision::Cast(DType::F32),
+        [arguments.adapter.as_path()],
+    )?;
     let existing = match arguments.force {
         true => Existing::Replace,
         false => Existing::Refuse,

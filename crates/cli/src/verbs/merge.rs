@@ -6,7 +6,7 @@ use anyhow::Result;
 use candle_core::DType;
 use lowrank::adapter::Selection;
 use lowrank::format::Existing;
-use lowrank::merge::{compare, probe_tokens};
+use lowrank::merge::{compare, compare_classes, probe_tokens};
 use lowrank::models::Precision;
 use lowrank::training::Place;
 use lowrank::{Base, Error, merge_into};
@@ -74,13 +74,15 @@ pub fn run(arguments: &MergeArguments) -> Result<ExitCode> {
             DType::F64 => DType::F64,
             _ => DType::F32,
         };
-        let merged = Base::open(&report.out.to_string_lossy(), Precision::Cast(precision))?;
-        let found = compare(
-            (base.model.as_ref(), &selection),
-            (merged.model.as_ref(), &Selection::none()),
-            &probes(&base),
-        )
-        .map_err(Error::from)?;
+        let source = report.out.to_string_lossy();
+        let merged = Base::open_for(&source, Precision::Cast(precision), [])?;
+        let adapted = (base.model.as_ref(), &selection);
+        let merged = (merged.model.as_ref(), &Selection::none());
+        let found = match base.classes {
+            Some(_) => compare_classes(adapted, merged, &probes(&base)),
+            None => compare(adapted, merged, &probes(&base)),
+        };
+        let found = found.map_err(Error::from)?;
         report.max_abs_logit_diff = Some(found.max_abs_logit_diff);
         report.kl = Some(found.kl);
         report.tokens = Some(found.tokens);

@@ -58,7 +58,11 @@ pub fn open(
     place: Place,
 ) -> lowrank::Result<(Base, Selection)> {
     let device = device(place)?;
-    let mut base = Base::open(&arguments.model, precision)?;
+    let adapters = arguments
+        .adapters
+        .iter()
+        .map(|source| source.path.as_path());
+    let mut base = Base::open_for(&arguments.model, precision, adapters)?;
     base.place(&device)?;
     let reading = Reading {
         strict: if arguments.strict_base {

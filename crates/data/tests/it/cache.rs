@@ -1,7 +1,7 @@
 //! Tokenised rows that are kept are the rows, whatever happens to the files that keep them.
 
 use crate::helpers::{Folder, TOKENIZER, count, examples, options, tokenizer};
-use lowrank_data::{Cache, Dataset, Options, Tokenizer};
+use lowrank_data::{Cache, Dataset, Expected, Options, Tokenizer};
 use lowrank_ops::rng::{Key, Purpose};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -53,7 +53,13 @@ impl Scene {
         tokenizer: &Tokenizer,
         options: &Options,
     ) -> lowrank_data::Result<Dataset> {
-        Dataset::open_cached(&self.patterns(names), Some(tokenizer), options, &self.cache)
+        Dataset::open_cached(
+            &self.patterns(names),
+            Some(tokenizer),
+            options,
+            Expected::Found(None),
+            &self.cache,
+        )
     }
 
     fn open(&self) -> Dataset {

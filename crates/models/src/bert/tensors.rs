@@ -183,7 +183,7 @@ impl<'a> Plan<'a> {
                 );
                 if !drawn.is_empty() {
                     let drawn = drawn.join("`, `");
-                    tracing::warn!(
+                    tracing::info!(
                         "{origin}: `{drawn}` is not there: it is drawn, and says nothing before it is trained"
                     );
                 }

@@ -4,16 +4,15 @@ use super::tensors::{Names, Plan};
 use super::{dense, dropped, norm};
 use crate::bert_config::{Activation, BertConfig};
 use crate::checkpoint::Checkpoint;
+use crate::classes::{Bias, Classes};
 use crate::kind::Kind;
-use crate::{Head, Result, checks, classes};
-use candle_core::{DType, Device, Tensor};
+use crate::{Head, Result, checks};
+use candle_core::Tensor;
 use lowrank_adapter::{
     Ask, Batch, Error as AdapterError, Linear, Norm, Part, Pass, Result as AdapterResult,
 };
 use lowrank_frozen::{FrozenEmbedding, FrozenLinear};
 use lowrank_ops as ops;
-use lowrank_ops::rng::{Key, Purpose};
-use std::num::NonZeroUsize;
 
 #[derive(Debug)]
 pub(super) enum Top {
@@ -28,7 +27,7 @@ pub(super) enum Top {
     Classes {
         pooler: Linear,
         out: Linear,
-        num_labels: NonZeroUsize,
+        classes: Classes,
     },
     /// The pooler answers no question, but is part of the model.
     None { pooler: Option<Linear> },
@@ -67,35 +66,22 @@ impl Top {
                 }
             }
             Head::Classes { num_labels, seed } => {
-                let drawn = |path: &str, n_out| {
-                    let size = (n_out, config.hidden_size);
-                    drawn(
-                        path,
-                        size,
-                        config.initializer_range,
-                        seed,
-                        checkpoint.dtype(),
-                    )
+                let classes = Classes {
+                    num_labels,
+                    seed,
+                    deviation: config.initializer_range,
                 };
+                let hidden = config.hidden_size;
                 let pooler = if plan.draws(names.pooler) {
-                    drawn(names.pooler, config.hidden_size)?
+                    classes.linear(checkpoint, names.pooler, (hidden, hidden), Bias::One)?
                 } else {
                     dense(checkpoint, names.pooler.into())?
                 };
-                let out = if plan.draws(names.classes) {
-                    drawn(names.classes, num_labels.get())?
-                } else {
-                    let weight = checkpoint.table(&format!("{}.weight", names.classes))?;
-                    let bias = checkpoint.vector(&format!("{}.bias", names.classes))?;
-                    Linear::new(
-                        names.classes,
-                        FrozenLinear::stored(weight).with_bias(Some(bias)),
-                    )
-                };
+                let size = (num_labels.get(), hidden);
                 Self::Classes {
                     pooler,
-                    out,
-                    num_labels,
+                    out: classes.linear(checkpoint, names.classes, size, Bias::One)?,
+                    classes,
                 }
             }
             Head::None => {
@@ -166,19 +152,14 @@ impl Top {
                 let x = self.pooled(config, h, batch, &rows, pass)?;
                 out.forward(&x, pass)
             }
-            (
-                Self::Classes {
-                    out, num_labels, ..
-                },
-                Ask::Losses,
-            ) => {
+            (Self::Classes { out, classes, .. }, Ask::Losses) => {
                 let targets = batch.row_targets();
                 if targets.is_empty() {
                     return Ok(Tensor::zeros(0, h.dtype(), h.device())?);
                 }
                 let rows: Vec<u32> = targets.iter().map(|(row, _)| *row).collect();
                 let x = self.pooled(config, h, batch, &rows, pass)?;
-                classes::losses(out, *num_labels, &x, &targets, pass)
+                classes.losses(out, &x, batch, pass)
             }
             _ => Err(ask.refused(config.kind.name())),
         }
@@ -248,32 +229,4 @@ fn one_text_a_row(batch: &Batch) -> AdapterResult<()> {
         }
     }
     Ok(())
-}
-
-/// How many numbers a layer that is drawn may have.
-const MOST: usize = 1 << 30;
-
-/// A layer as transformers begins one: normal numbers of this deviation, no bias.
-fn drawn(
-    path: &str,
-    (n_out, n_in): (usize, usize),
-    deviation: f64,
-    seed: u64,
-    dtype: DType,
-) -> Result<Linear> {
-    if n_out.checked_mul(n_in).is_none_or(|count| count > MOST) {
-        let what = format!("{n_out} labels are too many");
-        return Err(AdapterError::Other(what).into());
-    }
-    let name = format!("{path}.weight");
-    let mut stream = Key::new(seed, Purpose::Init).site(&name).stream();
-    let numbers: Vec<f64> = (0..n_out * n_in)
-        .map(|_| deviation * stream.normal())
-        .collect();
-    let make = || -> candle_core::Result<(Tensor, Tensor)> {
-        let weight = Tensor::from_vec(numbers, (n_out, n_in), &Device::Cpu)?.to_dtype(dtype)?;
-        Ok((weight, Tensor::zeros(n_out, dtype, &Device::Cpu)?))
-    };
-    let (weight, bias) = make().map_err(ops::Error::from)?;
-    Ok(Linear::new(path, FrozenLinear::new(weight, Some(bias))?))
 }

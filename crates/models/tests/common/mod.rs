@@ -5,10 +5,83 @@
 use candle_core::{DType, Device, Tensor};
 use lowrank_adapter::{Ask, Batch, Model, Pass, Selection, Tokens, UNSUPERVISED, run};
 use lowrank_frozen::{Error, Result, TensorInfo, Weights};
-use lowrank_models::{Llama, LlamaConfig, Precision};
+use lowrank_models::{Biases, Llama, LlamaConfig, Precision};
 use lowrank_ops::rng::{Key, Purpose};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What transformers wrote into the folder of a case, and computed with it.
+pub struct Zoo {
+    pub config: Value,
+    pub weights: Memory,
+    pub expected: BTreeMap<String, Tensor>,
+    folder: PathBuf,
+}
+
+impl Zoo {
+    pub fn open(case: &str) -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/zoo");
+        let folder = folder.join(case);
+        Self {
+            config: read(&folder.join("config.json")),
+            weights: Memory(tensors(&folder.join("model.safetensors"))),
+            expected: tensors(&folder.join("expected.safetensors")),
+            folder,
+        }
+    }
+
+    /// How many tokens each row has.
+    pub fn lengths(&self) -> Vec<usize> {
+        self.listed("lengths")
+    }
+
+    /// Its rows, padded, with types of tokens and labels of tokens or rows.
+    pub fn batch(&self) -> Batch {
+        let lengths = self.lengths();
+        let length = lengths.iter().copied().max().unwrap();
+        let ids: Vec<Vec<u32>> = self.listed("ids");
+        let types: Vec<Vec<u32>> = self.listed("types");
+        let labels: Option<Vec<Vec<i32>>> = self.listed("labels");
+        let row_labels: Option<Vec<Option<f64>>> = self.listed("row_labels");
+        let size = ids.len() * length;
+        let of = |at: usize| (at / length, at % length);
+        let tokens = Tokens {
+            rows: ids.len(),
+            length,
+            segments: (0..size)
+                .map(|at| u32::from(of(at).1 < lengths[of(at).0]))
+                .collect(),
+            positions: (0..size).map(|at| of(at).1 as u32).collect(),
+            ids: ids.concat(),
+        };
+        let labels = labels.map_or(vec![UNSUPERVISED; size], |labels| labels.concat());
+        let batch = Batch::new(tokens, labels).unwrap();
+        let batch = batch.with_types(types.concat()).unwrap();
+        match row_labels {
+            Some(labels) => batch.with_row_labels(labels).unwrap(),
+            None => batch,
+        }
+    }
+
+    fn listed<T: serde::de::DeserializeOwned>(&self, what: &str) -> T {
+        serde_json::from_value(read(&self.folder.join("batch.json"))[what].clone()).unwrap()
+    }
+}
+
+pub fn read(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+pub fn tensors(path: &Path) -> BTreeMap<String, Tensor> {
+    let tensors = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+    tensors.into_iter().collect()
+}
+
+pub fn numbers(tensor: &Tensor) -> Vec<f64> {
+    let flat = tensor.flatten_all().unwrap().to_dtype(DType::F64).unwrap();
+    flat.to_vec1().unwrap()
+}
 
 /// A checkpoint in memory.
 #[derive(Debug, Clone)]
@@ -49,6 +122,11 @@ impl Memory {
         );
         let query = config.num_attention_heads * config.head_dim;
         let key = config.num_key_value_heads * config.head_dim;
+        let (inputs, output) = match config.attention_bias {
+            Biases::None => (false, false),
+            Biases::Inputs => (true, false),
+            Biases::All => (true, true),
+        };
         let mut shapes: Vec<(String, Vec<usize>)> = vec![
             ("model.embed_tokens.weight".into(), vec![vocab, hidden]),
             ("model.norm.weight".into(), vec![hidden]),
@@ -62,10 +140,10 @@ impl Memory {
                 shapes.push((format!("{path}.{norm}.weight"), vec![hidden]));
             }
             for (name, n_out, n_in, bias) in [
-                ("self_attn.q_proj", query, hidden, config.attention_bias),
-                ("self_attn.k_proj", key, hidden, config.attention_bias),
-                ("self_attn.v_proj", key, hidden, config.attention_bias),
-                ("self_attn.o_proj", hidden, query, config.attention_bias),
+                ("self_attn.q_proj", query, hidden, inputs),
+                ("self_attn.k_proj", key, hidden, inputs),
+                ("self_attn.v_proj", key, hidden, inputs),
+                ("self_attn.o_proj", hidden, query, output),
                 ("mlp.gate_proj", inner, hidden, config.mlp_bias),
                 ("mlp.up_proj", inner, hidden, config.mlp_bias),
                 ("mlp.down_proj", hidden, inner, config.mlp_bias),
@@ -90,6 +168,12 @@ impl Memory {
             (name, tensor)
         };
         Self(shapes.into_iter().map(draw).collect())
+    }
+
+    /// The same without one tensor.
+    pub fn without(mut self, name: &str) -> Self {
+        self.0.remove(name);
+        self
     }
 
     /// The same numbers in another dtype.
@@ -122,6 +206,26 @@ pub fn plain() -> Value {
         "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
         "rms_norm_eps": 1e-6, "max_position_embeddings": 40, "hidden_act": "silu",
         "rope_theta": 1000.0, "rope_scaling": {"type": "linear", "factor": 2.5}, "eos_token_id": 2
+    })
+}
+
+/// config.json of a small Mistral whose window is shorter than most texts.
+pub fn windowed() -> Value {
+    json!({
+        "model_type": "mistral", "vocab_size": 23, "hidden_size": 24, "intermediate_size": 34,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10,
+        "sliding_window": 3, "max_position_embeddings": 40, "rope_theta": 1000.0
+    })
+}
+
+/// config.json of a small Qwen2 with a window in its last block.
+pub fn qwen2() -> Value {
+    json!({
+        "model_type": "qwen2", "vocab_size": 23, "hidden_size": 24, "intermediate_size": 34,
+        "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 3,
+        "use_sliding_window": true, "sliding_window": 2, "max_window_layers": 2,
+        "layer_types": ["full_attention", "full_attention", "sliding_attention"],
+        "max_position_embeddings": 40, "rope_theta": 1000.0, "tie_word_embeddings": true
     })
 }
 

@@ -1,7 +1,7 @@
 //! What a run leaves for people.
 
 use crate::runs::{Copies, Setting, stirred};
-use crate::support::{StubConfig, run_file};
+use crate::support::run_file;
 use lowrank_report::{Kind, Lines, cut};
 use lowrank_train::Mode;
 use std::fs;
@@ -162,13 +162,8 @@ fn files_follow_those_of_a_clock_that_was_ahead() {
 fn a_run_that_fails_says_so_on_its_page() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("run");
-    let setting = Setting {
-        config: StubConfig {
-            poison_at: 3,
-            ..StubConfig::default()
-        },
-        ..Setting::new()
-    };
+    let mut setting = Setting::new();
+    setting.config.poison_at = 3;
     let error = setting
         .run(&dir, Mode::Fresh, &run_file(&dir, KEYS), &mut ())
         .unwrap_err();
