@@ -1,7 +1,9 @@
 //! What a run will be, without running it.
 
 use crate::Result;
+use crate::base::Base;
 use crate::run::{Method, NAME, Prepared};
+use lowrank_adapter::target::is_saved;
 use lowrank_adapter::{
     Attached, Batch, Footprint, Kind, Memory, Model, Param, Part, Pass, Selection, Share, Tokens,
     footprint, sweep,
@@ -65,8 +67,9 @@ pub struct MemoryEstimate {
     /// Logits at the supervised positions of that micro-batch, with their gradient.
     pub logits: f64,
     /// What the planning process holds beside weights and adapter, and a run like it: the program itself, the tokenizer, the
-    /// rows, and pages of files that the system may drop at any time. 0 where the system does not tell.
-    pub program: f64,
+    /// rows, pages of files that the system may drop at any time (0 where the system does not tell). With it what
+    /// threads work in, and what the allocator keeps beside what is used: a third of activations and logits.
+    pub overhead: f64,
     /// All of them.
     pub total: f64,
 }
@@ -108,7 +111,7 @@ pub fn plan(run: &RunFile, origin: &Path) -> Result<RunPlan> {
         Method::Adapter(_) => (params.iter().map(bytes).sum(), saved),
     };
     let outlook = &prepared.outlook;
-    let held = Held::new(prepared.base.model.as_ref(), params, &outlook.trained)?;
+    let held = Held::new(&prepared.base, params, &outlook.trained)?;
     let need = need(&prepared, &held);
     let parts = [
         weights,
@@ -121,6 +124,8 @@ pub fn plan(run: &RunFile, origin: &Path) -> Result<RunPlan> {
     let program = held.resident.map_or(0.0, |resident| {
         (resident - megabytes(weights + adapter)).max(0.0)
     });
+    let kept = megabytes(need.activations + need.logits) * KEPT_BESIDE;
+    let overhead = program + WORK_SPACES + kept;
     let summary = prepared.data.summary();
     Ok(RunPlan {
         trainable_parameters: outlook.trainable_parameters,
@@ -131,8 +136,8 @@ pub fn plan(run: &RunFile, origin: &Path) -> Result<RunPlan> {
             optimizer: megabytes(parts[2]),
             activations: megabytes(parts[3]),
             logits: megabytes(parts[4]),
-            program,
-            total: megabytes(parts.iter().sum()) + program,
+            overhead,
+            total: megabytes(parts.iter().sum()) + overhead,
         },
         steps: outlook.steps.total_steps(),
         examples: summary.rows,
@@ -143,11 +148,19 @@ pub fn plan(run: &RunFile, origin: &Path) -> Result<RunPlan> {
     })
 }
 
+/// Freed memory stays for the next result of about its size. Results of other sizes do not fit into all of its gaps, and
+/// sizes are rounded up: measured are 0.13 to 0.25 of what a step needs where its results are of several MiB, and 0.9
+/// where they are of some 100 KiB.
+const KEPT_BESIDE: f64 = 1.0 / 3.0;
+
+/// Stacks and buffers of threads, and first pages of the allocator's, in MiB.
+const WORK_SPACES: f64 = 8.0;
+
 fn bytes(param: &Param) -> usize {
     param.elem_count() * param.dtype().size_in_bytes()
 }
 
-/// The targeted modules.
+/// The targeted modules, and those that train whole beside them.
 fn adapted(attached: &Attached, trained: &[Param]) -> Result<Vec<PlannedSite>> {
     let site = |path: &String| {
         let prefix = format!("{path}.");
@@ -169,11 +182,20 @@ fn adapted(attached: &Attached, trained: &[Param]) -> Result<Vec<PlannedSite>> {
             parameters: trained.map(|param| attached.live_count(param)).sum(),
         })
     };
-    attached.sites.iter().map(site).collect()
+    let mut sites = attached
+        .sites
+        .iter()
+        .map(site)
+        .collect::<Result<Vec<_>>>()?;
+    sites.extend(modules(attached.params.iter().filter(|param| {
+        let path = param.name().rsplit_once('.').map_or("", |(path, _)| path);
+        is_saved(path, attached.config.common.modules_to_save())
+    })));
+    Ok(sites)
 }
 
 /// The modules that the parameters belong to, in order.
-fn modules(params: &[Param]) -> Vec<PlannedSite> {
+fn modules<'a>(params: impl IntoIterator<Item = &'a Param>) -> Vec<PlannedSite> {
     let mut sites: Vec<PlannedSite> = Vec::new();
     for param in params {
         let name = param.name();
@@ -273,7 +295,10 @@ fn need(prepared: &Prepared, held: &Held) -> Need {
     let number = trained
         .first()
         .map_or(0, |param| param.dtype().size_in_bytes());
-    let vocab = prepared.base.info.vocab_size;
+    let classes = prepared.base.classes.as_ref();
+    let vocab = classes.map_or(prepared.base.info.vocab_size, |classes| {
+        classes.count().get()
+    });
     let hidden = held.inputs.first().copied().unwrap_or(0.0);
     let gradients: usize = trained.iter().map(bytes).sum();
     let of = |size: Size| {
@@ -316,8 +341,9 @@ struct Held {
 impl Held {
     /// Runs two tiny batches through the model: what they differ in is what tokens need, the rest are parameters. A third
     /// goes back too: what no loss depends on would stop the run at its first step.
-    fn new(model: &dyn Model, params: &[Param], trained: &[Param]) -> Result<Self> {
+    fn new(base: &Base, params: &[Param], trained: &[Param]) -> Result<Self> {
         const FEW: usize = 2;
+        let model = base.model.as_ref();
         let batch = |rows: usize| {
             let tokens = Tokens {
                 rows,
@@ -326,7 +352,11 @@ impl Held {
                 segments: vec![1; rows * FEW],
                 positions: (0..rows).flat_map(|_| 0..FEW as u32).collect(),
             };
-            Batch::new(tokens, vec![0; rows * FEW])
+            let batch = Batch::new(tokens, vec![0; rows * FEW])?;
+            match base.classes {
+                Some(_) => batch.with_row_labels(vec![Some(0.0); rows]),
+                None => Ok(batch),
+            }
         };
         let held = params.iter().filter(|param| !trained.contains(param));
         let held: Arc<BTreeSet<Param>> = Arc::new(held.cloned().collect());

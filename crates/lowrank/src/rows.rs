@@ -2,7 +2,10 @@
 
 use crate::base::{Base, BaseFiles};
 use crate::{Error, Result, hub};
-use lowrank_data::{Classes, Dataset, Expected, Kind, Options, Reference, Tokenizer};
+use lowrank_data::{
+    Classes, Dataset, Example, Expected, Kind, Options, Reference, Tokenizer, read_texts,
+};
+use lowrank_models::Reading;
 use lowrank_train::{RunFile, TaskKeys};
 use std::path::Path;
 
@@ -74,7 +77,8 @@ fn check_kinds(data: &Dataset, task: TaskKeys, origin: &Path, key: &str) -> Resu
     )))
 }
 
-/// Opens rows with the base's tokenizer; rows of token ids need none. A file may be one of the hub's:
+/// Opens rows with the base's tokenizer, which rows of token ids do not need, and with its chat template, which only rows of
+/// messages need. A file may be one of the hub's:
 /// `hub:org/name/file` or `hub:org/name@revision/file`.
 ///
 /// # Errors
@@ -88,6 +92,15 @@ pub fn open_data(files: &[String], base: &Base, options: &Options) -> Result<Dat
     open_expected(files, base, options, expected)
 }
 
+/// Opens the texts of rows to be embedded, in the base's own tokenizer; files are as [`open_data`]'s.
+///
+/// # Errors
+/// If there is no tokenizer that can be read, or a row cannot be read; the message names file and line.
+pub fn open_texts(files: &[String], base: &BaseFiles, options: &Options) -> Result<Vec<Example>> {
+    let tokenizer = base.tokenizer()?;
+    Ok(read_texts(&hub::data(files)?, &tokenizer, options)?)
+}
+
 fn open_expected(
     files: &[String],
     base: &BaseFiles,
@@ -96,7 +109,11 @@ fn open_expected(
 ) -> Result<Dataset> {
     let (tokenizer, broken): (Option<Tokenizer>, Option<Error>) = match base.has_tokenizer() {
         true => match base.tokenizer() {
-            Ok(tokenizer) => (Some(tokenizer), None),
+            Ok(tokenizer) => {
+                let template = base.chat_template();
+                let template = template.map_err(|error| error.to_string());
+                (Some(tokenizer.with_chat_template(template)), None)
+            }
             Err(error) => (None, Some(error)),
         },
         false => (None, None),
@@ -109,6 +126,21 @@ fn open_expected(
         (Err(error), Some(broken)) if error.needs_tokenizer() => return Err(broken),
         (data, _) => data?,
     };
+    if base.info.reading == Reading::BothWays
+        && let Some(file) = data
+            .summary()
+            .files
+            .iter()
+            .find(|file| file.kind != Kind::Labelled)
+    {
+        return Err(Error::Usage(format!(
+            "{}: rows {} are for models that continue texts, and a {} reads texts as a whole; expected rows {} for a classifier",
+            file.path.display(),
+            file.kind,
+            base.info.model_type,
+            Kind::Labelled
+        )));
+    }
     let (longest, limit) = (longest(&data), base.info.max_position_embeddings);
     if longest > limit {
         return Err(Error::TooLong {

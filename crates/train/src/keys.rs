@@ -202,6 +202,7 @@ impl<'a> Keys<'a> {
     pub fn take(&mut self, key: &str) -> Option<Value> {
         self.table.remove(key)
     }
+
     pub fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
     }

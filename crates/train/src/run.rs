@@ -2,9 +2,10 @@
 
 use crate::best::Best;
 use crate::checkpoint::{self, Checkpoint};
+use crate::choices::choices;
 use crate::classify::classify;
 use crate::error::{Change, Error, Result};
-use crate::evaluate::{choices, loss};
+use crate::evaluate::loss;
 use crate::log::Log;
 use crate::metrics::{EvalLine, StepLine, peak_rss_mb};
 use crate::resolved;

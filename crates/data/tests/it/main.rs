@@ -9,6 +9,10 @@ mod chat;
 #[cfg(test)]
 mod helpers;
 #[cfg(test)]
+mod labels;
+#[cfg(test)]
+mod masks;
+#[cfg(test)]
 mod order;
 #[cfg(test)]
 mod packing;
@@ -18,5 +22,7 @@ mod refusals;
 mod rows;
 #[cfg(test)]
 mod stream;
+#[cfg(test)]
+mod tables;
 #[cfg(test)]
 mod tokenizer;

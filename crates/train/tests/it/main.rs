@@ -12,3 +12,4 @@ mod run_files;
 mod runs;
 mod steps;
 mod support;
+mod task_metrics;

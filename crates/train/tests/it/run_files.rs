@@ -4,7 +4,7 @@ use lowrank_adapter::{Blur, Memory};
 use lowrank_data::Length;
 use lowrank_train::{
     AdamW, Chosen, Curve, Error, Held, Judging, LoraFa, Metric, OnNonFinite, Place, RunFile, Sgd,
-    Warmup,
+    TaskKeys, Warmup,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -86,6 +86,7 @@ eval = ["c.jsonl"]
 max_length = 64
 packing = true
 shuffle = false
+chat_template = "{{ messages }}"
 [train]
 steps = 300
 batch_size = 4
@@ -173,6 +174,7 @@ fn every_key_is_read() {
     assert_eq!(train.groups["gate"].learning_rate_factor, 10.0);
     assert_eq!(train.groups["gate"].weight_decay, Some(0.5));
     assert!(!run.data.shuffle);
+    assert_eq!(run.data.chat_template.as_deref(), Some("{{ messages }}"));
 }
 
 #[test]
@@ -481,12 +483,24 @@ fn what_is_wrong_in_the_file_is_named() {
             "`train.lora_plus_ratio` is \"16\", expected a finite number above 0",
         ),
         (
-            "[task]\nkind = \"classification\"",
-            "`task.kind = \"classification\"` is not yet supported (only \"causal-lm\" is)",
+            "[task]\nkind = \"classify\"",
+            "`task.kind` is \"classify\", expected \"causal-lm\" or \"classification\"",
         ),
         (
             "[task]\nnum_labels = 2",
-            "`task.num_labels` is not yet supported (leave it out)",
+            "`task.num_labels` is for `task.kind = \"classification\"`; set that, or leave it out",
+        ),
+        (
+            "[task]\nkind = \"classification\"\nnum_labels = 0",
+            "`task.num_labels` is 0, expected an integer from 1 to 65536",
+        ),
+        (
+            "[task]\nkind = \"classification\"\nnum_labels = 2.0",
+            "`task.num_labels` is 2.0, expected an integer from 1 to 65536",
+        ),
+        (
+            "data.packing = true\n[task]\nkind = \"classification\"",
+            "`data.packing = true` joins rows, and `task.kind = \"classification\"` tells them apart; leave packing out",
         ),
         (
             "[adapter]\nr = nan",
@@ -619,4 +633,18 @@ fn a_device_is_read_and_resolved() {
     assert!(both.unwrap_err().to_string().ends_with(
         "`train.compute = \"bf16\"` with `model.device = \"cuda\"` is not yet supported, expected \"f32\""
     ));
+}
+
+#[test]
+fn a_classification_is_written_back_as_it_was_read() {
+    let of = |lines: &str| parse(&format!("{SMALL}{lines}"), &[]).unwrap();
+    let open = of("[task]\nkind = \"classification\"");
+    assert_eq!(open.task, TaskKeys::Classification { num_labels: None });
+    assert!(!open.resolved().contains("num_labels"));
+    let three = of("[task]\nkind = \"classification\"\nnum_labels = 3");
+    let num_labels = std::num::NonZeroUsize::new(3);
+    assert_eq!(three.task, TaskKeys::Classification { num_labels });
+    for run in [open, three] {
+        assert_eq!(parse(&run.resolved(), &[]).unwrap().task, run.task);
+    }
 }
