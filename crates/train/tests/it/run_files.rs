@@ -349,7 +349,7 @@ fn what_is_wrong_in_the_file_is_named() {
         ),
         (
             "[train]\neval_every = 5\nearly_stopping_patience = 0",
-            "`train.early_stopping_patience` is 0, expected an integer from 1 to 9223372036854775807",
+            "`train.early_stopping_patience` is 0, expected an integer of at least 1",
         ),
         (
             "[train]\neval_every = 5\nearly_stopping_threshold = 0.1",
