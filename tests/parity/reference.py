@@ -98,7 +98,7 @@ def learning_rate(step):
     return LEARNING_RATE * (1 - (k - WARMUP_STEPS) / max(1, STEPS - WARMUP_STEPS))
 
 
-def train(model, batches):
+def train(model, batches, loss_of=loss_of):
     """Ten steps of torch's AdamW with clipping. Returns losses before each step and norms before clipping."""
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -27,12 +27,6 @@ pub(crate) fn training(
     let settings: Table = run.resolved().parse().unwrap_or_default();
     let kind = settings.get("task").and_then(|task| task.get("kind"));
     let files = data.summary().files.iter();
-    // What the folder holds at the end is what this evaluation was of.
-    let kept = summary
-        .best
-        .as_ref()
-        .filter(|_| run.train.judging.load_best);
-    let kept = kept.map(|best| best.step);
     let metrics = fs::read_to_string(folder.metrics()).unwrap_or_default();
     Training {
         task: kind.and_then(Value::as_str).unwrap_or_default().to_owned(),
@@ -43,18 +37,20 @@ pub(crate) fn training(
             })
             .collect(),
         held_out: held_out.map_or(0, |data| data.summary().rows),
-        steps: summary.steps,
-        measures: measures(&Lines::parse(&metrics), kept),
+        steps: summary.result_of,
+        measures: measures(&Lines::parse(&metrics), summary.result_of),
         settings: flat(&settings),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
 
-/// Every `eval_` key of the first evaluation and the last, or the one after the step that was kept.
-fn measures(lines: &Lines, kept: Option<u64>) -> Vec<Measure> {
-    let mut after = lines.evaluations.iter();
-    let last = after.rfind(|line| kept.is_none_or(|step| line.step == step));
-    let (Some(first), Some(last)) = (lines.evaluations.first(), last) else {
+/// Every `eval_` key of the first evaluation and of that after `step`.
+fn measures(lines: &Lines, step: u64) -> Vec<Measure> {
+    let mut evaluations = lines.evaluations.iter();
+    let (Some(first), Some(last)) = (
+        lines.evaluations.first(),
+        evaluations.rfind(|line| line.step == step),
+    ) else {
         return Vec::new();
     };
     let numbers = last.numbers().filter(|(key, _)| *key != "eval_tokens");
@@ -88,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn measures_are_those_of_the_first_and_the_last_evaluation() {
+    fn measures_are_those_of_the_first_evaluation_and_the_result_s() {
         let text = "{\"step\":0,\"eval_loss\":2.5,\"eval_tokens\":9}\n{\"step\":4,\"eval_loss\":1,\"eval_tokens\":9}\n\
                     {\"step\":8,\"eval_loss\":null,\"eval_tokens\":9,\"eval_matthews\":0.5}\n";
         let measure = |name: &str, before, after| Measure {
@@ -97,17 +93,17 @@ mod tests {
             after,
         };
         assert_eq!(
-            measures(&Lines::parse(text), None),
+            measures(&Lines::parse(text), 8),
             [
                 measure("loss", Some(2.5), None),
                 measure("matthews", None, Some(0.5))
             ]
         );
         assert_eq!(
-            measures(&Lines::parse(text), Some(4)),
+            measures(&Lines::parse(text), 4),
             [measure("loss", Some(2.5), Some(1.0))]
         );
-        assert!(measures(&Lines::default(), None).is_empty());
+        assert!(measures(&Lines::default(), 4).is_empty());
     }
 
     #[test]

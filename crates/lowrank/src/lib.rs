@@ -22,9 +22,12 @@
 //! ```
 
 mod adapters;
+mod answers;
 mod base;
 mod card;
+mod chat;
 mod device;
+mod embed;
 mod error;
 mod export;
 mod families;
@@ -40,8 +43,11 @@ mod run;
 pub use adapters::{
     AdapterSource, Reading, StrictBase, adapter_classes, load_adapter, save_adapter,
 };
+pub use answers::{Answered, answers};
 pub use base::{Base, BaseFiles, precision};
+pub use chat::{Chat, Turn};
 pub use device::device;
+pub use embed::{Embedded, Pooling, Scale, embed};
 pub use error::{Error, Result};
 pub use export::{ExportedSite, Plain, export_lora};
 pub use families::{Capabilities, Merges, ToLora, families};
@@ -49,8 +55,8 @@ pub use generate::{Generated, Generation, Generator, Prompt};
 pub use inspect::{Inspection, SiteSummary, TensorSummary, inspect};
 pub use merged::{Written, merge_into};
 pub use paths::real as real_path;
-pub use plan::{MemoryEstimate, PlannedSite, Rendered, RunPlan, plan};
-pub use rows::open_data;
+pub use plan::{MemoryEstimate, PlannedFile, PlannedSite, Rendered, RunPlan, plan};
+pub use rows::{open_data, open_texts};
 pub use run::{Trained, train};
 
 pub use lowrank_adapter as adapter;

@@ -1,18 +1,21 @@
 //! What a run will be, without running it.
 
 use crate::Result;
+use crate::base::Base;
 use crate::run::{Method, NAME, Prepared};
+use lowrank_adapter::target::is_saved;
 use lowrank_adapter::{
-    Attached, Batch, Footprint, Kind, Memory, Model, Param, Part, Pass, Selection, Tokens,
-    footprint,
+    Attached, Batch, Footprint, Kind, Memory, Model, Param, Part, Pass, Selection, Share, Tokens,
+    footprint, sweep,
 };
 use lowrank_data::{FileSummary, UNSUPERVISED};
 use lowrank_frozen::logits_at_once;
 use lowrank_ops::rng::{Key, Purpose};
-use lowrank_train::RunFile;
+use lowrank_train::{RunFile, check_reached, rss_mb};
 use serde::Serialize;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What [`plan`] found; keys as the binary prints them.
 #[derive(Debug, Clone, Serialize)]
@@ -33,9 +36,25 @@ pub struct RunPlan {
     pub truncated: usize,
     /// The first row of the training data as the model reads it.
     pub example: Rendered,
-    /// The files of the training data, with the kinds of their rows; not among the keys.
-    #[serde(skip)]
-    pub files: Vec<FileSummary>,
+    /// Rows that are held out.
+    pub held_out: usize,
+    /// Whether the tokenised rows of the training data are kept in files, and not all of them in memory.
+    pub cached: bool,
+    /// The files of the training data.
+    pub files: Vec<PlannedFile>,
+}
+
+/// A file of the training data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlannedFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The kind of its rows.
+    pub kind: String,
+    /// How many rows are trained on.
+    pub rows: usize,
+    /// How many of them an epoch takes, one that comes twice counted twice.
+    pub per_epoch: usize,
 }
 
 /// A module that trains.
@@ -49,21 +68,24 @@ pub struct PlannedSite {
     pub parameters: usize,
 }
 
-/// What a run holds in memory at its peak, in MiB, by part. The program itself, the rows and the file that weights are
-/// read from (which the system may drop at any time) come on top.
+/// What a run holds in memory at its peak, in MiB, by part.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct MemoryEstimate {
     /// The base, as it is held.
     pub weights: f64,
     /// The adapter's tensors.
     pub adapter: f64,
-    /// Two moments of everything that is trained.
+    /// What the optimiser keeps: two moments of everything that is trained under AdamW.
     pub optimizer: f64,
     /// What blocks keep for the backward pass of the largest micro-batch, or the gradients if they are more, and the
     /// work space of one block if it is more than the logits'.
     pub activations: f64,
     /// Logits at the supervised positions of that micro-batch, with their gradient.
     pub logits: f64,
+    /// What the planning process holds beside weights and adapter, and a run like it: the program itself, the tokenizer, the
+    /// rows, pages of files that the system may drop at any time (0 where the system does not tell). With it what
+    /// threads work in, and what the allocator keeps beside what is used: a third of activations and logits.
+    pub overhead: f64,
     /// All of them.
     pub total: f64,
 }
@@ -81,17 +103,20 @@ pub struct Rendered {
 }
 
 /// Resolves a run file as [`train`](crate::train) does, and says what would happen. `origin` is the file, for messages.
-/// Nothing is written, and the run's folder is not looked at.
+/// Nothing is written but the tokenised rows of large files, which the run will use, and what the run's folder holds does not
+/// matter.
 ///
 /// # Errors
-/// As [`train`](crate::train), up to its first step.
+/// As [`train`](crate::train), up to its first step and with what that one refuses of any rows.
 pub fn plan(run: &RunFile, origin: &Path) -> Result<RunPlan> {
     let mut prepared = Prepared::new(run, origin)?;
-    let steps = prepared.steps()?;
     let (weights, base_parameters) = weigh(prepared.base.model.as_mut());
     let (params, sites) = match &prepared.method {
         Method::Whole(params) => (params.as_slice(), modules(params)),
-        Method::Adapter(attached) => (attached.params.as_slice(), adapted(attached)?),
+        Method::Adapter(attached) => {
+            let sites = adapted(attached, &prepared.outlook.trained)?;
+            (attached.params.as_slice(), sites)
+        }
     };
     let saved = params
         .iter()
@@ -102,17 +127,25 @@ pub fn plan(run: &RunFile, origin: &Path) -> Result<RunPlan> {
         Method::Whole(_) => (0, 0),
         Method::Adapter(_) => (params.iter().map(bytes).sum(), saved),
     };
-    let trained = params
-        .iter()
-        .filter(|param| param.info().kind == Kind::Trained);
-    let trained: Vec<&Param> = trained.collect();
-    let moments = 2 * trained.iter().copied().map(bytes).sum::<usize>();
-    let need = need(&prepared, &steps, &trained)?;
-    let parts = [weights, adapter, moments, need.activations, need.logits];
+    let outlook = &prepared.outlook;
+    let held = Held::new(&prepared.base, params, &outlook.trained)?;
+    let need = need(&prepared, &held);
+    let parts = [
+        weights,
+        adapter,
+        outlook.moments,
+        need.activations,
+        need.logits,
+    ];
     let megabytes = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    let program = held.resident.map_or(0.0, |resident| {
+        (resident - megabytes(weights + adapter)).max(0.0)
+    });
+    let kept = megabytes(need.activations + need.logits) * KEPT_BESIDE;
+    let overhead = program + WORK_SPACES + kept;
     let summary = prepared.data.summary();
     Ok(RunPlan {
-        trainable_parameters: prepared.method.trainable_parameters(),
+        trainable_parameters: outlook.trainable_parameters,
         total_parameters: base_parameters + added,
         memory_mb: MemoryEstimate {
             weights: megabytes(parts[0]),
@@ -120,30 +153,52 @@ pub fn plan(run: &RunFile, origin: &Path) -> Result<RunPlan> {
             optimizer: megabytes(parts[2]),
             activations: megabytes(parts[3]),
             logits: megabytes(parts[4]),
-            total: megabytes(parts.iter().sum()),
+            overhead,
+            total: megabytes(parts.iter().sum()) + overhead,
         },
-        steps: steps.total_steps(),
+        steps: outlook.steps.total_steps(),
         examples: summary.rows,
         truncated: summary.truncated,
         example: render(&prepared)?,
-        files: summary.files.clone(),
+        held_out: prepared
+            .held_out
+            .as_ref()
+            .map_or(0, |data| data.rows().get()),
+        cached: prepared.data.is_cached(),
+        files: summary.files.iter().map(planned_file).collect(),
         sites,
     })
+}
+
+/// Freed memory stays for the next result of about its size. Results of other sizes do not fit into all of its gaps, and
+/// sizes are rounded up: measured are 0.13 to 0.25 of what a step needs where its results are of several MiB, and 0.9
+/// where they are of some 100 KiB.
+const KEPT_BESIDE: f64 = 1.0 / 3.0;
+
+/// Stacks and buffers of threads, and first pages of the allocator's, in MiB.
+const WORK_SPACES: f64 = 8.0;
+fn planned_file(file: &FileSummary) -> PlannedFile {
+    PlannedFile {
+        path: file.path.clone(),
+        kind: file.kind.to_string(),
+        rows: file.rows,
+        per_epoch: file.per_epoch,
+    }
 }
 
 fn bytes(param: &Param) -> usize {
     param.elem_count() * param.dtype().size_in_bytes()
 }
 
-/// The targeted modules.
-fn adapted(attached: &Attached) -> Result<Vec<PlannedSite>> {
+/// The targeted modules, and those that train whole beside them.
+fn adapted(attached: &Attached, trained: &[Param]) -> Result<Vec<PlannedSite>> {
     let site = |path: &String| {
         let prefix = format!("{path}.");
         let own = || {
             let params = attached.params.iter();
             params.filter(|param| param.name().starts_with(&prefix))
         };
-        let trained = own().filter(|param| param.info().kind == Kind::Trained);
+        let trained = own().filter(|param| trained.contains(param));
         let gates = attached.gates.iter();
         let mut gates =
             gates.filter(|gate| gate.gated().any(|param| own().any(|own| own == param)));
@@ -157,11 +212,20 @@ fn adapted(attached: &Attached) -> Result<Vec<PlannedSite>> {
             parameters: trained.map(|param| attached.live_count(param)).sum(),
         })
     };
-    attached.sites.iter().map(site).collect()
+    let mut sites = attached
+        .sites
+        .iter()
+        .map(site)
+        .collect::<Result<Vec<_>>>()?;
+    sites.extend(modules(attached.params.iter().filter(|param| {
+        let path = param.name().rsplit_once('.').map_or("", |(path, _)| path);
+        is_saved(path, attached.config.common.modules_to_save())
+    })));
+    Ok(sites)
 }
 
 /// The modules that the parameters belong to, in order.
-fn modules(params: &[Param]) -> Vec<PlannedSite> {
+fn modules<'a>(params: impl IntoIterator<Item = &'a Param>) -> Vec<PlannedSite> {
     let mut sites: Vec<PlannedSite> = Vec::new();
     for param in params {
         let name = param.name();
@@ -223,10 +287,11 @@ struct Size {
 const LOOKED_AT: usize = 1_000_000;
 
 /// The sizes of the run's micro-batches.
-fn sizes(prepared: &Prepared, steps: &lowrank_data::Plan) -> BTreeSet<Size> {
+fn sizes(prepared: &Prepared) -> BTreeSet<Size> {
     let examples = prepared.data.examples();
     let (mut sizes, mut seen) = (BTreeSet::new(), 0);
-    let micro_batches = steps.steps_after(0).flat_map(|step| step.micro_batches);
+    let steps = prepared.outlook.steps.steps_after(0);
+    let micro_batches = steps.flat_map(|step| step.micro_batches);
     for sequences in micro_batches {
         let tokens = |rows: &Vec<usize>| rows.iter().map(|&row| examples.tokens(row)).sum();
         let longest: usize = sequences.iter().map(tokens).max().unwrap_or(0);
@@ -247,8 +312,8 @@ fn sizes(prepared: &Prepared, steps: &lowrank_data::Plan) -> BTreeSet<Size> {
 const COPIES_OF_LOGITS: usize = 3;
 
 /// That of the micro-batch which needs most.
-fn need(prepared: &Prepared, steps: &lowrank_data::Plan, trained: &[&Param]) -> Result<Need> {
-    let held = Held::new(prepared.base.model.as_ref())?;
+fn need(prepared: &Prepared, held: &Held) -> Need {
+    let trained = &prepared.outlook.trained;
     let inputs: f64 = held.inputs.iter().sum();
     let graphs: f64 = held.graphs.iter().sum();
     let block = held.graphs.iter().copied().fold(0.0, f64::max);
@@ -260,9 +325,12 @@ fn need(prepared: &Prepared, steps: &lowrank_data::Plan, trained: &[&Param]) -> 
     let number = trained
         .first()
         .map_or(0, |param| param.dtype().size_in_bytes());
-    let vocab = prepared.base.info.vocab_size;
+    let classes = prepared.base.classes.as_ref();
+    let vocab = classes.map_or(prepared.base.info.vocab_size, |classes| {
+        classes.count().get()
+    });
     let hidden = held.inputs.first().copied().unwrap_or(0.0);
-    let gradients: usize = trained.iter().copied().map(bytes).sum();
+    let gradients: usize = trained.iter().map(bytes).sum();
     let of = |size: Size| {
         let bytes = |a_token: f64| (a_token * size.tokens as f64) as usize;
         let logits = if !held.logits {
@@ -283,9 +351,9 @@ fn need(prepared: &Prepared, steps: &lowrank_data::Plan, trained: &[&Param]) -> 
             logits,
         }
     };
-    let needs = sizes(prepared, steps).into_iter().map(of);
+    let needs = sizes(prepared).into_iter().map(of);
     let largest = needs.max_by_key(|need| need.activations + need.logits);
-    Ok(largest.unwrap_or_default())
+    largest.unwrap_or_default()
 }
 
 /// Bytes that a token leaves in each block.
@@ -296,13 +364,17 @@ struct Held {
     head: f64,
     /// Whether its logits are in that graph.
     logits: bool,
+    /// What the process held after a forward pass, in MiB: the weights have been read then.
+    resident: Option<f64>,
 }
 
 impl Held {
-    /// Runs two tiny batches through the model: what they differ in is what tokens need, the rest are parameters.
-    fn new(model: &dyn Model) -> Result<Self> {
+    /// Runs two tiny batches through the model: what they differ in is what tokens need, the rest are parameters. A third
+    /// goes back too: what no loss depends on would stop the run at its first step.
+    fn new(base: &Base, params: &[Param], trained: &[Param]) -> Result<Self> {
         const FEW: usize = 2;
-        let found = |rows: usize| -> Result<Footprint> {
+        let model = base.model.as_ref();
+        let batch = |rows: usize| {
             let tokens = Tokens {
                 rows,
                 length: FEW,
@@ -310,12 +382,32 @@ impl Held {
                 segments: vec![1; rows * FEW],
                 positions: (0..rows).flat_map(|_| 0..FEW as u32).collect(),
             };
-            let labels = vec![0; rows * FEW];
-            let key = Key::new(0, Purpose::Dropout).step(1);
-            let mut pass = Pass::training_pass(Selection::one(NAME), key);
-            Ok(footprint(model, &Batch::new(tokens, labels)?, &mut pass)?)
+            let batch = Batch::new(tokens, vec![0; rows * FEW])?;
+            match base.classes {
+                Some(_) => batch.with_row_labels(vec![Some(0.0); rows]),
+                None => Ok(batch),
+            }
+        };
+        let held = params.iter().filter(|param| !trained.contains(param));
+        let held: Arc<BTreeSet<Param>> = Arc::new(held.cloned().collect());
+        let key = Key::new(0, Purpose::Dropout).step(1);
+        let pass = || {
+            let pass = Pass::training_pass(Selection::one(NAME), key);
+            pass.holding(Arc::clone(&held))
+        };
+        let found = |rows: usize| -> Result<Footprint> {
+            let mut pass = pass();
+            Ok(footprint(model, &batch(rows)?, &mut pass)?)
         };
         let (small, large) = (found(4)?, found(8)?);
+        let resident = rss_mb();
+        let share = Share {
+            token: 1.0,
+            auxiliary: 1.0,
+        };
+        let memory = Memory::Recompute;
+        let swept = sweep(model, &batch(1)?, &mut pass(), trained, share, memory)?;
+        check_reached(trained, &swept.grads)?;
         let slopes = |small: &[usize], large: &[usize]| -> Vec<f64> {
             let pairs = small.iter().zip(large);
             let slope = |(small, large): (&usize, &usize)| {
@@ -327,6 +419,7 @@ impl Held {
             inputs: slopes(&small.inputs, &large.inputs),
             graphs: slopes(&small.graphs, &large.graphs),
             logits: large.logits,
+            resident,
             // A row's first label predicts nothing.
             head: large.head.saturating_sub(small.head) as f64 / (4 * (FEW - 1)) as f64,
         })

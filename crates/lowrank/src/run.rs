@@ -49,7 +49,20 @@ pub(crate) struct Prepared {
     pub data: Dataset,
     pub held_out: Option<Dataset>,
     pub method: Method,
+    pub outlook: Outlook,
     folder: PathBuf,
+}
+
+/// What a trainer says of a run before its first step.
+pub(crate) struct Outlook {
+    /// Which rows every step takes.
+    pub steps: Plan,
+    /// The tensors that are updated.
+    pub trained: Vec<Param>,
+    /// Scalars that are trained at the start.
+    pub trainable_parameters: usize,
+    /// Bytes of the optimiser's moments.
+    pub moments: usize,
 }
 
 /// What a run trains.
@@ -60,13 +73,6 @@ pub(crate) enum Method {
 }
 
 impl Method {
-    pub fn trainable_parameters(&self) -> usize {
-        match self {
-            Self::Whole(params) => params.iter().map(Param::elem_count).sum(),
-            Self::Adapter(attached) => attached.trainable_parameters(),
-        }
-    }
-
     pub fn trainable<'a>(&'a mut self, base: &'a Base) -> Trainable<'a> {
         let model = base.model.as_ref();
         match self {
@@ -83,10 +89,16 @@ impl Prepared {
         let mut run = run.clone();
         let folder = absolute(Path::new(&run.output.dir));
         keep_inputs(&run, &folder, origin)?;
+        RunFolder::check(&folder).map_err(|error| at_output(origin, error))?;
         let plan = resolve(&mut run, origin)?;
         let device = device(run.model.device).map_err(Error::under(origin, "model.device"))?;
         let at_source = Error::under(origin, "model.source");
-        let files = BaseFiles::open(&run.model.source).map_err(&at_source)?;
+        let mut files = BaseFiles::open(&run.model.source).map_err(&at_source)?;
+        if let Some(template) = &run.data.chat_template {
+            files
+                .set_chat_template(template)
+                .map_err(Error::under(origin, "data.chat_template"))?;
+        }
         let known = plan.as_ref().and_then(|plan| plan.classes.clone());
         let rows = TaskRows::open(&run, &files, known.or(files.classes()), origin)?;
         let TaskRows { data, held_out } = rows;
@@ -104,29 +116,36 @@ impl Prepared {
         base.set_compute(run.train.compute);
         base.place(&device)
             .map_err(Error::under(origin, "model.device"))?;
-        let method = method(plan, &run, &mut base, origin)?;
-        let mut prepared = Self {
+        let mut method = method(plan, &run, &mut base, origin)?;
+        // What a trainer refuses, before there is a folder, and before what is in it is removed.
+        let rows = Rows::new(&data, held_out.as_ref());
+        let outlook = Outlook::new(&run, &mut method.trainable(&base), rows)
+            .map_err(|error| in_run_file(origin, error.into()))?;
+        Ok(Self {
             run,
             base,
             data,
             held_out,
             method,
+            outlook,
             folder,
-        };
-        // What a trainer refuses, before there is a folder, and before what is in it is removed.
-        prepared
-            .steps()
-            .map_err(|error| in_run_file(origin, error.into()))?;
-        Ok(prepared)
+        })
     }
+}
 
-    /// Which rows every step takes.
-    pub fn steps(&mut self) -> lowrank_train::Result<Plan> {
-        let mut trainable = self.method.trainable(&self.base);
-        let rows = Rows::new(&self.data, self.held_out.as_ref());
-        let (data, train) = (&self.run.data, &self.run.train);
-        let trainer = Trainer::new(&mut trainable, rows.train, rows.eval, data, train)?;
-        Ok(trainer.plan().clone())
+impl Outlook {
+    fn new(
+        run: &RunFile,
+        trainable: &mut Trainable<'_>,
+        rows: Rows<'_>,
+    ) -> lowrank_train::Result<Self> {
+        let trainer = Trainer::new(trainable, rows.train, rows.eval, &run.data, &run.train)?;
+        Ok(Self {
+            steps: trainer.plan().clone(),
+            trained: trainer.optimizer().params().to_vec(),
+            trainable_parameters: trainer.trainable_parameters(),
+            moments: trainer.optimizer().bytes(),
+        })
     }
 }
 
@@ -146,6 +165,7 @@ pub fn train(
         data,
         held_out,
         mut method,
+        outlook,
         folder,
     } = Prepared::new(run, origin)?;
     for (what, data) in [
@@ -160,7 +180,7 @@ pub fn train(
             ));
         }
     }
-    let trainable_parameters = method.trainable_parameters();
+    let trainable_parameters = outlook.trainable_parameters;
     let folder = open_folder(&folder, mode, origin)?;
     let rows = Rows::new(&data, held_out.as_ref());
     let mut trainable = method.trainable(&base);
@@ -233,10 +253,14 @@ fn method(plan: Option<Planned>, run: &RunFile, base: &mut Base, origin: &Path) 
 
 /// A folder that is not empty is told as it is; anything else names the key.
 fn open_folder(path: &Path, mode: Mode, origin: &Path) -> Result<RunFolder> {
-    RunFolder::open(path, mode).map_err(|error| match Error::from(error) {
+    RunFolder::open(path, mode).map_err(|error| at_output(origin, error))
+}
+
+fn at_output(origin: &Path, error: lowrank_train::Error) -> Error {
+    match Error::from(error) {
         error if error.is_usage() => error,
         error => Error::under(origin, "output.dir")(error),
-    })
+    }
 }
 
 /// Names the run file in an error about what it says.
@@ -325,6 +349,13 @@ fn resolve(run: &mut RunFile, origin: &Path) -> Result<Option<Planned>> {
         let config = AdapterConfig::parse(family, &files.config, Source::AdapterFolder)
             .and_then(|config| config.read_as(run.adapter.residual_base))
             .map_err(&in_config)?;
+        if config.common.is_classifier() != (run.task != TaskKeys::CausalLm) {
+            let stored = config.common.task_type.as_deref().unwrap_or("none");
+            let what = format!(
+                "init_from holds an adapter of the task type {stored}, which `task.kind` contradicts"
+            );
+            return Err(wrong(lowrank_adapter::Error::Other(what)));
+        }
         keys = agree(&config, &keys).map_err(wrong)?;
         classes = classes_in(&files)?;
         tensors = Some(files.tensors);

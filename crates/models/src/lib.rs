@@ -1,4 +1,6 @@
-//! The models: built from a config.json and [`Weights`](lowrank_frozen::Weights), as blocks that adapters attach to;
+//! The models: built from a config.json and [`Weights`](lowrank_frozen::Weights), as blocks that adapters attach to:
+//! decoders ([`Llama`], which is Mistral and Qwen2 too) and encoders ([`Bert`], which is RoBERTa too), with the [`Head`] that is
+//! wanted;
 //! and how any of them continues a text, a token at a time ([`Continuation`]), or several side by
 //! side ([`continue_all`]).
 //!

@@ -6,9 +6,10 @@ mod common;
 
 use common::{object, plain, rich, with};
 use lowrank_models::{Biases, Kind, LlamaConfig, ModelInfo, Reading};
-use lowrank_ops::RotaryScaling;
+use lowrank_ops::{Reach, RotaryScaling};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use std::num::NonZeroUsize;
 
 fn read(value: &Value) -> LlamaConfig {
     LlamaConfig::from_json(object(value), "m/config.json").unwrap()
@@ -140,6 +141,92 @@ fn what_real_files_hold_is_accepted() {
             "some_future_flag": false, "another": [], "a_third": 0, "a_fourth": "", "a_fifth": {}, "a_sixth": null
         }),
     ));
+}
+
+/// Where a field is absent, Mistral and Qwen2 have defaults of their own; `null` is another thing.
+#[test]
+fn windows_and_biases_are_read() {
+    let small = json!({
+        "vocab_size": 23, "hidden_size": 64, "intermediate_size": 34, "num_hidden_layers": 30, "num_attention_heads": 32
+    });
+    let of = |kind: &str, fields: Value| {
+        read(&with(
+            with(small.clone(), json!({"model_type": kind})),
+            fields,
+        ))
+    };
+    let window = |size: usize| Some(NonZeroUsize::new(size).unwrap());
+    let reaches = |config: &LlamaConfig| [0, 4, 29].map(|block| config.reach(block));
+    let (before, through) = (Reach::Before, |size| {
+        Reach::Window(NonZeroUsize::new(size).unwrap())
+    });
+
+    let config = of("mistral", json!({}));
+    assert_eq!(
+        (config.sliding_window, config.num_key_value_heads),
+        (window(4096), 8)
+    );
+    assert_eq!(
+        (config.max_position_embeddings, config.attention_bias),
+        (131_072, Biases::None)
+    );
+    assert_eq!(reaches(&config), [through(4096); 3]);
+    let config = of(
+        "mistral",
+        json!({"sliding_window": null, "num_key_value_heads": null}),
+    );
+    assert_eq!(
+        (config.sliding_window, config.num_key_value_heads),
+        (None, 32)
+    );
+    assert_eq!(reaches(&config), [before; 3]);
+
+    let config = of("qwen2", json!({}));
+    assert_eq!(
+        (config.sliding_window, config.num_key_value_heads),
+        (None, 32)
+    );
+    assert_eq!(
+        (config.max_position_embeddings, config.attention_bias),
+        (32_768, Biases::Inputs)
+    );
+    // It says how long a window would be.
+    assert_eq!(
+        of(
+            "qwen2",
+            json!({"use_sliding_window": false, "sliding_window": 7})
+        )
+        .sliding_window,
+        None
+    );
+    let config = of("qwen2", json!({"use_sliding_window": true}));
+    assert_eq!(reaches(&config), [before, before, through(4096)]);
+    let config = of(
+        "qwen2",
+        json!({"use_sliding_window": true, "sliding_window": 7, "max_window_layers": 3}),
+    );
+    assert_eq!(reaches(&config), [before, through(7), through(7)]);
+
+    let message = |kind: &str, fields: Value| {
+        refused(&with(
+            with(small.clone(), json!({"model_type": kind})),
+            fields,
+        ))
+    };
+    assert_eq!(
+        message("mistral", json!({"sliding_window": 0})),
+        "`sliding_window` is 0, expected an integer above 0"
+    );
+    assert_eq!(
+        message("mistral", json!({"mlp_bias": true})),
+        "unknown field `mlp_bias` with the value true"
+    );
+    let types = json!({"use_sliding_window": true, "layer_types": ["full_attention"]});
+    assert_eq!(
+        message("qwen2", types),
+        "`layer_types` = [\"full_attention\"] is not yet supported; supported: what `sliding_window` and \
+         `max_window_layers` say"
+    );
 }
 
 #[test]

@@ -113,6 +113,14 @@ fn indices() {
         ops::cross_entropy(&x, &[0, 1]),
         "cross_entropy: logits has shape [4, 3], expected [2, vocab] with vocab > 0",
     );
+    for (smoothing, shown) in [(1.0, "1"), (-0.5, "-0.5"), (f64::NAN, "NaN")] {
+        refuses(
+            ops::smoothed_cross_entropy(&x, &[0, 1, 2, 2], smoothing),
+            &format!(
+                "cross_entropy: the label smoothing is {shown}, expected a number from 0 to below 1"
+            ),
+        );
+    }
 }
 
 #[test]
@@ -204,9 +212,25 @@ fn attention() {
         attend(&q, &k, &k, &short),
         "attention: query_segments has shape [7], expected 6",
     );
-    let other = AttentionMask { batch: 1, ..mask };
+    let other = AttentionMask {
+        batch: 1,
+        ..mask.clone()
+    };
     refuses(
         attend(&q, &k, &k, &other),
         "attention: the mask's batch has shape [1], expected 2",
     );
+    let flat = random(&[2, 5, 6]);
+    let mask = AttentionMask {
+        query_segments: vec![1; 10],
+        ..mask.clone()
+    };
+    let side_by_side = |d: usize| ops::unrotated_attention(&flat, &flat, &flat, d, &mask, 0.5);
+    assert_eq!(side_by_side(3).unwrap().dims(), [2, 5, 6]);
+    for d in [0, 4] {
+        let message = format!(
+            "attention: q has shape [2, 5, 6], expected [batch, tokens, a multiple of {d}], all above 0"
+        );
+        refuses(side_by_side(d), &message);
+    }
 }

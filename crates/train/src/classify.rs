@@ -1,7 +1,8 @@
 //! What a classifier knows: the class, or the value, that it gives each row.
 
+use crate::choices::best;
 use crate::error::Result;
-use crate::evaluate::{Evaluation, batch, best};
+use crate::evaluate::{Evaluation, batch};
 use crate::task_metrics::{of_classes, of_values};
 use candle_core::DType;
 use lowrank_adapter::{Ask, Model, Pass, Selection, run};

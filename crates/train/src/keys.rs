@@ -37,7 +37,7 @@ impl Origin {
         let inside = |outer: &str, inner: &str| {
             inner
                 .strip_prefix(outer)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         };
         let set = self
             .sets
@@ -202,6 +202,7 @@ impl<'a> Keys<'a> {
     pub fn take(&mut self, key: &str) -> Option<Value> {
         self.table.remove(key)
     }
+
     pub fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
     }

@@ -177,21 +177,30 @@ impl Metrics {
 
     fn write(&mut self, line: &impl Serialize) -> Result<()> {
         // serde_json writes null for what JSON cannot hold.
-        let written = serde_json::to_string(line).map_err(std::io::Error::from);
-        let written =
-            written.and_then(|line| append(&mut self.file, format!("{line}\n").as_bytes()));
-        written.map_err(Error::io("write", &self.path))
+        let line = serde_json::to_string(line).map_err(std::io::Error::from);
+        let line = line.map_err(Error::io("write", &self.path))? + "\n";
+        let bytes = Some(line.len() as u64);
+        let written = append(&mut self.file, line.as_bytes());
+        written.map_err(Error::writing("write", &self.path, bytes))
     }
 }
 
 /// The largest memory that this process has held (VmHWM), in MiB; none where the system does not tell.
 #[must_use]
 pub fn peak_rss_mb() -> Option<f64> {
+    memory_mb("VmHWM:")
+}
+
+/// The memory that this process holds now (VmRSS), in MiB; none where the system does not tell.
+#[must_use]
+pub fn rss_mb() -> Option<f64> {
+    memory_mb("VmRSS:")
+}
+
+fn memory_mb(line: &str) -> Option<f64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kilobytes: f64 = line.split_whitespace().next()?.parse().ok()?;
+    let found = status.lines().find_map(|found| found.strip_prefix(line))?;
+    let kilobytes: f64 = found.split_whitespace().next()?.parse().ok()?;
     Some(kilobytes / 1024.0)
 }
 

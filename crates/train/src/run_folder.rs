@@ -70,6 +70,14 @@ impl RunFolder {
         Ok(folder)
     }
 
+    /// Refuses what is no folder; one that is missing can be made. Nothing is written, and no mode is asked.
+    ///
+    /// # Errors
+    /// If the path, or what it lies in, is a file, or cannot be read.
+    pub fn check(path: &Path) -> Result<()> {
+        list(path).map(drop)
+    }
+
     /// The folder.
     #[must_use]
     pub fn path(&self) -> &Path {

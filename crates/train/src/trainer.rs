@@ -11,7 +11,7 @@ use lowrank_adapter::{
     self as adapter, Ask, Attached, Batch, Controller, Kind, Masks, Model, Pair, Param, Pass,
     Probe, Records, Selection, Share, Step, masked_losses, run, sweep,
 };
-use lowrank_data::{Example, Examples, Order, Packing, Plan, StepRows};
+use lowrank_data::{Example, Examples, Lengths, Mixture, Order, Packing, Plan, StepRows};
 use lowrank_ops::rng::{Key, Purpose};
 use lowrank_ops::{self as ops, Grads};
 use serde_json::{Map, Value};
@@ -130,8 +130,8 @@ pub struct Trainer<'a, 'b> {
 }
 
 impl<'a, 'b> Trainer<'a, 'b> {
-    /// A trainer before its first step. `held_out` is what controllers may probe; it may be empty. Of `data` the order
-    /// and the packing count.
+    /// A trainer before its first step. `held_out` is what controllers may probe; it may be empty. Of `data` the order,
+    /// the grouping and the packing count.
     ///
     /// # Errors
     /// If there are no rows, nothing is trained, the run file names a group that does not exist, or it asks for more epochs
@@ -145,12 +145,19 @@ impl<'a, 'b> Trainer<'a, 'b> {
     ) -> Result<Self> {
         let (examples, held_out) = (examples.into(), held_out.into());
         let len = std::num::NonZeroUsize::new(examples.len()).ok_or(Error::NoRows)?;
+        let mixture = examples.mixture(keys.seed, data.shuffle)?;
         let order = Order {
             seed: keys.seed,
             shuffle: data.shuffle,
-            len,
+            len: mixture.as_ref().map_or(len, Mixture::draws),
         };
         let mut plan = Plan::new(order, keys.batch_size, keys.accumulate, keys.length);
+        if let Some(mixture) = mixture {
+            plan = plan.mixed(mixture)?;
+        }
+        if data.group_by_length {
+            plan = plan.grouped(Lengths::new(examples))?;
+        }
         if data.packing {
             plan = plan.packed(Packing::new(examples, data.max_length))?;
         }
@@ -396,22 +403,13 @@ impl<'a, 'b> Trainer<'a, 'b> {
         }
     }
 
-    /// A gradient of 0 is fine, none at all is not: such a tensor would silently stay what it was.
+    /// Once is enough.
     fn check_reached(&mut self, grads: &Grads) -> Result<()> {
-        if self.reached {
-            return Ok(());
+        if !self.reached {
+            check_reached(&self.trained, grads)?;
+            self.reached = true;
         }
-        // A tensor without numbers (of rank 0) has nothing to be reached.
-        let missed = |param: &&Param| param.elem_count() > 0 && grads.get(param).is_none();
-        match self.trained.iter().find(missed) {
-            Some(param) => Err(Error::Unreachable {
-                param: param.name().to_owned(),
-            }),
-            None => {
-                self.reached = true;
-                Ok(())
-            }
-        }
+        Ok(())
     }
 
     /// Where the first number that is not finite appears when `batch` runs once more, without dropout.
@@ -448,6 +446,22 @@ impl<'a, 'b> Trainer<'a, 'b> {
                 ..done
             }),
         }
+    }
+}
+
+/// Refuses gradients that lack a trained tensor's. One of 0 is fine, none at all is not: such a tensor would silently stay
+/// what it was.
+///
+/// # Errors
+/// [`Error::Unreachable`] names the first one.
+pub fn check_reached(trained: &[Param], grads: &Grads) -> Result<()> {
+    // A tensor without numbers (of rank 0) has nothing to be reached.
+    let missed = |param: &&Param| param.elem_count() > 0 && grads.get(param).is_none();
+    match trained.iter().find(missed) {
+        Some(param) => Err(Error::Unreachable {
+            param: param.name().to_owned(),
+        }),
+        None => Ok(()),
     }
 }
 

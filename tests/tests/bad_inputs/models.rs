@@ -302,11 +302,15 @@ fn configurations() {
     );
     check(
         with("model_type", json!("lama")),
-        &says("unknown `model_type` \"lama\"; supported: llama, did you mean `llama`?"),
+        &says(
+            "unknown `model_type` \"lama\"; supported: bert, llama, mistral, qwen2, roberta, xlm-roberta, did you mean `llama`?",
+        ),
     );
     check(
-        with("model_type", json!("mistral")),
-        &says("`model_type` = \"mistral\" is not yet supported; supported: llama"),
+        with("model_type", json!("gemma2")),
+        &says(
+            "unknown `model_type` \"gemma2\"; supported: bert, llama, mistral, qwen2, roberta, xlm-roberta",
+        ),
     );
     check(
         with("hidden_act", json!("gelu")),

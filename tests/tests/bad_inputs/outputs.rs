@@ -285,7 +285,7 @@ fn an_evaluation_does_not_overwrite_what_it_reads() {
         let arguments = ["eval", "--model", "model", "--data", "choices.jsonl"];
         place.refuses(&[&arguments[..], more].concat(), 2, &[expected]);
     };
-    let overwrite = "this would overwrite what the evaluation reads";
+    let overwrite = "this would overwrite what is read";
     check(
         &["--predictions", "model/../choices.jsonl"],
         &format!("error: --predictions model/../choices.jsonl: {overwrite}"),

@@ -74,6 +74,33 @@ impl Scene {
     }
 }
 
+impl Scene {
+    /// Makes the folder `whole` what it would be if the run of `last` steps that left `expected` had been killed at step
+    /// `killed`, after an earlier checkpoint, and checks that it then goes on to the same bytes.
+    pub fn check_killed(&self, expected: &End, killed: u64, last: u64) {
+        let folder = self.folder("whole");
+        let newest = format!("step-{last:06}");
+        fs::remove_dir_all(folder.join("adapter")).unwrap();
+        fs::remove_dir_all(folder.join("checkpoints").join(&newest)).unwrap();
+        let text = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
+        let step = |line: &str| serde_json::from_str::<Value>(line).unwrap()["step"].as_u64();
+        let lines = text.split_inclusive('\n');
+        let early: String = lines.filter(|line| step(line) <= Some(killed)).collect();
+        fs::write(folder.join("metrics.jsonl"), early).unwrap();
+        let resumed = self.finish(&folder, &["--resume"]);
+        assert!(resumed.adapter == expected.adapter, "adapter/");
+        assert_eq!(resumed.metrics, expected.metrics);
+        let kept = |end: &End| {
+            let files = end.checkpoints.iter();
+            files
+                .filter(|(name, _)| name.starts_with(&newest))
+                .map(|(name, bytes)| (name.clone(), bytes.clone()))
+                .collect::<Vec<_>>()
+        };
+        assert!(!kept(expected).is_empty() && kept(&resumed) == kept(expected));
+    }
+}
+
 /// 6 to 23 tokens, of which the first third is unsupervised.
 fn row(random: &mut Stream) -> Value {
     let length = 6 + random.below(18);

@@ -53,7 +53,10 @@ fn sites_and_parameters() {
             "steps",
             "examples",
             "truncated",
-            "example"
+            "example",
+            "held_out",
+            "cached",
+            "files"
         ]
     );
     let mut expected = Vec::new();
@@ -149,8 +152,9 @@ fn memory_by_part() {
     let found = memory(&[]);
     let parts = ["weights", "adapter", "optimizer", "activations", "logits"];
     assert_eq!(keys(&found)[..5], parts);
+    assert_eq!(keys(&found)[5..], ["overhead", "total"]);
     let sum: f64 = parts.iter().map(|part| number(&found[*part])).sum();
-    about(&found["total"], sum);
+    about(&found["total"], sum + number(&found["overhead"]));
     about(&found["weights"], megabytes(4 * BASE));
     about(&found["adapter"], megabytes(4 * 3 * 2112));
     about(&found["optimizer"], megabytes(2 * 4 * 3 * 2112));
@@ -201,6 +205,70 @@ fn memory_by_part() {
     let kept = number(&all["activations"]);
     let again = number(&memory(&["train.batch_size=24", "train.recompute=true"])["activations"]);
     assert!(again < 0.8 * kept, "{again} {kept}");
+}
+
+#[test]
+fn optimisers_keep_what_they_need() {
+    let place = place();
+    let found = |sets: &[&str]| plan(&place, sets);
+    let adamw = found(&[]);
+    let optimizer = |found: &Value| found["memory_mb"]["optimizer"].clone();
+    let trained = 3 * 2112;
+    about(&optimizer(&adamw), megabytes(2 * 4 * trained));
+    let plain = found(&["train.optimizer=sgd"]);
+    about(&optimizer(&plain), 0.0);
+    let moved = found(&["train.optimizer=sgd", "train.momentum=0.9"]);
+    about(&optimizer(&moved), megabytes(4 * trained));
+    assert_eq!(plain["trainable_parameters"], trained);
+
+    // The first factors do not train: r = 3 rows as long as the inputs. The inverses are 3 x 3 in f64.
+    let held = found(&["train.optimizer=lora_fa"]);
+    let outputs = 3 * (2 * 48 + 2 * 16 + 2 * 80 + 48);
+    let trained = 3 * outputs;
+    assert_eq!(held["trainable_parameters"], trained);
+    let inverses = 21 * 3 * 3 * 8;
+    about(&optimizer(&held), megabytes(2 * 4 * trained + inverses));
+    assert_eq!(held["sites"][0]["parameters"], 3 * 48);
+    assert_eq!(held["memory_mb"]["adapter"], adamw["memory_mb"]["adapter"]);
+
+    // Families without such factors, and layers that learn more than their product.
+    let loha = "adapter={family=\"loha\",target_modules=[\"q_proj\"]}";
+    let dora = "adapter={target_modules=[\"q_proj\"],use_dora=true}";
+    let full = "adapter={family=\"full\"}";
+    let fa = "train.optimizer=lora_fa";
+    let plus = "train.lora_plus_ratio=16";
+    for (sets, what) in [
+        (
+            [loha, plus],
+            "no trained tensor belongs to; there is `default`",
+        ),
+        (
+            [full, plus],
+            "no trained tensor belongs to; there is `default`",
+        ),
+        ([loha, fa], "as plain LoRA's do: there is none"),
+        ([full, fa], "as plain LoRA's do: there is none"),
+        ([dora, fa], "q_proj.lora_B.weight` is not of such a product"),
+    ] {
+        let sets = sets.iter().flat_map(|set| ["--set", set]);
+        let sets: Vec<&str> = ["plan", "run.toml"].into_iter().chain(sets).collect();
+        place.refuses(&sets, 2, &["error: run.toml: `train.", what]);
+    }
+}
+
+#[test]
+fn what_the_first_step_refuses_of_any_rows_is_refused() {
+    let place = place();
+    let sets = ["run.toml", "--set", "adapter.lora_alpha=0"];
+    let train = place.run(&[&["train"], &sets[..]].concat());
+    let plan = place.run(&[&["plan"], &sets[..]].concat());
+    assert_eq!(plan.code, 1);
+    assert_eq!((plan.code, plan.stderr), (train.code, train.stderr.clone()));
+    assert!(
+        train.stderr.contains("receives no gradient"),
+        "{}",
+        train.stderr
+    );
 }
 
 #[test]
@@ -298,6 +366,12 @@ fn what_train_refuses_is_refused_alike() {
         ("train.stepz=3", 2, "did you mean `train.steps`?"),
         ("train.groups.b.weight_decay=0.5", 2, "names a group"),
         ("output.dir=.", 2, "lies inside `output.dir`"),
+        ("output.dir=rows.jsonl", 1, "/rows.jsonl: Not a directory"),
+        (
+            "output.dir=rows.jsonl/out",
+            1,
+            "/rows.jsonl/out: Not a directory",
+        ),
     ] {
         let sets = ["run.toml", "--set", set];
         let train = place.run(&[&["train"], &sets[..]].concat());

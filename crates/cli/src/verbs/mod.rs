@@ -1,5 +1,8 @@
 //! One module a verb.
 
+pub mod chat;
+pub mod classify;
+pub mod embed;
 pub mod eval;
 pub mod export;
 pub mod families;
@@ -10,18 +13,19 @@ pub mod plan;
 pub mod train;
 
 use crate::arguments::ModelArguments;
+use candle_core::Device;
 use lowrank::adapter::{self, Selection};
-use lowrank::models::Precision;
+use lowrank::models::{Embedded, Precision};
 use lowrank::training::{Place, RunFile};
 use lowrank::{Base, Error, Reading, StrictBase, device, load_adapter, real_path};
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
-const VERBS: [&str; 8] = [
-    "eval", "export", "families", "generate", "inspect", "merge", "plan", "train",
+const VERBS: [&str; 10] = [
+    "chat", "embed", "eval", "export", "families", "generate", "inspect", "merge", "plan", "train",
 ];
-const PLANNED: [&str; 2] = ["chat", "combine"];
+const PLANNED: [&str; 1] = ["combine"];
 
 /// Why an unknown verb is refused.
 pub fn other(words: &[OsString]) -> anyhow::Error {
@@ -62,8 +66,17 @@ pub fn open(
         .adapters
         .iter()
         .map(|source| source.path.as_path());
-    let mut base = Base::open_for(&arguments.model, precision, adapters)?;
-    base.place(&device)?;
+    let base = Base::open_for(&arguments.model, precision, adapters)?;
+    attach(arguments, base, &device)
+}
+
+/// Moves the base to a device and attaches the adapters; all of them are selected.
+pub fn attach(
+    arguments: &ModelArguments,
+    mut base: Base,
+    device: &Device,
+) -> lowrank::Result<(Base, Selection)> {
+    base.place(device)?;
     let reading = Reading {
         strict: if arguments.strict_base {
             StrictBase::Yes
@@ -90,6 +103,34 @@ pub fn open(
         selected.push((name.into(), source.weight));
     }
     Ok((base, Selection::weighted(selected)))
+}
+
+/// Refuses a file that cannot be written, or whose writing would destroy what is read: what is only found when all is
+/// computed would cost a user that time.
+pub fn check_output(
+    flag: &str,
+    path: &Path,
+    model: &ModelArguments,
+    data: &[String],
+) -> lowrank::Result<()> {
+    let parent = path.parent().filter(|parent| *parent != Path::new(""));
+    if path.is_dir() || parent.is_some_and(|parent| !parent.is_dir()) {
+        return Err(Error::Usage(format!(
+            "{flag} {}: expected a file in a folder that exists",
+            path.display()
+        )));
+    }
+    let in_model = Embedded::named(&model.model).is_none() && within(path, Path::new(&model.model));
+    let mut adapters = model.adapters.iter();
+    let in_adapter = adapters.any(|adapter| within(path, &adapter.path));
+    let mut inputs = data.iter().map(Path::new);
+    if inputs.any(|input| same(input, path)) || in_model || in_adapter {
+        return Err(Error::Usage(format!(
+            "{flag} {}: this would overwrite what is read",
+            path.display()
+        )));
+    }
+    Ok(())
 }
 
 /// True if both paths lead to the same place, which may not exist yet.

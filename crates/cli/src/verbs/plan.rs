@@ -4,7 +4,7 @@ use crate::arguments::PlanArguments;
 use crate::output::print;
 use crate::verbs::run_file;
 use anyhow::Result;
-use lowrank::{MemoryEstimate, PlannedSite, Rendered, RunPlan};
+use lowrank::{MemoryEstimate, PlannedFile, PlannedSite, Rendered, RunPlan};
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
@@ -25,6 +25,7 @@ fn details(plan: &RunPlan) -> Result<String> {
         optimizer,
         activations,
         logits,
+        overhead,
         total,
     } = plan.memory_mb;
     for (part, megabytes) in [
@@ -33,19 +34,27 @@ fn details(plan: &RunPlan) -> Result<String> {
         ("optimizer", optimizer),
         ("activations", activations),
         ("logits", logits),
+        ("overhead", overhead),
         ("total", total),
     ] {
         writeln!(text, "  {part:11}  {megabytes:10.1}")?;
     }
     writeln!(text, "rows")?;
     for file in &plan.files {
-        writeln!(
-            text,
-            "  {}  {} of {}",
-            file.path.display(),
-            file.rows,
-            file.kind
-        )?;
+        let PlannedFile {
+            path,
+            kind,
+            rows,
+            per_epoch,
+        } = file;
+        let often = match per_epoch == rows {
+            true => String::new(),
+            false => format!(", {per_epoch} an epoch"),
+        };
+        writeln!(text, "  {}  {rows} of {kind}{often}", path.display())?;
+    }
+    if plan.cached {
+        writeln!(text, "  kept tokenised, and read one at a time")?;
     }
     writeln!(text, "sites")?;
     let alike = alike(&plan.sites);

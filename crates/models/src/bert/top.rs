@@ -16,21 +16,29 @@ use lowrank_ops as ops;
 
 #[derive(Debug)]
 pub(super) enum Top {
-    /// Predicts the token in each place.
-    Language {
-        transform: Linear,
-        activation: Activation,
-        norm: Norm,
-        decoder: Linear,
-    },
-    /// Reads a text's first token.
-    Classes {
-        pooler: Linear,
-        out: Linear,
-        classes: Classes,
-    },
+    Language(Language),
+    Classes(Classifier),
     /// The pooler answers no question, but is part of the model.
-    None { pooler: Option<Linear> },
+    None {
+        pooler: Option<Linear>,
+    },
+}
+
+/// Predicts the token in each place.
+#[derive(Debug)]
+pub(super) struct Language {
+    transform: Linear,
+    activation: Activation,
+    norm: Norm,
+    decoder: Linear,
+}
+
+/// Reads a text's first token.
+#[derive(Debug)]
+pub(super) struct Classifier {
+    pooler: Linear,
+    out: Linear,
+    classes: Classes,
 }
 
 impl Top {
@@ -50,7 +58,7 @@ impl Top {
                     FrozenLinear::stored(weight)
                 };
                 let weight = weight.with_bias(Some(checkpoint.vector(names.bias)?));
-                Self::Language {
+                Self::Language(Language {
                     transform: dense(checkpoint, names.transform.into())?,
                     // RoBERTa's has an activation of its own.
                     activation: match config.kind {
@@ -63,7 +71,7 @@ impl Top {
                     } else {
                         Linear::new(names.decoder, weight)
                     },
-                }
+                })
             }
             Head::Classes { num_labels, seed } => {
                 let classes = Classes {
@@ -78,11 +86,11 @@ impl Top {
                     dense(checkpoint, names.pooler.into())?
                 };
                 let size = (num_labels.get(), hidden);
-                Self::Classes {
+                Self::Classes(Classifier {
                     pooler,
                     out: classes.linear(checkpoint, names.classes, size, Bias::One)?,
                     classes,
-                }
+                })
             }
             Head::None => {
                 let pooler = plan
@@ -97,19 +105,14 @@ impl Top {
 
     pub(super) fn parts(&mut self, visit: &mut dyn FnMut(Part<'_>)) {
         match self {
-            Self::Language {
-                transform,
-                norm,
-                decoder,
-                ..
-            } => {
-                visit(Part::Linear(transform));
-                visit(Part::Norm(norm));
-                visit(Part::Head(decoder));
+            Self::Language(head) => {
+                visit(Part::Linear(&mut head.transform));
+                visit(Part::Norm(&mut head.norm));
+                visit(Part::Head(&mut head.decoder));
             }
-            Self::Classes { pooler, out, .. } => {
-                visit(Part::Linear(pooler));
-                visit(Part::Head(out));
+            Self::Classes(head) => {
+                visit(Part::Linear(&mut head.pooler));
+                visit(Part::Head(&mut head.out));
             }
             Self::None { pooler } => {
                 if let Some(pooler) = pooler {
@@ -129,57 +132,52 @@ impl Top {
     ) -> AdapterResult<Tensor> {
         match (self, ask) {
             (_, Ask::Hidden) => Ok(h.clone()),
-            (Self::Language { decoder, .. }, Ask::Losses) => {
+            (Self::Language(head), Ask::Losses) => {
                 let (positions, targets): (Vec<u32>, Vec<u32>) =
                     batch.targets_in_place().into_iter().unzip();
                 checks::vocabulary(targets.iter().copied(), config.vocab_size, "label")?;
                 if positions.is_empty() {
                     return Ok(Tensor::zeros(0, h.dtype(), h.device())?);
                 }
-                let x = self.transformed(&at(h, &positions)?, pass)?;
-                decoder.cross_entropy(&x, &targets, pass)
+                let x = head.transformed(&at(h, &positions)?, pass)?;
+                head.decoder.cross_entropy(&x, &targets, pass)
             }
-            (Self::Language { decoder, .. }, Ask::Logits(positions)) => {
+            (Self::Language(head), Ask::Logits(positions)) => {
                 if positions.is_empty() {
                     let none = (0, config.vocab_size);
                     return Ok(Tensor::zeros(none, h.dtype(), h.device())?);
                 }
-                let x = self.transformed(&at(h, positions)?, pass)?;
-                decoder.forward(&x, pass)
+                let x = head.transformed(&at(h, positions)?, pass)?;
+                head.decoder.forward(&x, pass)
             }
-            (Self::Classes { out, .. }, Ask::Classes) => {
+            (Self::Classes(head), Ask::Classes) => {
                 let rows: Vec<u32> = (0..batch.tokens().rows as u32).collect();
-                let x = self.pooled(config, h, batch, &rows, pass)?;
-                out.forward(&x, pass)
+                let x = head.pooled(config, h, batch, &rows, pass)?;
+                head.out.forward(&x, pass)
             }
-            (Self::Classes { out, classes, .. }, Ask::Losses) => {
+            (Self::Classes(head), Ask::Losses) => {
                 let targets = batch.row_targets();
                 if targets.is_empty() {
                     return Ok(Tensor::zeros(0, h.dtype(), h.device())?);
                 }
                 let rows: Vec<u32> = targets.iter().map(|(row, _)| *row).collect();
-                let x = self.pooled(config, h, batch, &rows, pass)?;
-                classes.losses(out, &x, batch, pass)
+                let x = head.pooled(config, h, batch, &rows, pass)?;
+                head.classes.losses(&head.out, &x, batch, pass)
             }
             _ => Err(ask.refused(config.kind.name())),
         }
     }
+}
 
+impl Language {
     /// What the decoder reads of some hidden states.
     fn transformed(&self, x: &Tensor, pass: &mut Pass) -> AdapterResult<Tensor> {
-        let Self::Language {
-            transform,
-            activation,
-            norm,
-            ..
-        } = self
-        else {
-            return Ok(x.clone());
-        };
-        let x = activation.of(&transform.forward(x, pass)?)?;
-        norm.forward_layer(&x, pass)
+        let x = self.activation.of(&self.transform.forward(x, pass)?)?;
+        self.norm.forward_layer(&x, pass)
     }
+}
 
+impl Classifier {
     /// What the layer of classes reads of some rows: [rows, hidden].
     fn pooled(
         &self,
@@ -189,19 +187,16 @@ impl Top {
         rows: &[u32],
         pass: &mut Pass,
     ) -> AdapterResult<Tensor> {
-        let Self::Classes { pooler, out, .. } = self else {
-            return Ok(h.clone());
-        };
         one_text_a_row(batch)?;
         let length = batch.tokens().length as u32;
         let first: Vec<u32> = rows.iter().map(|row| row * length).collect();
         let mut x = at(h, &first)?;
         let p = config.classifier_dropout;
         if config.kind != Kind::Bert {
-            x = dropped(x, p, pooler.path(), pass)?;
+            x = dropped(x, p, self.pooler.path(), pass)?;
         }
-        let x = pooler.forward(&x, pass)?.tanh()?;
-        dropped(x, p, out.path(), pass)
+        let x = self.pooler.forward(&x, pass)?.tanh()?;
+        dropped(x, p, self.out.path(), pass)
     }
 }
 

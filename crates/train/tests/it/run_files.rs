@@ -1,9 +1,10 @@
 //! What a run file may say, and what it is told when it may not.
 
-use lowrank_adapter::Memory;
+use lowrank_adapter::{Blur, Memory};
 use lowrank_data::Length;
 use lowrank_train::{
-    AdamW, Chosen, Curve, Error, Held, LoraFa, OnNonFinite, Place, RunFile, Sgd, Warmup,
+    AdamW, CacheKey, Chosen, Curve, Error, Held, Judging, LoraFa, Metric, OnNonFinite, Place,
+    RunFile, Sgd, TaskKeys, TrainFiles, Warmup,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -11,6 +12,8 @@ use std::path::Path;
 
 const SMALL: &str =
     "model.source = \"tiny\"\ndata.train = [\"train.jsonl\"]\noutput.dir = \"runs/first\"\n";
+
+const PATHS: &str = "expected a list of paths, for example [\"train.jsonl\"], or with a weight {path = \"more.jsonl\", weight = 0.5}";
 
 fn parse(text: &str, sets: &[&str]) -> Result<RunFile, Error> {
     let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
@@ -33,11 +36,12 @@ fn defaults_are_those_of_the_documentation() {
         (None, None, 0)
     );
     let data = run.data;
-    assert_eq!(
-        (data.train, data.eval),
-        (vec!["train.jsonl".to_owned()], vec![])
-    );
+    assert_eq!((data.train, data.eval), (files(&["train.jsonl"]), vec![]));
     assert_eq!((data.max_length.get(), data.shuffle), (512, true));
+    assert_eq!(
+        (data.eval_fraction, data.group_by_length, data.cache),
+        (None, false, CacheKey::Auto)
+    );
     let train = run.train;
     assert_eq!(train.length, Length::Epochs(1));
     assert_eq!((train.batch_size.get(), train.accumulate.get()), (8, 1));
@@ -60,6 +64,8 @@ fn defaults_are_those_of_the_documentation() {
         (train.seed, train.on_non_finite, train.groups.len()),
         (42, OnNonFinite::Stop, 0)
     );
+    assert_eq!((train.least_rate, train.blur), (0.0, Blur::default()));
+    assert_eq!(train.judging, Judging::default());
     assert_eq!(run.output.dir, "runs/first");
 }
 
@@ -83,6 +89,7 @@ eval = ["c.jsonl"]
 max_length = 64
 packing = true
 shuffle = false
+chat_template = "{{ messages }}"
 [train]
 steps = 300
 batch_size = 4
@@ -94,8 +101,15 @@ weight_decay = 0.01
 lora_plus_ratio = 16
 learning_rate = 1
 schedule = "cosine"
+min_learning_rate = 0.25
 warmup_ratio = 0.1
 max_grad_norm = 0
+label_smoothing = 0.1
+neftune_noise_alpha = 5
+best_metric = "matthews"
+load_best = true
+early_stopping_patience = 3
+early_stopping_threshold = 0.01
 compute = "f32"
 recompute = true
 eval_every = 50
@@ -148,9 +162,22 @@ fn every_key_is_read() {
         (train.memory, train.on_non_finite),
         (Memory::Recompute, OnNonFinite::Skip)
     );
+    let blur = Blur {
+        label_smoothing: 0.1,
+        embedding_noise: 5.0,
+    };
+    assert_eq!((train.least_rate, train.blur), (0.25, blur));
+    let judging = Judging {
+        metric: Metric::Matthews,
+        load_best: true,
+        patience: Some(3),
+        threshold: 0.01,
+    };
+    assert_eq!(train.judging, judging);
     assert_eq!(train.groups["gate"].learning_rate_factor, 10.0);
     assert_eq!(train.groups["gate"].weight_decay, Some(0.5));
     assert!(!run.data.shuffle);
+    assert_eq!(run.data.chat_template.as_deref(), Some("{{ messages }}"));
 }
 
 #[test]
@@ -172,7 +199,10 @@ fn a_resolved_file_is_complete_absolute_and_reads_back_the_same() {
                 .data
                 .train
                 .iter()
-                .map(|path| absolute(path))
+                .map(|files| TrainFiles {
+                    path: absolute(&files.path),
+                    ..*files
+                })
                 .collect::<Vec<_>>()
         );
         for key in [
@@ -181,6 +211,8 @@ fn a_resolved_file_is_complete_absolute_and_reads_back_the_same() {
             "eps = 0.00000",
             "betas = [0.",
             "keep_checkpoints = ",
+            "label_smoothing = ",
+            "best_metric = ",
             "on_non_finite = ",
         ] {
             assert!(resolved.contains(key), "{key} in\n{resolved}");
@@ -243,7 +275,7 @@ fn sets_are_applied_in_order() {
     ];
     let run = parse(SMALL, &sets).unwrap();
     assert_eq!((run.train.learning_rate, run.train.seed), (1e-3, 6));
-    assert_eq!(run.data.train, ["x.jsonl", "y.jsonl"]);
+    assert_eq!(run.data.train, files(&["x.jsonl", "y.jsonl"]));
     assert_eq!(
         (run.output.dir.as_str(), run.model.dtype),
         ("runs/second", Held::F64)
@@ -264,7 +296,6 @@ fn refused(text: &str, sets: &[&str], message: &str) {
 
 #[test]
 fn what_is_wrong_in_the_file_is_named() {
-    const PATHS: &str = "expected a list of paths, for example [\"train.jsonl\"]";
     for (lines, what) in [
         (
             "[tarin]\nsteps = 1",
@@ -288,6 +319,42 @@ fn what_is_wrong_in_the_file_is_named() {
             "`train.groups.gate` is 2, expected a table",
         ),
         ("train = 3", "`train` is 3, expected a table"),
+        (
+            "[train]\nlabel_smoothing = 1",
+            "`train.label_smoothing` is 1, expected a number from 0 to below 1",
+        ),
+        (
+            "[train]\nneftune_noise_alpha = -5",
+            "`train.neftune_noise_alpha` is -5, expected a finite number of at least 0",
+        ),
+        (
+            "[train]\nschedule = \"linear\"\nlearning_rate = 1e-3\nmin_learning_rate = 2e-3",
+            "`train.min_learning_rate` is 0.002, expected a number from 0 to `train.learning_rate`, which is 0.001",
+        ),
+        (
+            "[train]\nmin_learning_rate = 1e-4",
+            "`train.min_learning_rate` is for rates that fall, expected `train.schedule` to be \"linear\" or \"cosine\"",
+        ),
+        (
+            "[train]\nbest_metric = \"acuracy\"",
+            "`train.best_metric` is \"acuracy\", expected \"loss\" or \"accuracy\" or \"f1\" or \"matthews\" or \"pearson\" or \"spearman\"",
+        ),
+        (
+            "[train]\nload_best = true",
+            "`train.load_best` compares evaluations during training, expected `train.eval_every` above 0",
+        ),
+        (
+            "[train]\nearly_stopping_patience = 3",
+            "`train.early_stopping_patience` compares evaluations during training, expected `train.eval_every` above 0",
+        ),
+        (
+            "[train]\neval_every = 5\nearly_stopping_patience = 0",
+            "`train.early_stopping_patience` is 0, expected an integer of at least 1",
+        ),
+        (
+            "[train]\neval_every = 5\nearly_stopping_threshold = 0.1",
+            "`train.early_stopping_threshold` is for `train.early_stopping_patience`, which is missing",
+        ),
         (
             "[train]\nbatch_size = 0",
             "`train.batch_size` is 0, expected an integer from 1 to 65536",
@@ -421,12 +488,24 @@ fn what_is_wrong_in_the_file_is_named() {
             "`train.lora_plus_ratio` is \"16\", expected a finite number above 0",
         ),
         (
-            "[task]\nkind = \"classification\"",
-            "`task.kind = \"classification\"` is not yet supported (only \"causal-lm\" is)",
+            "[task]\nkind = \"classify\"",
+            "`task.kind` is \"classify\", expected \"causal-lm\" or \"classification\"",
         ),
         (
             "[task]\nnum_labels = 2",
-            "`task.num_labels` is not yet supported (leave it out)",
+            "`task.num_labels` is for `task.kind = \"classification\"`; set that, or leave it out",
+        ),
+        (
+            "[task]\nkind = \"classification\"\nnum_labels = 0",
+            "`task.num_labels` is 0, expected an integer from 1 to 65536",
+        ),
+        (
+            "[task]\nkind = \"classification\"\nnum_labels = 2.0",
+            "`task.num_labels` is 2.0, expected an integer from 1 to 65536",
+        ),
+        (
+            "data.packing = true\n[task]\nkind = \"classification\"",
+            "`data.packing = true` joins rows, and `task.kind = \"classification\"` tells them apart; leave packing out",
         ),
         (
             "[adapter]\nr = nan",
@@ -466,6 +545,128 @@ fn what_is_wrong_in_the_file_is_named() {
     ] {
         refused(text, &[], &format!("my/run.toml: {what}"));
     }
+}
+
+/// Files that are taken once.
+fn files(paths: &[&str]) -> Vec<TrainFiles> {
+    let paths = paths.iter();
+    paths
+        .map(|&path| TrainFiles {
+            path: path.to_owned(),
+            weight: 1.0,
+        })
+        .collect()
+}
+
+#[test]
+fn files_have_weights_and_rows_are_held_out_grouped_and_kept() {
+    let sets = [
+        "data.train=['a.jsonl', {path = 'b.jsonl', weight = 2}, {path = 'hub:org/set/c.jsonl', weight = 0.25}, {path = 'd.jsonl'}]",
+        "data.eval_fraction=0.1",
+        "data.group_by_length=true",
+        "data.cache=some/folder",
+    ];
+    let run = parse(SMALL, &sets).unwrap();
+    let mut expected = files(&["a.jsonl", "b.jsonl", "hub:org/set/c.jsonl", "d.jsonl"]);
+    (expected[1].weight, expected[2].weight) = (2.0, 0.25);
+    assert_eq!(run.data.train, expected);
+    assert_eq!(
+        (run.data.eval_fraction, run.data.group_by_length),
+        (Some(0.1), true)
+    );
+    assert_eq!(run.data.cache, CacheKey::In("some/folder".into()));
+
+    let here = std::env::current_dir().unwrap();
+    let again = parse(&run.resolved(), &[]).unwrap();
+    for files in &mut expected {
+        if !files.path.starts_with("hub:") {
+            files.path = here.join(&files.path).display().to_string();
+        }
+    }
+    assert_eq!(again.data.train, expected);
+    assert_eq!(
+        (again.data.eval_fraction, again.data.group_by_length),
+        (Some(0.1), true)
+    );
+    let folder = here.join("some/folder").display().to_string();
+    assert_eq!(again.data.cache, CacheKey::In(folder));
+
+    for (value, key) in [
+        ("true", CacheKey::On),
+        ("false", CacheKey::Off),
+        ("auto", CacheKey::Auto),
+    ] {
+        let run = parse(SMALL, &[&format!("data.cache={value}")]).unwrap();
+        assert_eq!(run.data.cache, key);
+        assert_eq!(parse(&run.resolved(), &[]).unwrap().data.cache, key);
+    }
+
+    for (set, what) in [
+        (
+            "data.train=[{path = 'a', wieght = 2}]",
+            "unknown key `data.train[0].wieght`, did you mean `data.train[0].weight`?",
+        ),
+        (
+            "data.train=['b', {weight = 2}]",
+            "`data.train[1].path` is missing, expected a path, as a string",
+        ),
+        (
+            "data.train=[{path = 'a', weight = 0}]",
+            "`data.train[0].weight` is 0, expected a number above 0 and at most 1000",
+        ),
+        (
+            "data.train=[{path = 'a', weight = nan}]",
+            "`data.train[0].weight` is nan, expected a number above 0 and at most 1000",
+        ),
+        (
+            "data.train=[{path = 'a', weight = 1001}]",
+            "`data.train[0].weight` is 1001, expected a number above 0 and at most 1000",
+        ),
+        (
+            "data.train=[{path = 'a', weight = 'twice'}]",
+            "`data.train[0].weight` is \"twice\", expected a number above 0 and at most 1000",
+        ),
+        (
+            "data.train=[['a']]",
+            &format!("`data.train` is [[\"a\"]], {PATHS}"),
+        ),
+        (
+            "data.eval_fraction=0",
+            "`data.eval_fraction` is 0, expected a number between 0 and 1",
+        ),
+        (
+            "data.eval_fraction=1.0",
+            "`data.eval_fraction` is 1.0, expected a number between 0 and 1",
+        ),
+        (
+            "data.eval_fraction='all'",
+            "`data.eval_fraction` is \"all\", expected a number between 0 and 1",
+        ),
+        (
+            "data.group_by_length=1",
+            "`data.group_by_length` is 1, expected true or false",
+        ),
+        (
+            "data.cache=1",
+            "`data.cache` is 1, expected \"auto\", true, false or a folder",
+        ),
+        (
+            "data.cache=''",
+            "`data.cache` is \"\", expected \"auto\", true, false or a folder",
+        ),
+    ] {
+        refused(SMALL, &[set], &format!("--set: {what}"));
+    }
+    refused(
+        SMALL,
+        &["data.eval=['e.jsonl']", "data.eval_fraction=0.5"],
+        "--set: `data.eval` and `data.eval_fraction` are both given, expected one of them",
+    );
+    refused(
+        SMALL,
+        &["data.packing=true", "data.group_by_length=true"],
+        "--set: `data.group_by_length` and `data.packing` are both true: packed sequences are of one length already; leave one of them out",
+    );
 }
 
 #[test]
@@ -559,4 +760,18 @@ fn a_device_is_read_and_resolved() {
     assert!(both.unwrap_err().to_string().ends_with(
         "`train.compute = \"bf16\"` with `model.device = \"cuda\"` is not yet supported, expected \"f32\""
     ));
+}
+
+#[test]
+fn a_classification_is_written_back_as_it_was_read() {
+    let of = |lines: &str| parse(&format!("{SMALL}{lines}"), &[]).unwrap();
+    let open = of("[task]\nkind = \"classification\"");
+    assert_eq!(open.task, TaskKeys::Classification { num_labels: None });
+    assert!(!open.resolved().contains("num_labels"));
+    let three = of("[task]\nkind = \"classification\"\nnum_labels = 3");
+    let num_labels = std::num::NonZeroUsize::new(3);
+    assert_eq!(three.task, TaskKeys::Classification { num_labels });
+    for run in [open, three] {
+        assert_eq!(parse(&run.resolved(), &[]).unwrap().task, run.task);
+    }
 }

@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 /// What a run leaves: every parameter, the controller's state, the metrics without times.
 #[derive(Debug, PartialEq)]
 pub struct End {
-    params: Vec<(String, Vec<u64>)>,
-    controller: (String, Vec<u64>),
-    metrics: Vec<Value>,
+    pub params: Vec<(String, Vec<u64>)>,
+    pub controller: (String, Vec<u64>),
+    pub metrics: Vec<Value>,
 }
 
 fn metrics(dir: &Path) -> Vec<Value> {
@@ -99,7 +99,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn names(dir: &Path) -> Vec<String> {
+pub fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> = dir
         .read_dir()
         .unwrap()
@@ -138,11 +138,12 @@ impl Progress for Copies {
 }
 
 #[derive(Default)]
-struct Log {
-    started: Option<Started>,
-    evaluations: Vec<u64>,
-    saved: Vec<u64>,
-    warnings: Vec<String>,
+pub struct Log {
+    pub started: Option<Started>,
+    pub evaluations: Vec<u64>,
+    pub saved: Vec<u64>,
+    pub warnings: Vec<String>,
+    pub notices: Vec<String>,
 }
 
 impl Progress for Log {
@@ -157,6 +158,9 @@ impl Progress for Log {
     }
     fn warning(&mut self, message: &str) {
         self.warnings.push(message.to_owned());
+    }
+    fn notice(&mut self, message: &str) {
+        self.notices.push(message.to_owned());
     }
 }
 
@@ -197,6 +201,19 @@ fn a_run_resumed_at_any_moment_ends_with_the_same_bits() {
             DType::F32,
             "epochs = 5\nsave_every = 1\neval_every = 1\n",
             true,
+            &[0, 1, 2, 3, 4, 5, 6, 7],
+        ),
+        (
+            DType::F32,
+            "steps = 7\nsave_every = 1\noptimizer = \"sgd\"\nmomentum = 0.8\nnesterov = true\n",
+            false,
+            &[0, 1, 2, 3, 4, 5, 6, 7],
+        ),
+        // Nothing but ages.
+        (
+            DType::F64,
+            "steps = 7\nsave_every = 1\noptimizer = \"sgd\"\n",
+            false,
             &[0, 1, 2, 3, 4, 5, 6, 7],
         ),
     ] {
