@@ -1,6 +1,7 @@
 //! The guides in `docs/guides` say what they do: every `sh` block of a guide is run, in order, in a folder of its own that has
 //! the repository's `docs` and `models`. A block marked `sh needs=MODEL` is left out where `cargo xtask fetch` has not
 //! brought that model.
+#![expect(clippy::print_stderr, reason = "a block that is not run says so")]
 
 use lowrank_tests::binary;
 use lowrank_tests::place::Place;

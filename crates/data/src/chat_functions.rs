@@ -53,7 +53,7 @@ pub(crate) fn trim(value: Jinja, letters: Option<String>) -> String {
         .as_str()
         .map_or_else(|| value.to_string(), str::to_owned);
     let gone = stripped(letters);
-    text.trim_matches(|letter| gone(letter)).to_owned()
+    text.trim_matches(gone).to_owned()
 }
 
 /// Python's methods of values.
@@ -100,10 +100,10 @@ fn method_of_text(text: &str, method: &str, arguments: &[Jinja]) -> Result<Optio
             let gone = stripped(letters);
             let mut text = text;
             if method != "rstrip" {
-                text = text.trim_start_matches(|letter| gone(letter));
+                text = text.trim_start_matches(&gone);
             }
             if method != "lstrip" {
-                text = text.trim_end_matches(|letter| gone(letter));
+                text = text.trim_end_matches(&gone);
             }
             text.into()
         }

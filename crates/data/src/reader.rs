@@ -11,17 +11,17 @@ use std::path::Path;
 /// A reader of one file.
 pub(crate) enum Reader<'a> {
     Lines(&'a Path, Lines<'a>),
-    Table(Table<'a>),
-    Columns(Columns<'a>),
+    Table(Box<Table<'a>>),
+    Columns(Box<Columns<'a>>),
 }
 
 impl<'a> Reader<'a> {
     pub fn open(path: &'a Path) -> Result<Self> {
         Ok(match format(path) {
             Format::Lines => Self::Lines(path, Lines::open(path)?),
-            Format::Commas => Self::Table(Table::commas(path)?),
-            Format::Tabs => Self::Table(Table::tabs(path)?),
-            Format::Columns => Self::Columns(Columns::open(path)?),
+            Format::Commas => Self::Table(Box::new(Table::commas(path)?)),
+            Format::Tabs => Self::Table(Box::new(Table::tabs(path)?)),
+            Format::Columns => Self::Columns(Box::new(Columns::open(path)?)),
         })
     }
 

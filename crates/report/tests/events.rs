@@ -21,7 +21,7 @@ fn checksum(bytes: &[u8]) -> u32 {
         }
     }
     let sum = sum ^ u32::MAX;
-    ((sum >> 15) | (sum << 17)).wrapping_add(0xa282_ead8)
+    sum.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
 #[derive(Debug, Default, PartialEq)]

@@ -49,7 +49,6 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-#[expect(clippy::print_stderr, reason = "a test that did not run says so")]
 fn a_full_disk_leaves_the_last_checkpoint_whole_and_a_message() {
     let root = tempfile::tempdir().unwrap();
     if !can_mount(root.path()) {

@@ -73,7 +73,7 @@ fn the_plan_shows_what_the_assistant_says() {
 #[test]
 fn chats_train_and_are_measured_by_loss() {
     let place = place();
-    place.run(&["train", "run.toml"]).ok();
+    let _ended = place.run(&["train", "run.toml"]).ok();
     let lines = place.json_lines("run/metrics.jsonl");
     let evaluations: Vec<f64> = lines
         .iter()
@@ -139,7 +139,8 @@ fn the_template_is_a_setting_of_the_run() {
     fn train<'a>(more: &[&'a str]) -> Vec<&'a str> {
         [&["train", "run.toml", "--set"], more].concat()
     }
-    place.run(&train(&["data.chat_template=other.jinja"])).ok();
+    let trained = place.run(&train(&["data.chat_template=other.jinja"]));
+    assert_eq!(trained.code, 0, "{}", trained.stderr);
     let resolved = place.text("run/run.toml");
     assert!(resolved.contains("other.jinja\""), "{resolved}");
     place.refuses(

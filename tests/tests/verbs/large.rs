@@ -61,7 +61,7 @@ fn files_larger_than_memory_are_trained_on_and_evaluated() {
         "{kept_before:?}"
     );
 
-    run(&[&["--quiet", "train", "run.toml"], &sets[..]].concat()).ok();
+    let _ended = run(&[&["--quiet", "train", "run.toml"], &sets[..]].concat()).ok();
     let lines = place.json_lines("run/metrics.jsonl");
     let trained = lines
         .iter()

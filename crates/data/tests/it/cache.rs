@@ -257,7 +257,7 @@ fn nothing_is_left_of_rows_that_are_refused() {
         let error = scene.with(&[name], &tokenizer(), &options()).unwrap_err();
         assert_eq!(error.to_string(), plain.to_string());
     }
-    assert_eq!(scene.kept(), [PathBuf::new(); 0]);
+    assert_eq!(scene.kept(), Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -276,7 +276,7 @@ fn small_files_and_the_first_rows_are_read_into_memory() {
     let bytes: usize = FILES.iter().map(|(_, content)| content.len()).sum();
     scene.cache.at_least = bytes as u64 + 1;
     assert!(!scene.open().is_cached());
-    assert_eq!(scene.kept(), [PathBuf::new(); 0]);
+    assert_eq!(scene.kept(), Vec::<PathBuf>::new());
     scene.cache.at_least = bytes as u64;
     assert!(scene.open().is_cached());
 }
