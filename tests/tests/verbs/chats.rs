@@ -136,7 +136,9 @@ fn chats_train_and_are_measured_by_loss() {
 #[test]
 fn the_template_is_a_setting_of_the_run() {
     let place = place();
-    let train = |more: &[&str]| [&["train", "run.toml", "--set"], more].concat();
+    fn train<'a>(more: &[&'a str]) -> Vec<&'a str> {
+        [&["train", "run.toml", "--set"], more].concat()
+    }
     place.run(&train(&["data.chat_template=other.jinja"])).ok();
     let resolved = place.text("run/run.toml");
     assert!(resolved.contains("other.jinja\""), "{resolved}");
