@@ -117,3 +117,8 @@ fn texts_and_completions() {
 fn multiple_choice() {
     check("multiple-choice", &["train", "eval", "merge"]);
 }
+
+#[test]
+fn classification() {
+    check("classification", &["plan", "train", "eval", "merge"]);
+}

@@ -86,31 +86,53 @@ impl KvCache {
         }
     }
 
-    /// The same cache for `rows` continuations of its single row.
+    /// Forgets all but the first `tokens` tokens (a row), so that others may follow those.
+    pub fn truncate(&mut self, tokens: usize) {
+        for row in &mut self.segments {
+            row.truncate(tokens);
+        }
+    }
+
+    /// Copies rows of caches into a new one, side by side; each is given by its cache and its number there, and may come
+    /// several times. All end together: a shorter row has padding before it, and what is padding before every row is left
+    /// out. The new cache has room for `room` tokens (a row), or for more.
     ///
     /// # Errors
-    /// If the cache has more than one row.
-    pub fn repeat(&self, rows: usize) -> Result<Self> {
-        if self.segments.len() != 1 {
-            return Err(Error::Other(format!(
-                "a cache of {} rows cannot be repeated",
-                self.segments.len()
-            )));
+    /// If there is no such row, or the caches are of different models.
+    pub fn beside(rows: &[(&Self, usize)], room: usize) -> Result<Self> {
+        let mut segments: Vec<&[u32]> = Vec::with_capacity(rows.len());
+        for (cache, row) in rows {
+            let row = cache.segments.get(*row).ok_or_else(|| {
+                let have = cache.segments.len();
+                Error::Other(format!("a cache of {have} rows has no row {row}"))
+            })?;
+            let padding = row.iter().take_while(|segment| **segment == 0).count();
+            segments.push(&row[padding..]);
         }
-        let repeat = |t: &Tensor| -> Result<Tensor> {
-            let t = t.narrow(2, 0, self.len())?;
-            let (_, heads, length, dim) = t.dims4()?;
-            Ok(t.expand((rows, heads, length, dim))?.force_contiguous()?)
-        };
-        let layers = self
-            .layers
-            .iter()
-            .map(|(k, v)| Ok((repeat(k)?, repeat(v)?)))
-            .collect::<Result<_>>()?;
+        let len = segments.iter().map(|row| row.len()).max().unwrap_or(0);
+        let blocks = rows.first().map_or(0, |(cache, _)| cache.layers.len());
+        let mut layers = Vec::with_capacity(blocks);
+        for block in 0..blocks {
+            let mut keys = Vec::with_capacity(rows.len());
+            let mut values = Vec::with_capacity(rows.len());
+            for ((cache, row), kept) in rows.iter().zip(&segments) {
+                let (k, v) = cache.layers.get(block).ok_or_else(|| {
+                    Error::Other("caches of different models side by side".to_owned())
+                })?;
+                let part = |t: &Tensor| {
+                    let first = cache.len() - kept.len();
+                    t.narrow(0, *row, 1)?.narrow(2, first, kept.len())
+                };
+                keys.push(part(k)?);
+                values.push(part(v)?);
+            }
+            layers.push((ending(&keys, len, room)?, ending(&values, len, room)?));
+        }
+        let padded = |row: &&[u32]| [&vec![0; len - row.len()], *row].concat();
         Ok(Self {
             layers,
-            segments: vec![self.segments[0].clone(); rows],
-            reserved: self.reserved,
+            segments: segments.iter().map(padded).collect(),
+            reserved: room,
         })
     }
 
@@ -165,4 +187,21 @@ fn extended(
     room.slice_set(&new.contiguous()?, 2, len)?;
     let all = room.narrow(2, 0, total)?;
     Ok((room, all))
+}
+
+/// Rows `[1, heads, tokens, dim]` of at most `len` tokens side by side, so that all end at `len`.
+fn ending(rows: &[Tensor], len: usize, room: usize) -> Result<Tensor> {
+    let first = rows.first().expect("a cache without rows has no blocks");
+    let (_, heads, _, dim) = first.dims4()?;
+    let all = (rows.len(), heads, room.max(len), dim);
+    // Zeros cost no memory before they are written over.
+    let all = Tensor::zeros(all, first.dtype(), first.device())?;
+    for (place, row) in rows.iter().enumerate() {
+        let tokens = row.dim(2)?;
+        if tokens > 0 {
+            let into = all.narrow(0, place, 1)?;
+            into.slice_set(&row.contiguous()?, 2, len - tokens)?;
+        }
+    }
+    Ok(all)
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 /// A label that supervises nothing.
 pub const UNSUPERVISED: i32 = -100;
 
-/// The rectangle of tokens that a pass works on, row-major `[rows, length]`, padded on the right.
+/// The rectangle of tokens that a pass works on, row-major `[rows, length]`, padded on either side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tokens {
     /// Number of sequences.
@@ -26,6 +26,30 @@ pub struct Tokens {
 }
 
 impl Tokens {
+    /// Unsupervised texts that end together: shorter ones have padding before them, so that each is in one piece and the
+    /// next tokens follow all of them at the same place.
+    #[must_use]
+    pub fn ending_together(texts: &[&[u32]]) -> Self {
+        let length = texts.iter().map(|text| text.len()).max().unwrap_or(0);
+        let mut tokens = Self {
+            rows: texts.len(),
+            length,
+            ids: Vec::new(),
+            segments: Vec::new(),
+            positions: Vec::new(),
+        };
+        for text in texts {
+            let padding = length - text.len();
+            for numbers in [&mut tokens.ids, &mut tokens.segments, &mut tokens.positions] {
+                numbers.extend(std::iter::repeat_n(0, padding));
+            }
+            tokens.ids.extend(*text);
+            tokens.segments.extend(std::iter::repeat_n(1, text.len()));
+            tokens.positions.extend(0..text.len() as u32);
+        }
+        tokens
+    }
+
     /// How many tokens are not padding.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -117,6 +141,15 @@ impl Batch {
         Ok(Self { row_labels, ..self })
     }
 
+    /// Tokens that nothing supervises.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn unsupervised(tokens: Tokens) -> Result<Self> {
+        let labels = vec![UNSUPERVISED; tokens.ids.len()];
+        Self::new(tokens, labels)
+    }
+
     /// One unsupervised sequence that starts at `position`, for generation and for logits.
     ///
     /// # Errors
@@ -130,7 +163,7 @@ impl Batch {
             segments: vec![1; length],
             positions: (position..).take(length).collect(),
         };
-        Self::new(tokens, vec![UNSUPERVISED; length])
+        Self::unsupervised(tokens)
     }
 
     /// The same rows several times over.

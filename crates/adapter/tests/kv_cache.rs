@@ -4,7 +4,7 @@
 
 use candle_core::{Device, Result, Tensor};
 use lowrank_adapter::{
-    Ask, Batch, KvCache, Model, Part, Pass, Result as AdapterResult, Selection, run,
+    Ask, Batch, KvCache, Model, Part, Pass, Result as AdapterResult, Selection, Tokens, run,
 };
 
 /// Two blocks that cache what they are given: the token's number, its negative as a value.
@@ -123,7 +123,7 @@ fn earlier_parts_stay_and_copies_are_apart() {
         .unwrap();
     let numbers = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     let seen = numbers(&before);
-    let mut copies = kv.repeat(1).unwrap();
+    let mut copies = KvCache::beside(&[(&kv, 0)], 0).unwrap();
     step(&mut copies, &[7]).unwrap();
     step(&mut kv, &[2, 3, 4]).unwrap();
     assert_eq!(numbers(&before), seen);
@@ -152,5 +152,106 @@ fn what_does_not_fit_is_refused() {
                 .to_string()
                 .contains("the cache has 2 rows of 3 heads")
         );
+    }
+}
+
+#[test]
+fn a_truncated_cache_goes_on_from_there() {
+    let mut kv = KvCache::with_capacity(4);
+    step(&mut kv, &[0, 1, 2, 3, 4]).unwrap();
+    kv.truncate(9);
+    assert_eq!(kv.len(), 5);
+    kv.truncate(2);
+    assert_eq!(kv.len(), 2);
+    step(&mut kv, &[7, 8]).unwrap();
+    assert_eq!(keys(&mut kv, 9), [0.0, 1.0, 7.0, 8.0, 9.0]);
+    kv.truncate(0);
+    assert!(kv.is_empty());
+    step(&mut kv, &[5]).unwrap();
+    assert_eq!(keys(&mut kv, 6), [5.0, 6.0]);
+}
+
+/// Rows with padding (segment 0) where there is none.
+fn rows(kv: &mut KvCache, rows: &[&[Option<u32>]]) {
+    let tokens = rows.concat();
+    let batch = Tokens {
+        rows: rows.len(),
+        length: rows[0].len(),
+        ids: tokens.iter().map(|id| id.unwrap_or(0)).collect(),
+        segments: tokens.iter().map(|id| u32::from(id.is_some())).collect(),
+        positions: vec![0; tokens.len()],
+    };
+    let batch = Batch::new(batch, vec![-100; tokens.len()]).unwrap();
+    let mut pass = Pass::evaluation(Selection::none());
+    let ask = Ask::Logits(vec![0]);
+    run(&Caching, &batch, &ask, Some(kv), &mut pass).unwrap();
+}
+
+#[test]
+fn rows_of_several_caches_stand_side_by_side() {
+    let mut one = KvCache::new();
+    step(&mut one, &[1, 2]).unwrap();
+    let mut two = KvCache::with_capacity(9);
+    rows(
+        &mut two,
+        &[
+            &[None, None, Some(3), None, Some(4)],
+            &[None, None, None, None, Some(5)],
+            &[None, Some(6), Some(7), Some(8), Some(9)],
+        ],
+    );
+    for room in [0, 1, 3, 50] {
+        let mut both =
+            KvCache::beside(&[(&two, 0), (&one, 0), (&two, 1), (&one, 0)], room).unwrap();
+        // What all have before them is left out, what is inside one of them is not.
+        assert_eq!(both.len(), 3);
+        rows(&mut both, &[&[Some(10)], &[Some(20)], &[None], &[Some(30)]]);
+        let h = Tensor::zeros((4, 1, 1, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let (k, v) = both.append(1, &h, &h.narrow(3, 0, 1).unwrap()).unwrap();
+        let numbers = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let k = numbers(&k.narrow(3, 0, 1).unwrap());
+        let expected = [
+            [3.0, 0.0, 4.0, 10.0, 0.0],
+            [0.0, 1.0, 2.0, 20.0, 0.0],
+            [0.0, 0.0, 5.0, 0.0, 0.0],
+            [0.0, 1.0, 2.0, 30.0, 0.0],
+        ];
+        assert_eq!(k, expected.concat());
+        assert_eq!(numbers(&v), k.iter().map(|x| -x).collect::<Vec<_>>());
+        let next = Batch::new(
+            Tokens {
+                rows: 4,
+                length: 1,
+                ids: vec![0; 4],
+                segments: vec![1; 4],
+                positions: vec![0; 4],
+            },
+            vec![-100; 4],
+        );
+        let mask = both.mask(&next.unwrap());
+        let expected = [
+            [1, 0, 1, 1, 1],
+            [0, 1, 1, 1, 1],
+            [0, 0, 1, 0, 1],
+            [0, 1, 1, 1, 1],
+        ];
+        assert_eq!(mask.key_segments, expected.concat());
+    }
+    // The caches that they come from go on as before.
+    assert_eq!(keys(&mut one, 3), [1.0, 2.0, 3.0]);
+    assert_eq!((one.len(), two.len()), (2, 5));
+    let none = KvCache::beside(&[], 7).unwrap();
+    assert!(none.is_empty());
+    for (refused, message) in [
+        (
+            KvCache::beside(&[(&two, 3)], 0),
+            "a cache of 3 rows has no row 3",
+        ),
+        (
+            KvCache::beside(&[(&KvCache::new(), 0)], 0),
+            "a cache of 0 rows has no row 0",
+        ),
+    ] {
+        assert!(refused.unwrap_err().to_string().contains(message));
     }
 }

@@ -29,7 +29,10 @@ pub struct Arguments {
 pub enum Verb {
     /// Fine-tune a model as a run file says
     #[command(
-        after_help = "Example: lowrank train run.toml --set train.steps=200 --set output.dir=runs/second"
+        after_help = "Ctrl-C (SIGINT) and SIGTERM end the run after the step or evaluation that it is in: the step is saved, \
+                      --resume goes on from it, and the exit status is 130 or 143. A second signal ends the run at once, \
+                      and --resume goes on from the last checkpoint.\n\n\
+                      Example: lowrank train run.toml --set train.steps=200 --set output.dir=runs/second"
     )]
     Train(TrainArguments),
     /// Say what a run file would do, without training: what it trains, how much memory it takes, what its rows become
@@ -40,9 +43,26 @@ pub enum Verb {
                       Example: lowrank plan run.toml --set train.batch_size=16"
     )]
     Plan(PlanArguments),
-    /// Measure a model, with or without adapters: loss, perplexity, accuracy of choices, logits
+    /// Measure a model, with or without adapters: loss, perplexity, accuracy of choices and of written answers, logits
     #[command(
-        after_help = "Example: lowrank eval --model models/base --adapter runs/first/adapter --data test.jsonl"
+        after_help = "Rows with `choices` are measured by --task choices, rows with `answer` and no `choices` by --task \
+                      generate, rows with `label` by --task classification, and others by --task loss, unless --task says \
+                      otherwise.\n\n\
+                      --task choices scores each choice by the sum of its tokens' log-probabilities without the end token, \
+                      and takes the highest, the first of several; `accuracy_norm` divides the scores by the choices' \
+                      lengths in UTF-8 bytes.\n\n\
+                      --task generate lets the model continue each prompt, always by the likeliest token, until its end \
+                      token, a --stop string or --max-new-tokens, and compares final answers (`exact_match`). If the \
+                      expected one (the row's `answer`, else its completion, of which what is behind the last #### counts) \
+                      is a number, the model's is the number behind the first #### that it writes, else the last number; \
+                      both lose $, thousands' commas and a trailing dot. Any other answer must be the whole text, spaces \
+                      around it aside; case counts. This is the exact match of lm-evaluation-harness. \
+                      It takes far longer than the loss, which is reported, too.\n\n\
+                      `accuracy_low` and `accuracy_high` are the ends of Wilson's 95 % confidence interval.\n\n\
+                      Example: lowrank eval --model models/base --adapter runs/first/adapter --data test.jsonl\n\
+                      Example: lowrank eval --model models/base --data boolq/test.jsonl --limit 500 --predictions p.jsonl\n\
+                      Example: lowrank eval --model models/base --data gsm8k/test.jsonl --task generate --limit 100 --stop \
+                      Question: --max-new-tokens 200"
     )]
     Eval(EvalArguments),
     /// Turn texts into vectors with a model, with or without adapters
@@ -57,6 +77,21 @@ pub enum Verb {
         after_help = "Example: lowrank generate --model models/base --adapter runs/first/adapter --chat --prompt 'Hello!'"
     )]
     Generate(GenerateArguments),
+    /// Talk with a model, with or without adapters: each line is a message
+    #[command(
+        after_help = "Messages are read from stdin, a line each, and answers are written to stdout; the end of stdin ends the \
+                      conversation. What the model has read is kept: a turn costs its own tokens. On a terminal, Ctrl-C ends an answer \
+                      and leaves the conversation, and otherwise ends the program.\n\n\
+                      Lines that begin with / are commands:\n  \
+                      /reset        forget the conversation, but not the system message\n  \
+                      /system TEXT  set the system message; without a text, take it away\n  \
+                      /save FILE    write the conversation as a {\"messages\"} row\n  \
+                      /exit         end\n\
+                      A message that begins with / is written with two.\n\n\
+                      With --json nothing is written before the end.\n\n\
+                      Example: lowrank chat --model models/base --adapter runs/first/adapter --system 'Be brief.'"
+    )]
+    Chat(ChatArguments),
     /// Fold adapters into their base and write a stand-alone model
     #[command(
         after_help = "Example: lowrank merge --model models/base --adapter runs/first/adapter --out merged --verify"
@@ -142,8 +177,20 @@ pub enum Task {
     Choices,
     /// The classes, or the values, of rows with labels: accuracy, F1 and Matthews' correlation, or Pearson's and Spearman's
     Classification,
-    /// Not yet supported
+    /// The exact match of the final answers that the model writes, and the loss
     Generate,
+}
+
+impl Task {
+    /// Its word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Loss => "loss",
+            Self::Choices => "choices",
+            Self::Classification => "classification",
+            Self::Generate => "generate",
+        }
+    }
 }
 
 /// `lowrank eval`.
@@ -151,7 +198,7 @@ pub enum Task {
 pub struct EvalArguments {
     #[command(flatten)]
     pub model: ModelArguments,
-    /// Rows (JSON lines): a path, a glob, or hub:org/name[@revision]/file; may be given several times
+    /// Rows (JSON lines, CSV, TSV or Parquet): a path, a glob, or hub:org/name[@revision]/file; may be given several times
     #[arg(long, required = true)]
     pub data: Vec<String>,
     /// What to measure [default: by the kind of the rows]
@@ -166,13 +213,22 @@ pub struct EvalArguments {
     /// Longer rows lose their right end
     #[arg(long, default_value = "512")]
     pub max_length: NonZeroUsize,
+    /// What writes rows of messages, if not the model's own chat template: a file, or a template's text
+    #[arg(long, value_name = "TEMPLATE")]
+    pub chat_template: Option<String>,
     /// How the weights are held: as-stored, f32, bf16, f16, f64 or nf4
     #[arg(long, default_value = "as-stored")]
     pub dtype: String,
     /// What the model is computed on: cpu or cuda
     #[arg(long, default_value = "cpu")]
     pub device: Place,
-    /// Write one JSON line a row: index, scores, prediction, answer, correct
+    /// With --task generate: how many tokens are written at most [default: 200]
+    #[arg(long)]
+    pub max_new_tokens: Option<NonZeroUsize>,
+    /// With --task generate: a string that ends the text, and is no part of it; may be given several times
+    #[arg(long, allow_hyphen_values = true)]
+    pub stop: Vec<String>,
+    /// Write one JSON line a row: index, scores (of choices), prediction, answer, correct, text (of written answers)
     #[arg(long, value_name = "F.jsonl")]
     pub predictions: Option<PathBuf>,
     /// Write the logits of every row, `logits.<row>` [tokens, vocab] in f32; a classifier's are `logits` [rows, classes]
@@ -181,6 +237,26 @@ pub struct EvalArguments {
     /// Print one JSON object on stdout
     #[arg(long)]
     pub json: bool,
+}
+
+/// How a text is continued.
+#[derive(Debug, Args)]
+pub struct SamplingArguments {
+    /// By what logits are divided before a token is drawn; 0 takes the likeliest token, always
+    #[arg(long, default_value = "0", allow_negative_numbers = true)]
+    pub temperature: Temperature,
+    /// Draw from this many of the likeliest tokens; 0: from all
+    #[arg(long, default_value = "0", allow_negative_numbers = true)]
+    pub top_k: usize,
+    /// Draw from the likeliest tokens that have this share of the probability together, after --top-k
+    #[arg(long, default_value = "1", allow_negative_numbers = true)]
+    pub top_p: TopP,
+    /// A string that ends the text, and is no part of it; may be given several times
+    #[arg(long, allow_hyphen_values = true)]
+    pub stop: Vec<String>,
+    /// What draws depend on: the same seed writes the same text
+    #[arg(long, default_value = "42")]
+    pub seed: u64,
 }
 
 /// What becomes of the hidden states of a text's tokens.
@@ -270,21 +346,8 @@ pub struct GenerateArguments {
     /// How many tokens are written at most
     #[arg(long, default_value = "128")]
     pub max_new_tokens: NonZeroUsize,
-    /// By what logits are divided before a token is drawn; 0 takes the likeliest token, always
-    #[arg(long, default_value = "0", allow_negative_numbers = true)]
-    pub temperature: Temperature,
-    /// Draw from this many of the likeliest tokens; 0: from all
-    #[arg(long, default_value = "0", allow_negative_numbers = true)]
-    pub top_k: usize,
-    /// Draw from the likeliest tokens that have this share of the probability together, after --top-k
-    #[arg(long, default_value = "1", allow_negative_numbers = true)]
-    pub top_p: TopP,
-    /// A string that ends the text, and is no part of it; may be given several times
-    #[arg(long, allow_hyphen_values = true)]
-    pub stop: Vec<String>,
-    /// What draws depend on: the same seed writes the same text
-    #[arg(long, default_value = "42")]
-    pub seed: u64,
+    #[command(flatten)]
+    pub sampling: SamplingArguments,
     /// How the weights are held: as-stored, f32, bf16, f16, f64 or nf4
     #[arg(long, default_value = "as-stored")]
     pub dtype: String,
@@ -292,6 +355,33 @@ pub struct GenerateArguments {
     #[arg(long, default_value = "cpu")]
     pub device: Place,
     /// Print one JSON object on stdout, when all is written
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `lowrank chat`.
+#[derive(Debug, Args)]
+pub struct ChatArguments {
+    #[command(flatten)]
+    pub model: ModelArguments,
+    /// The system message
+    #[arg(long, allow_hyphen_values = true)]
+    pub system: Option<String>,
+    /// What writes the conversation, if not the model's own chat template: a file, or a template's text
+    #[arg(long, value_name = "TEMPLATE")]
+    pub chat_template: Option<String>,
+    /// How many tokens an answer has at most
+    #[arg(long, default_value = "512")]
+    pub max_new_tokens: NonZeroUsize,
+    #[command(flatten)]
+    pub sampling: SamplingArguments,
+    /// How the weights are held: as-stored, f32, bf16, f16, f64 or nf4
+    #[arg(long, default_value = "as-stored")]
+    pub dtype: String,
+    /// What the model is computed on: cpu or cuda
+    #[arg(long, default_value = "cpu")]
+    pub device: Place,
+    /// Print one JSON object on stdout, when all is said
     #[arg(long)]
     pub json: bool,
 }

@@ -18,7 +18,10 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_logging(arguments.verbose, arguments.quiet);
-    if matches!(&arguments.verb, Verb::Train(_) | Verb::Generate(_)) {
+    if matches!(
+        &arguments.verb,
+        Verb::Train(_) | Verb::Generate(_) | Verb::Chat(_) | Verb::Eval(_)
+    ) {
         lowrank_allocator::keep_freed_memory();
     }
     let result = match &arguments.verb {
@@ -27,6 +30,7 @@ fn main() -> ExitCode {
         Verb::Embed(verb) => verbs::embed::run(verb),
         Verb::Eval(verb) => verbs::eval::run(verb),
         Verb::Generate(verb) => verbs::generate::run(verb),
+        Verb::Chat(verb) => verbs::chat::run(verb, arguments.quiet),
         Verb::Merge(verb) => verbs::merge::run(verb),
         Verb::Export(verb) => verbs::export::run(verb),
         Verb::Inspect(verb) => verbs::inspect::run(verb),

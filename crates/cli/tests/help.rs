@@ -15,7 +15,7 @@ fn stdout(arguments: &[&str]) -> String {
 #[test]
 fn every_verb_is_listed_and_its_help_has_an_example() {
     let listed = stdout(&["--help"]);
-    for verb in ["train", "eval", "generate", "merge", "inspect"] {
+    for verb in ["train", "eval", "generate", "chat", "merge", "inspect"] {
         assert!(listed.contains(&format!("\n  {verb} ")), "{listed}");
         let help = stdout(&[verb, "--help"]);
         assert!(

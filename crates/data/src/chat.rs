@@ -1,6 +1,7 @@
 //! Messages as text: a model's own chat template (Jinja), with the functions that templates written for transformers use.
 
 use crate::chat_functions::{self, python_json};
+use crate::chat_marks::{self, Marks};
 use crate::error::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value as Jinja};
@@ -62,6 +63,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     tokens: BTreeMap<&'static str, String>,
     origin: String,
+    marked: bool,
 }
 
 impl ChatTemplate {
@@ -71,7 +73,15 @@ impl ChatTemplate {
     /// If there is none, a file cannot be read, or the template is not one.
     pub fn from_folder(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
-        let origin = folder.display().to_string();
+        Self::from_config(&Self::config(folder)?, &folder.display().to_string())
+    }
+
+    /// What a model folder says of its template and of special tokens, as tokenizer_config.json has it, for
+    /// [`Self::from_config`]. Without any of its files it says nothing.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or is not a JSON object.
+    pub fn config(folder: &Path) -> Result<Map<String, Value>> {
         let mut config = object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
         // Older folders keep the tokens' roles in a file of their own.
         for (key, value) in object(&folder.join("special_tokens_map.json"))?.unwrap_or_default() {
@@ -80,7 +90,7 @@ impl ChatTemplate {
         if let Some(template) = text(&folder.join("chat_template.jinja"))? {
             config.insert(NAME.to_owned(), template.into());
         }
-        Self::from_config(&config, &origin)
+        Ok(config)
     }
 
     /// Reads `chat_template` (a template, or a list of named ones, of which `default` counts) and the special tokens of the
@@ -103,9 +113,10 @@ impl ChatTemplate {
             Some(Value::Array(named)) => default_of(named).map_err(refuse)?,
             Some(_) => return Err(refuse(format!("`{NAME}` is neither a text nor a list"))),
         };
+        let (source, marked) = chat_marks::as_calls(source);
         let mut environment = environment();
         environment
-            .add_template_owned(NAME, without_markers(source))
+            .add_template_owned(NAME, source)
             .map_err(|error| refuse(told(&error)))?;
         let token = |role: &'static str| {
             let content = match config.get(role)? {
@@ -118,6 +129,7 @@ impl ChatTemplate {
             environment,
             tokens: ROLES.into_iter().filter_map(token).collect(),
             origin: origin.to_owned(),
+            marked,
         })
     }
 
@@ -126,16 +138,64 @@ impl ChatTemplate {
     /// # Errors
     /// If the template refuses the messages (`raise_exception`), does not understand them, or does not come to an end.
     pub fn render(&self, messages: &[Message], prompt: GenerationPrompt) -> Result<String> {
+        let messages: Vec<Jinja> = messages.iter().map(|m| Jinja::from(Serde(m))).collect();
+        self.write(&self.environment, &messages, &Jinja::from(()), prompt)
+    }
+
+    /// As [`Self::render`], of messages as they are, and with tools, which are none or a list.
+    pub(crate) fn text(
+        &self,
+        messages: &[Jinja],
+        tools: &Jinja,
+        prompt: GenerationPrompt,
+    ) -> Result<String> {
+        self.write(&self.environment, messages, tools, prompt)
+    }
+
+    /// The text of a chat with marks around what `{% generation %}` blocks hold.
+    pub(crate) fn marked_text(
+        &self,
+        messages: &[Jinja],
+        tools: &Jinja,
+        marks: Marks,
+    ) -> Result<String> {
+        let mut environment = self.environment.clone();
+        chat_marks::show(&mut environment, marks);
+        self.write(&environment, messages, tools, GenerationPrompt::Omit)
+    }
+
+    /// Whether the template says what the assistant writes, by `{% generation %}` blocks.
+    pub(crate) fn is_marked(&self) -> bool {
+        self.marked
+    }
+
+    /// The text of the end token, if the template may name one.
+    pub(crate) fn end_token(&self) -> Option<&str> {
+        self.tokens.get("eos_token").map(String::as_str)
+    }
+
+    /// Where the template comes from.
+    pub(crate) fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    fn write(
+        &self,
+        environment: &Environment<'_>,
+        messages: &[Jinja],
+        tools: &Jinja,
+        prompt: GenerationPrompt,
+    ) -> Result<String> {
         let add_generation_prompt = prompt == GenerationPrompt::Add;
         let tokens = Jinja::from(Serde(&self.tokens));
-        let messages = Jinja::from(Serde(messages));
-        let template = self.environment.get_template(NAME);
+        let messages = Jinja::from(messages.to_vec());
+        let template = environment.get_template(NAME);
         let rendered = template.and_then(|template| {
             // transformers hands these two over as None where there are none, which templates test for.
             template.render(context! {
                 messages,
                 add_generation_prompt,
-                tools => (),
+                tools,
                 documents => (),
                 ..tokens
             })
@@ -159,6 +219,9 @@ fn environment() -> Environment<'static> {
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(chat_functions::python_method);
     environment.add_filter("tojson", python_json);
+    environment.add_filter("trim", chat_functions::trim);
+    environment.add_test("sequence", chat_functions::is_sequence);
+    chat_marks::hide(&mut environment);
     environment.add_function("raise_exception", chat_functions::raise_exception);
     environment.add_function("strftime_now", chat_functions::strftime_now);
     environment
@@ -184,27 +247,6 @@ fn default_of(named: &[Value]) -> Result<&String, String> {
             ))
         }
     }
-}
-
-/// transformers marks what an assistant says by `{% generation %}` and `{% endgeneration %}`, which render to nothing. Here
-/// they become a condition that always holds, with the same rules for the spaces around.
-fn without_markers(source: &str) -> String {
-    let mut text = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
-        text.push_str(before);
-        let end = tag.find("%}").map_or(tag.len(), |end| end + 2);
-        let (tag, after) = tag.split_at(end);
-        let word = tag.trim_matches(['{', '}', '%', '-', '+']).trim();
-        match word {
-            "generation" => text.push_str(&tag.replace("generation", "if true")),
-            "endgeneration" => text.push_str(&tag.replace("endgeneration", "endif")),
-            _ => text.push_str(tag),
-        }
-        rest = after;
-    }
-    text + rest
 }
 
 /// The message of an error and of what caused it, with the line of the template.

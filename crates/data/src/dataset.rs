@@ -4,8 +4,8 @@ use crate::classes::{Classes, Expected, Labels};
 use crate::error::{Error, Result};
 use crate::example::{Encoder, Example, Reference};
 use crate::examples::Examples;
-use crate::lines::Lines;
-use crate::row::{Decided, Kind, Row, parse};
+use crate::reader::{self, Read};
+use crate::row::{Kind, Row};
 use crate::source;
 use crate::tokenizer::Tokenizer;
 use std::num::NonZeroUsize;
@@ -139,11 +139,11 @@ impl Dataset {
         labels: &mut Labels<'_>,
         limit: usize,
     ) -> Result<()> {
-        let mut lines = Lines::open(&path)?;
-        let mut decided: Decided = None;
+        let mut reader = reader::open(&path)?;
+        let mut decided = None;
         let first = self.examples.len();
         while self.examples.len() < limit
-            && let Some((line, text)) = lines.next()?
+            && let Some(Read { line, row }) = reader.next()?
         {
             let mut encoded = |(kind, row): (Kind, Row)| {
                 let (mut example, reference) = encoder.encode(kind, &row)?;
@@ -152,12 +152,13 @@ impl Dataset {
                 }
                 Ok((kind, (example, reference)))
             };
-            let row = parse(text, decided).and_then(&mut encoded);
+            let row = row.and_then(&mut encoded);
             let (kind, (example, reference)) = row.map_err(|problem| problem.at(&path, line))?;
-            decided.get_or_insert((kind, line));
+            decided.get_or_insert(kind);
             self.push(example, reference);
         }
-        let Some((kind, _)) = decided else {
+        drop(reader);
+        let Some(kind) = decided else {
             return Err(Error::NoRows { path });
         };
         let rows = self.examples.len() - first;

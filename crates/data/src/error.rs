@@ -18,7 +18,7 @@ pub enum Error {
     Row {
         /// The file.
         path: PathBuf,
-        /// The line, from 1, blank lines counted.
+        /// The line, from 1, blank lines counted; in a Parquet file the row.
         line: u64,
         /// What is wrong with the row.
         problem: Problem,
@@ -92,6 +92,14 @@ pub enum Error {
         what: &'static str,
         /// What to do instead.
         remedy: &'static str,
+    },
+    /// A Parquet file cannot be read.
+    #[error("`{}` cannot be read as a Parquet file: {message}", path.display())]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
     },
     /// A file has no rows.
     #[error("data file `{}` has no rows", path.display())]
@@ -274,6 +282,46 @@ pub enum Problem {
         /// What must be there.
         expected: &'static str,
     },
+    /// A message of somebody whom chats do not have.
+    #[error(
+        "`{place}` is \"{found}\", expected one of {names}{}",
+        did_you_mean(suggestion)
+    )]
+    Role {
+        /// The field.
+        place: String,
+        /// What is there.
+        found: String,
+        /// Those whom chats have.
+        names: String,
+        /// The one that may have been meant.
+        suggestion: Option<&'static str>,
+    },
+    /// A chat that is not written, or not in a way that shows what the assistant says.
+    #[error("{message}")]
+    Template {
+        /// Why.
+        message: String,
+    },
+    /// A line of a table with more or fewer cells than its header.
+    #[error("the line has {cells} cells, and the header {expected}")]
+    Cells {
+        /// The cells of the line; if they are very many, those that were counted.
+        cells: usize,
+        /// Those of the header.
+        expected: usize,
+    },
+    /// A cell that is not UTF-8.
+    #[error("`{field}` is not UTF-8")]
+    CellEncoding {
+        /// The field.
+        field: String,
+    },
+    /// A cell begins by a quote and does not end.
+    #[error(
+        "a quote in the row that begins here is never closed (a quote inside quotes is written twice)"
+    )]
+    OpenQuote,
     /// Multiple choice without choices.
     #[error("`choices` is empty")]
     NoChoices,

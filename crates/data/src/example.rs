@@ -1,5 +1,7 @@
 //! Rows as tokens: what a model reads, and which predictions count.
 
+use crate::chat_mask::{Writer, covered};
+use crate::chat_row::Chat;
 use crate::error::{Error, Problem};
 use crate::row::{Asked, Kind, Row};
 use crate::tokenizer::{Special, Tokenizer};
@@ -116,6 +118,7 @@ impl Encoder<'_> {
                 return Ok((example, reference));
             }
             Row::Tokens { ids, labels } => self.as_they_are(ids, labels)?,
+            Row::Chat(chat) => self.chat(kind, chat)?,
         };
         if example.ids.is_empty() {
             return Err(Problem::NoTokens);
@@ -222,6 +225,39 @@ impl Encoder<'_> {
             gold,
             choice_bytes,
             truncated,
+        })
+    }
+
+    /// A chat as one text, of which the assistant's part is supervised.
+    fn chat(&self, kind: Kind, chat: &Chat) -> Result<Example, Problem> {
+        let tokenizer = self.tokenizer.ok_or(Problem::NeedsTokenizer { kind })?;
+        let wrong = |error: Error| Problem::Template {
+            message: error.to_string(),
+        };
+        let template = tokenizer
+            .chat_template()
+            .map_err(|message| Problem::Template { message })?;
+        let writer = Writer::new(template, chat);
+        let text = writer.text().map_err(wrong)?;
+        let (ids, places) = tokenizer.encode_located(&text).map_err(|error| {
+            let message = error.to_string();
+            Problem::Tokenize {
+                field: kind.field(),
+                message,
+            }
+        })?;
+        for (position, &id) in ids.iter().enumerate() {
+            self.known(kind.field(), position, i64::from(id))?;
+        }
+        let kept = &places[..places.len().min(self.max_length.get())];
+        let end = kept.last().map_or(0, |(_, end)| *end);
+        let said = covered(&places, &writer.said(&text, end).map_err(wrong)?);
+        let labels = ids.iter().zip(said);
+        let labels = labels.map(|(&id, said)| if said { label(id) } else { UNSUPERVISED });
+        Ok(Example {
+            labels: labels.collect(),
+            ids,
+            ..Example::default()
         })
     }
 

@@ -1,6 +1,6 @@
 //! From files of rows to batches of tokens: readers, tokenisation, masking, order, packing, batching.
 //!
-//! A [`Dataset`] reads JSON lines (one kind of row a file, see [`Kind`]) and holds every row as an [`Example`]:
+//! A [`Dataset`] reads JSON lines, CSV, TSV or Parquet (one kind of row a file, see [`Kind`]) and holds every row as an [`Example`]:
 //! tokens, and which of them are supervised. A [`Plan`] says which rows each optimiser step takes, for a whole run
 //! and from any step on; a [`Packing`] joins rows into sequences. [`Padded`] lays rows, or sequences, side by side for a
 //! forward pass.
@@ -45,23 +45,33 @@
 //! # Ok::<(), lowrank_data::Error>(())
 //! ```
 
+mod answer;
 mod batch;
 mod chat;
 mod chat_functions;
+mod chat_marks;
+mod chat_mask;
+mod chat_row;
 mod classes;
+mod columns;
 mod dataset;
 mod error;
 mod example;
 mod examples;
+mod guard;
+mod instruction;
 mod lines;
 mod order;
 mod packing;
+mod reader;
 mod row;
 mod source;
 mod stream;
+mod table;
 mod texts;
 mod tokenizer;
 
+pub use answer::Answer;
 pub use batch::Padded;
 pub use chat::{ChatTemplate, GenerationPrompt, Message};
 pub use classes::{Classes, Expected, Form, MAX_CLASSES};

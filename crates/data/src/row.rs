@@ -1,7 +1,9 @@
 //! Rows as a user writes them: kinds, fields, types. Tokens come later.
 
+use crate::chat_row::Chat;
 use crate::classes::Label;
 use crate::error::Problem;
+use crate::instruction;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use std::fmt;
@@ -21,11 +23,19 @@ pub enum Kind {
     Labelled,
     /// `{"input_ids","labels"}`: used as they are; -100 is unsupervised.
     Tokens,
+    /// `{"messages"}`, each with `role` and `content`, and `tools`, unless there are none: what the model's chat template
+    /// makes of them; what the assistant writes is supervised, each time with what ends its turn.
+    Messages,
+    /// `{"conversations"}`, the same in ShareGPT's words: `from` and `value`, and maybe `system` and `tools` beside.
+    Conversations,
+    /// `{"instruction","output"}`, maybe with `input`, in the prompts of Stanford's Alpaca: the output and the end token
+    /// are supervised.
+    Instruction,
 }
 
 impl Kind {
     /// The kinds as a user knows them.
-    pub(crate) const LIST: &'static str = r#"{"text"}, {"text"[,"text_pair"],"label"}, {"prompt","completion"[,"choices","answer"]} or {"input_ids","labels"}"#;
+    pub(crate) const LIST: &'static str = r#"{"text"}, {"text"[,"text_pair"],"label"}, {"prompt","completion"[,"choices","answer"]}, {"messages"}, {"conversations"}, {"instruction","output"[,"input"]} or {"input_ids","labels"}"#;
 
     fn fields(self) -> &'static [&'static str] {
         match self {
@@ -35,16 +45,26 @@ impl Kind {
             Self::Answer => &["prompt", "completion", "answer"],
             Self::Labelled => &["text", "text_pair", "label"],
             Self::Tokens => &["input_ids", "labels"],
+            Self::Messages => &["messages", "tools"],
+            Self::Conversations => &["conversations", "system", "tools", "id"],
+            Self::Instruction => &["instruction", "input", "output"],
         }
+    }
+
+    /// The first field, which gives the kind its name.
+    pub(crate) fn field(self) -> &'static str {
+        self.fields()[0]
     }
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if *self == Self::Labelled {
-            return f.write_str(r#"{"text"[,"text_pair"],"label"}"#);
-        }
-        write!(f, "{{\"{}\"}}", self.fields().join("\",\""))
+        let fields = match self {
+            Self::Labelled => return f.write_str(r#"{"text"[,"text_pair"],"label"}"#),
+            Self::Messages | Self::Conversations => &self.fields()[..1],
+            _ => self.fields(),
+        };
+        write!(f, "{{\"{}\"}}", fields.join("\",\""))
     }
 }
 
@@ -66,6 +86,7 @@ pub(crate) enum Row {
         ids: Vec<i64>,
         labels: Vec<i64>,
     },
+    Chat(Chat),
 }
 
 /// What an evaluation asks of a `{"prompt","completion"}` row.
@@ -82,9 +103,8 @@ pub(crate) enum Asked {
 /// The kind of a file, and the line that decided it.
 pub(crate) type Decided = Option<(Kind, u64)>;
 
-/// Reads a line. The first row of a file has no `decided` kind yet.
-pub(crate) fn parse(line: &str, decided: Decided) -> Result<(Kind, Row), Problem> {
-    let mut fields = Fields::parse(line)?;
+/// Reads the fields of a row. The first row of a file has no `decided` kind yet.
+pub(crate) fn parse(mut fields: Fields, decided: Decided) -> Result<(Kind, Row), Problem> {
     let kind = match (fields.kind()?, decided) {
         (Some(kind), Some((first, first_line))) if kind != first => {
             return Err(Problem::Differs {
@@ -124,14 +144,34 @@ pub(crate) fn parse(line: &str, decided: Decided) -> Result<(Kind, Row), Problem
                 labels: fields.integers(kind, "labels")?,
             }
         }
+        Kind::Messages => Row::Chat(fields.messages()?),
+        Kind::Conversations => Row::Chat(fields.conversations()?),
+        Kind::Instruction => {
+            let instruction = fields.string(kind, "instruction")?;
+            let input = match fields.has("input") {
+                true => fields.string(kind, "input")?,
+                false => String::new(),
+            };
+            Row::Completion {
+                prompt: instruction::prompt(&instruction, &input),
+                completion: fields.string(kind, "output")?,
+                asked: Asked::Nothing,
+            }
+        }
     };
     Ok((kind, row))
 }
 
-/// A JSON object in the order it was written, nothing merged.
+/// A row's fields in the order in which they were written, nothing merged.
 pub(crate) struct Fields(Vec<(String, Value)>);
 
 impl Fields {
+    /// Of fields with different names.
+    pub(crate) fn new(fields: Vec<(String, Value)>) -> Self {
+        Self(fields)
+    }
+
+    /// Of a JSON object.
     pub(crate) fn parse(line: &str) -> Result<Self, Problem> {
         let fields: Self = serde_json::from_str(line).map_err(|error| {
             match line.trim_start().as_bytes().first() {
@@ -169,11 +209,7 @@ impl Fields {
 
     /// What kind of row the fields make it; none if no field says so.
     fn kind(&self) -> Result<Option<Kind>, Problem> {
-        let planned = if self.has("messages") {
-            r#"{"messages"}"#
-        } else if self.has("instruction") {
-            r#"{"instruction","input","output"}"#
-        } else if self.has("chosen") || self.has("rejected") {
+        let planned = if self.has("chosen") || self.has("rejected") {
             r#"{"prompt","chosen","rejected"}"#
         } else {
             return Ok(self.kind_here());
@@ -182,7 +218,13 @@ impl Fields {
     }
 
     fn kind_here(&self) -> Option<Kind> {
-        if self.has("text") && (self.has("label") || self.has("text_pair")) {
+        if self.has("messages") {
+            Some(Kind::Messages)
+        } else if self.has("conversations") {
+            Some(Kind::Conversations)
+        } else if self.has("instruction") {
+            Some(Kind::Instruction)
+        } else if self.has("text") && (self.has("label") || self.has("text_pair")) {
             Some(Kind::Labelled)
         } else if self.has("text") {
             Some(Kind::Text)
@@ -201,9 +243,16 @@ impl Fields {
 
     fn unknown_kind(&self) -> Problem {
         let known = || {
-            [Kind::Labelled, Kind::Choices, Kind::Tokens]
-                .iter()
-                .flat_map(|kind| kind.fields())
+            [
+                Kind::Labelled,
+                Kind::Choices,
+                Kind::Tokens,
+                Kind::Messages,
+                Kind::Conversations,
+                Kind::Instruction,
+            ]
+            .iter()
+            .flat_map(|kind| kind.fields())
         };
         let suggestion = self.0.iter().find_map(|(field, _)| near(field, known()));
         let mut names: Vec<_> = self
@@ -245,7 +294,7 @@ impl Fields {
         })
     }
 
-    fn take(&mut self, kind: Kind, name: &'static str) -> Result<Value, Problem> {
+    pub(crate) fn take(&mut self, kind: Kind, name: &'static str) -> Result<Value, Problem> {
         let found = self.0.iter_mut().find(|(field, _)| field == name);
         found
             .map(|(_, value)| value.take())
@@ -257,7 +306,7 @@ impl Fields {
         string(value, || name.to_owned())
     }
 
-    fn list(
+    pub(crate) fn list(
         &mut self,
         kind: Kind,
         name: &'static str,
@@ -379,7 +428,7 @@ fn string(value: Value, place: impl FnOnce() -> String) -> Result<String, Proble
     }
 }
 
-fn described(value: &Value) -> String {
+pub(crate) fn described(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),
         Value::Bool(value) => value.to_string(),
@@ -391,7 +440,10 @@ fn described(value: &Value) -> String {
 }
 
 /// The name that is at most two slips away, if one is.
-fn near<'a>(field: &str, names: impl Iterator<Item = &'a &'static str>) -> Option<&'static str> {
+pub(crate) fn near<'a>(
+    field: &str,
+    names: impl Iterator<Item = &'a &'static str>,
+) -> Option<&'static str> {
     // Longer words are far from every name, and would cost time.
     if field.len() > 32 {
         return None;
@@ -405,7 +457,7 @@ fn near<'a>(field: &str, names: impl Iterator<Item = &'a &'static str>) -> Optio
 }
 
 /// A name from a file, fit for a message: short, and without control characters.
-fn shown(name: &str) -> String {
+pub(crate) fn shown(name: &str) -> String {
     let short: String = name.chars().take(40).collect();
     let dots = if short.len() < name.len() { ".." } else { "" };
     format!("{}{dots}", short.escape_debug())

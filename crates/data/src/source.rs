@@ -66,25 +66,45 @@ fn expand(pattern: &str, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
+/// How the rows of a file are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// A JSON object a line.
+    Lines,
+    /// CSV.
+    Commas,
+    /// TSV.
+    Tabs,
+    /// Parquet.
+    Columns,
+}
+
+/// The format that the end of a name stands for.
+pub(crate) fn format(path: &Path) -> Format {
+    match extension(path).as_str() {
+        "csv" => Format::Commas,
+        "tsv" => Format::Tabs,
+        "parquet" => Format::Columns,
+        _ => Format::Lines,
+    }
+}
+
+fn extension(path: &Path) -> String {
+    let extension = path.extension().unwrap_or_default();
+    extension.to_string_lossy().to_ascii_lowercase()
+}
+
 /// Refuses, by the end of their names, files in formats that are not read.
 ///
 /// # Errors
 /// If it is such a file; whether it exists does not matter.
 pub fn check_supported(path: &Path) -> Result<()> {
-    let extension = path
-        .extension()
-        .and_then(|extension| extension.to_str())
-        .unwrap_or_default();
-    let what = match extension.to_ascii_lowercase().as_str() {
-        "csv" | "tsv" => "CSV files",
-        "parquet" => "Parquet files",
-        "bz2" | "gz" | "xz" | "zip" | "zst" => "compressed files",
-        _ => return Ok(()),
-    };
-    let remedy = "write one JSON object a line";
-    Err(Error::NotYetSupported {
-        name: path.display().to_string(),
-        what,
-        remedy,
-    })
+    match extension(path).as_str() {
+        "bz2" | "gz" | "xz" | "zip" | "zst" => Err(Error::NotYetSupported {
+            name: path.display().to_string(),
+            what: "compressed files",
+            remedy: "unpack the file",
+        }),
+        _ => Ok(()),
+    }
 }

@@ -1,11 +1,11 @@
 //! Text to tokens and back, with the library's surprises taken out.
 
+use crate::chat::ChatTemplate;
 use crate::error::{Error, Result};
-use std::cell::Cell;
+use crate::guard;
 use std::fs;
-use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Once;
+use std::sync::Arc;
 use tokenizers::{ModelWrapper, PostProcessor as _, TruncationParams, truncate_encodings};
 
 /// Files that hold tokenizers in forms that are not read.
@@ -44,7 +44,11 @@ pub struct Templated {
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     vocab_size: usize,
+    chat: Option<Arc<Result<ChatTemplate, String>>>,
 }
+
+/// Tokens, and the bytes of the text that each of them stands for.
+pub(crate) type Located = (Vec<u32>, Vec<(usize, usize)>);
 
 impl Tokenizer {
     /// Reads a tokenizer file.
@@ -88,7 +92,11 @@ impl Tokenizer {
             .values()
             .max()
             .map_or(0, |&id| id as usize + 1);
-        let tokenizer = Self { inner, vocab_size };
+        let tokenizer = Self {
+            inner,
+            vocab_size,
+            chat: None,
+        };
         // A template may name tokens that the file does not define: the library would panic at the first text.
         tokenizer
             .encode("", Special::Add)
@@ -122,6 +130,32 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, special: Special) -> Result<Vec<u32>> {
         guarded(|| self.inner.encode_fast(text, special == Special::Add))
             .map(|encoding| encoding.get_ids().to_vec())
+            .map_err(|message| Error::Tokenize { message })
+    }
+
+    /// With the template that writes rows of messages, or why there is none: the first such row is told, and others need
+    /// none.
+    #[must_use]
+    pub fn with_chat_template(mut self, template: Result<ChatTemplate, String>) -> Self {
+        self.chat = Some(Arc::new(template));
+        self
+    }
+
+    /// That template, or why there is none.
+    pub(crate) fn chat_template(&self) -> Result<&ChatTemplate, String> {
+        match self.chat.as_deref() {
+            Some(template) => template.as_ref().map_err(Clone::clone),
+            None => Err("the tokenizer comes without a chat template".to_owned()),
+        }
+    }
+
+    /// The tokens of a text, nothing added, with their places.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub(crate) fn encode_located(&self, text: &str) -> Result<Located> {
+        guarded(|| self.inner.encode(text, false))
+            .map(|encoding| (encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
             .map_err(|message| Error::Tokenize { message })
     }
 
@@ -222,25 +256,9 @@ impl Tokenizer {
 
 /// Calls the library. It panics on some files that lie (a template's token that is not defined), which is an error here.
 fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    /// A panic that becomes an error is not also printed.
-    static HOOK: Once = Once::new();
-    thread_local! {
-        static GUARDED: Cell<bool> = const { Cell::new(false) };
-    }
-    HOOK.call_once(|| {
-        let before = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if !GUARDED.get() {
-                before(info);
-            }
-        }));
-    });
-    GUARDED.set(true);
-    let called = catch_unwind(AssertUnwindSafe(call));
-    GUARDED.set(false);
-    match called {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Err(
+    match guard::guarded(call) {
+        Some(result) => result.map_err(|error| error.to_string()),
+        None => Err(
             "the file contradicts itself, for example a special token that is not defined"
                 .to_owned(),
         ),

@@ -88,6 +88,70 @@ fn losses_and_gradients_are_those_of_the_logits() {
     }
 }
 
+#[test]
+fn smoothed_labels_give_the_losses_and_gradients_of_the_logits() {
+    for (held, dtype, tolerance) in [
+        (DType::F32, DType::F32, 5e-6),
+        (DType::F64, DType::F64, 1e-13),
+        (DType::BF16, DType::F32, 5e-6),
+    ] {
+        for (rows, n_in, n_out, smoothing) in [(6, 33, 21, 0.1), (45, 70, 131, 0.6)] {
+            let what = format!("{held:?} {rows} {n_in} {n_out} {smoothing}");
+            let weight = random("w", &[n_out, n_in], 2.0, held);
+            let x = random("x", &[rows, n_in], 3.0, dtype);
+            let targets = targets(rows, n_out);
+            let layer = FrozenLinear::new(weight, None).unwrap();
+            let ours = |x: &Tensor| layer.smoothed_cross_entropy(x, &targets, smoothing);
+            let (losses, grad) = run(&x, ours);
+            let (oracle, oracle_grad) = run(&x, |x| {
+                let logits = layer.forward(x)?;
+                Ok(ops::composed::smoothed_cross_entropy(
+                    &logits, &targets, smoothing,
+                )?)
+            });
+            assert_close(&losses, &oracle, tolerance, &what);
+            assert_close(&grad, &oracle_grad, tolerance, &format!("{what}, gradient"));
+            let (plain, _) = apart(&layer, &x, &targets);
+            assert!(
+                losses.iter().zip(&plain).all(|(a, b)| (a - b).abs() > 1e-3),
+                "{what}"
+            );
+            // With a bias, and with differences in f64.
+            if held == DType::F64 {
+                let bias = random("bias", &[n_out], 1.0, dtype);
+                let layer = layer.clone().with_bias(Some(bias));
+                let total = |x: &Tensor| {
+                    let losses = layer
+                        .smoothed_cross_entropy(x, &targets, smoothing)
+                        .unwrap();
+                    let weigh = |(row, loss): (usize, f64)| ((row % 4) as f64 - 1.5) * loss;
+                    values(&losses)
+                        .into_iter()
+                        .enumerate()
+                        .map(weigh)
+                        .sum::<f64>()
+                };
+                let (_, grad) = run(&x, |x| layer.smoothed_cross_entropy(x, &targets, smoothing));
+                let mut numbers = values(&x);
+                for at in [0, n_in + 1, rows * n_in - 1] {
+                    let middle = numbers[at];
+                    let mut at_value = |value: f64| {
+                        numbers[at] = value;
+                        total(&Tensor::from_slice(&numbers, x.shape(), &Device::Cpu).unwrap())
+                    };
+                    let slope = (at_value(middle + 1e-5) - at_value(middle - 1e-5)) / 2e-5;
+                    numbers[at] = middle;
+                    assert!(
+                        (grad[at] - slope).abs() < 1e-7,
+                        "{what}: {} {slope}",
+                        grad[at]
+                    );
+                }
+            }
+        }
+    }
+}
+
 /// Products in bf16 round their operands: the losses are those of the same rounded products, and gradients differ by
 /// what it makes to round softmax before or after it is weighed.
 #[test]

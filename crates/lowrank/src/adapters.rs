@@ -236,29 +236,21 @@ pub fn save_adapter(
     target: &Path,
     existing: Existing,
 ) -> Result<PathBuf> {
-    save_trained(attached, base, target, existing, Beside::default())
+    save_trained(attached, base, None, target, existing, None)
 }
 
-/// What an adapter's folder says of a run beside the adapter.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Beside<'a> {
-    /// The classes that a classifier tells apart.
-    pub classes: Option<&'a Classes>,
-    /// What the model card says of the training.
-    pub training: Option<&'a Training>,
-}
-
-/// As [`save_adapter`], with what is known of the run.
+/// As [`save_adapter`], with the classes that a classifier tells apart, whose names are kept beside it, and what the model
+/// card says of the training.
 pub(crate) fn save_trained(
     attached: &Attached,
     base: &Fingerprint,
+    classes: Option<&Classes>,
     target: &Path,
     existing: Existing,
-    beside: Beside<'_>,
+    training: Option<&Training>,
 ) -> Result<PathBuf> {
     let folder = AtomicFolder::create(target, existing)?;
     let exported = attached.exported()?;
-    let names = beside.classes.map_or(&[][..], Classes::names);
     let tensors = exported
         .tensors
         .iter()
@@ -268,8 +260,8 @@ pub(crate) fn save_trained(
         folder.path(),
         &exported.config.to_peft(),
         tensors,
-        &LowrankJson::new(family, base).with_labels(names),
-        beside.training,
+        &LowrankJson::new(family, base).with_labels(classes.map_or(&[], Classes::names)),
+        training,
     )?;
     Ok(folder.commit()?)
 }

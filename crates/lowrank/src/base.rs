@@ -37,6 +37,8 @@ pub struct BaseFiles {
     hub: Option<HubId>,
     /// Where the configuration stands, for messages.
     origin: String,
+    /// A chat template in place of its own: its text, and where it comes from.
+    template: Option<(String, String)>,
 }
 
 impl Deref for Base {
@@ -80,6 +82,14 @@ impl Files {
 }
 
 impl Base {
+    /// As [`BaseFiles::set_chat_template`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_chat_template(&mut self, template: &str) -> Result<()> {
+        self.files.set_chat_template(template)
+    }
+
     /// Chooses what products with frozen weights are computed in.
     pub fn set_compute(&mut self, compute: Compute) {
         self.model.parts(&mut |part| match part {
@@ -128,6 +138,7 @@ impl BaseFiles {
             files,
             hub,
             origin,
+            template: None,
         })
     }
 
@@ -211,25 +222,56 @@ impl BaseFiles {
         }
     }
 
-    /// Its chat template.
+    /// Its chat template, or the one that was set.
     ///
     /// # Errors
     /// If there is none, or none that can be read.
     pub fn chat_template(&self) -> Result<ChatTemplate> {
-        match &self.files {
-            Files::Folder(checkpoint) => Ok(ChatTemplate::from_folder(checkpoint.folder())?),
+        let (mut config, origin) = match &self.files {
+            Files::Folder(checkpoint) => {
+                let folder = checkpoint.folder();
+                (ChatTemplate::config(folder)?, folder.display().to_string())
+            }
             Files::Gguf(gguf) => {
                 let config = gguf.tokenizer_config()?;
-                let origin = gguf.path().display().to_string();
-                let empty = Map::new();
-                let config = config.as_object().unwrap_or(&empty);
-                Ok(ChatTemplate::from_config(config, &origin)?)
+                let config = config.as_object().cloned().unwrap_or_default();
+                (config, gguf.path().display().to_string())
             }
-            Files::Embedded(model, _) => {
-                let config = embedded_object(model.tokenizer_config);
-                Ok(ChatTemplate::from_config(&config, model.name)?)
-            }
-        }
+            Files::Embedded(model, _) => (
+                embedded_object(model.tokenizer_config),
+                model.name.to_owned(),
+            ),
+        };
+        let Some((text, origin)) = &self.template else {
+            return Ok(ChatTemplate::from_config(&config, &origin)?);
+        };
+        config.insert("chat_template".into(), text.as_str().into());
+        Ok(ChatTemplate::from_config(&config, origin)?)
+    }
+
+    /// Writes chats by another template than the model's own: a file's, or one that is given as text. The names of special
+    /// tokens stay the model's.
+    ///
+    /// # Errors
+    /// If it is neither a file that can be read nor a text with a Jinja tag, or no template.
+    pub fn set_chat_template(&mut self, template: &str) -> Result<()> {
+        let path = Path::new(template);
+        let text = if path.is_file() {
+            let text = std::fs::read_to_string(path);
+            let text = text.map_err(|source| lowrank_data::Error::Read {
+                path: path.to_owned(),
+                source,
+            })?;
+            (text, template.to_owned())
+        } else if template.contains("{{") || template.contains("{%") {
+            (template.to_owned(), "the run".to_owned())
+        } else {
+            return Err(Error::Usage(format!(
+                "chat template `{template}` is neither a file nor a template (one has `{{{{` or `{{%` in it)"
+            )));
+        };
+        self.template = Some(text);
+        self.chat_template().map(drop)
     }
 
     /// The tokens that end a text that it writes: those of its configuration, and those of generation_config.json.

@@ -37,16 +37,20 @@ pub(crate) fn training(
             })
             .collect(),
         held_out: held_out.map_or(0, |data| data.summary().rows),
-        steps: summary.steps,
-        measures: measures(&Lines::parse(&metrics)),
+        steps: summary.result_of,
+        measures: measures(&Lines::parse(&metrics), summary.result_of),
         settings: flat(&settings),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
 
-/// Every `eval_` key of the first and the last evaluation.
-fn measures(lines: &Lines) -> Vec<Measure> {
-    let (Some(first), Some(last)) = (lines.evaluations.first(), lines.evaluations.last()) else {
+/// Every `eval_` key of the first evaluation and of that after `step`.
+fn measures(lines: &Lines, step: u64) -> Vec<Measure> {
+    let mut evaluations = lines.evaluations.iter();
+    let (Some(first), Some(last)) = (
+        lines.evaluations.first(),
+        evaluations.rfind(|line| line.step == step),
+    ) else {
         return Vec::new();
     };
     let numbers = last.numbers().filter(|(key, _)| *key != "eval_tokens");
@@ -80,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn measures_are_those_of_the_first_and_the_last_evaluation() {
+    fn measures_are_those_of_the_first_evaluation_and_the_result_s() {
         let text = "{\"step\":0,\"eval_loss\":2.5,\"eval_tokens\":9}\n{\"step\":4,\"eval_loss\":1,\"eval_tokens\":9}\n\
                     {\"step\":8,\"eval_loss\":null,\"eval_tokens\":9,\"eval_matthews\":0.5}\n";
         let measure = |name: &str, before, after| Measure {
@@ -89,13 +93,17 @@ mod tests {
             after,
         };
         assert_eq!(
-            measures(&Lines::parse(text)),
+            measures(&Lines::parse(text), 8),
             [
                 measure("loss", Some(2.5), None),
                 measure("matthews", None, Some(0.5))
             ]
         );
-        assert!(measures(&Lines::default()).is_empty());
+        assert_eq!(
+            measures(&Lines::parse(text), 4),
+            [measure("loss", Some(2.5), Some(1.0))]
+        );
+        assert!(measures(&Lines::default(), 4).is_empty());
     }
 
     #[test]

@@ -81,6 +81,25 @@ pub enum Error {
         /// What the model reads.
         limit: usize,
     },
+    /// A row whose answer cannot be asked for.
+    #[error("row {row} (counted from 0): {what}")]
+    Question {
+        /// The row, from 0.
+        row: usize,
+        /// What is wrong with it, and what to do.
+        what: String,
+    },
+    /// A conversation that leaves no room for an answer.
+    #[error(
+        "the conversation has {tokens} tokens and the model reads at most {limit} (`max_position_embeddings`), which leaves \
+         no room to answer"
+    )]
+    ChatTooLong {
+        /// The tokens of the conversation.
+        tokens: usize,
+        /// How many tokens the model reads.
+        limit: usize,
+    },
     /// A text whose vector says nothing.
     #[error(
         "the embedding of row {} is not finite: the model or an adapter (or its weight) makes numbers that are not", row + 1

@@ -3,7 +3,9 @@
 use crate::Result;
 use crate::base::Base;
 use lowrank_adapter::Selection;
-use lowrank_data::{GenerationPrompt, Message, Special, StopStrings, TextStream, Tokenizer};
+use lowrank_data::{
+    ChatTemplate, GenerationPrompt, Message, Special, StopStrings, TextStream, Tokenizer,
+};
 use lowrank_models::{Continuation, Finish, Limits, Sampling};
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
@@ -100,16 +102,30 @@ impl<'a> Generator<'a> {
         Ok(match prompt {
             Prompt::Text("") => return Err(lowrank_models::Error::EmptyPrompt.into()),
             Prompt::Text(text) => self.tokenizer.encode(text, Special::Add)?,
-            Prompt::Chat(messages) => {
-                let template = self.base.chat_template()?;
-                let text = template.render(messages, GenerationPrompt::Add)?;
-                self.tokenizer.encode(&text, Special::Omit)?
-            }
+            Prompt::Chat(messages) => self.rendered(&self.base.chat_template()?, messages)?,
             Prompt::Tokens(ids) => ids.to_vec(),
         })
     }
 
-    fn limits(&self, generation: &Generation) -> Limits {
+    /// The tokens of a chat that is to be answered.
+    pub(crate) fn rendered(
+        &self,
+        template: &ChatTemplate,
+        messages: &[Message],
+    ) -> Result<Vec<u32>> {
+        let text = template.render(messages, GenerationPrompt::Add)?;
+        Ok(self.tokenizer.encode(&text, Special::Omit)?)
+    }
+
+    pub(crate) const fn base(&self) -> &'a Base {
+        self.base
+    }
+
+    pub(crate) const fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    pub(crate) fn limits(&self, generation: &Generation) -> Limits {
         let mut end_tokens = self.end_tokens.clone();
         // A special token is no part of the text, where it would never be found.
         let stops = generation.stop.iter();
@@ -134,12 +150,23 @@ impl<'a> Generator<'a> {
         generation: &Generation,
         each: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Generated> {
-        let mut clock = Clock::start();
+        let clock = Clock::start();
         let prompt = self.encode(prompt)?;
         let (model, sampling) = (self.base.model.as_ref(), generation.sampling);
         let limits = self.limits(generation);
         let mut tokens = Continuation::new(model, selection.clone(), &prompt, sampling, limits)?;
+        self.write(&mut tokens, prompt.len(), generation, clock, each)
+    }
 
+    /// Turns the tokens of a continuation into text, until it ends.
+    pub(crate) fn write(
+        &self,
+        tokens: &mut Continuation<'_>,
+        prompt_tokens: usize,
+        generation: &Generation,
+        mut clock: Clock,
+        each: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Generated> {
         let mut stream = TextStream::new(&self.tokenizer, &generation.stop);
         let (mut ids, mut text) = (Vec::new(), String::new());
         let mut hand_over = |piece: String| {
@@ -179,7 +206,7 @@ impl<'a> Generator<'a> {
         }
         let (ttft_seconds, tokens_per_second) = clock.read();
         Ok(Generated {
-            prompt_tokens: prompt.len(),
+            prompt_tokens,
             ids,
             text,
             finish,
@@ -190,7 +217,7 @@ impl<'a> Generator<'a> {
 }
 
 /// When tokens came.
-struct Clock {
+pub(crate) struct Clock {
     started: Instant,
     /// Seconds to the first and to the last.
     first: Option<f64>,
@@ -199,7 +226,7 @@ struct Clock {
 }
 
 impl Clock {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self {
             started: Instant::now(),
             first: None,

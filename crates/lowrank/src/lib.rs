@@ -22,8 +22,10 @@
 //! ```
 
 mod adapters;
+mod answers;
 mod base;
 mod card;
+mod chat;
 mod device;
 mod embed;
 mod error;
@@ -41,7 +43,9 @@ mod run;
 pub use adapters::{
     AdapterSource, Reading, StrictBase, adapter_classes, load_adapter, save_adapter,
 };
+pub use answers::{Answered, answers};
 pub use base::{Base, BaseFiles, precision};
+pub use chat::{Chat, Turn};
 pub use device::device;
 pub use embed::{Embedded, Pooling, Scale, embed};
 pub use error::{Error, Result};

@@ -77,7 +77,8 @@ fn check_kinds(data: &Dataset, task: TaskKeys, origin: &Path, key: &str) -> Resu
     )))
 }
 
-/// Opens rows with the base's tokenizer; rows of token ids need none. A file may be one of the hub's:
+/// Opens rows with the base's tokenizer, which rows of token ids do not need, and with its chat template, which only rows of
+/// messages need. A file may be one of the hub's:
 /// `hub:org/name/file` or `hub:org/name@revision/file`.
 ///
 /// # Errors
@@ -108,7 +109,11 @@ fn open_expected(
 ) -> Result<Dataset> {
     let (tokenizer, broken): (Option<Tokenizer>, Option<Error>) = match base.has_tokenizer() {
         true => match base.tokenizer() {
-            Ok(tokenizer) => (Some(tokenizer), None),
+            Ok(tokenizer) => {
+                let template = base.chat_template();
+                let template = template.map_err(|error| error.to_string());
+                (Some(tokenizer.with_chat_template(template)), None)
+            }
             Err(error) => (None, Some(error)),
         },
         false => (None, None),

@@ -1,6 +1,6 @@
 //! Running a run file.
 
-use crate::adapters::{Beside, classes_in, save_trained};
+use crate::adapters::{classes_in, save_trained};
 use crate::base::{Base, BaseFiles};
 use crate::card::training;
 use crate::device::device;
@@ -93,7 +93,12 @@ impl Prepared {
         let plan = resolve(&mut run, origin)?;
         let device = device(run.model.device).map_err(Error::under(origin, "model.device"))?;
         let at_source = Error::under(origin, "model.source");
-        let files = BaseFiles::open(&run.model.source).map_err(&at_source)?;
+        let mut files = BaseFiles::open(&run.model.source).map_err(&at_source)?;
+        if let Some(template) = &run.data.chat_template {
+            files
+                .set_chat_template(template)
+                .map_err(Error::under(origin, "data.chat_template"))?;
+        }
         let known = plan.as_ref().and_then(|plan| plan.classes.clone());
         let rows = TaskRows::open(&run, &files, known.or(files.classes()), origin)?;
         let TaskRows { data, held_out } = rows;
@@ -193,12 +198,10 @@ pub fn train(
             save_trained(
                 &attached,
                 &fingerprint,
+                base.classes.as_ref(),
                 &folder.adapter(),
                 Existing::Replace,
-                Beside {
-                    classes: base.classes.as_ref(),
-                    training: Some(&training),
-                },
+                Some(&training),
             )?
         }
     };
@@ -346,6 +349,13 @@ fn resolve(run: &mut RunFile, origin: &Path) -> Result<Option<Planned>> {
         let config = AdapterConfig::parse(family, &files.config, Source::AdapterFolder)
             .and_then(|config| config.read_as(run.adapter.residual_base))
             .map_err(&in_config)?;
+        if config.common.is_classifier() != (run.task != TaskKeys::CausalLm) {
+            let stored = config.common.task_type.as_deref().unwrap_or("none");
+            let what = format!(
+                "init_from holds an adapter of the task type {stored}, which `task.kind` contradicts"
+            );
+            return Err(wrong(lowrank_adapter::Error::Other(what)));
+        }
         keys = agree(&config, &keys).map_err(wrong)?;
         classes = classes_in(&files)?;
         tensors = Some(files.tensors);

@@ -69,18 +69,41 @@ impl<'a> Continuation<'a> {
         sampling: Sampling,
         limits: Limits,
     ) -> Result<Self> {
+        let cache = KvCache::with_capacity(room(prompt.len(), &limits));
+        Self::after(model, selection, cache, prompt, sampling, limits)
+    }
+
+    /// The same with a cache that holds a beginning of the prompt already, as the model and the selection read it: only
+    /// what it does not hold is read, but always the last token.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn after(
+        model: &'a dyn Model,
+        selection: Selection,
+        mut cache: KvCache,
+        prompt: &[u32],
+        sampling: Sampling,
+        limits: Limits,
+    ) -> Result<Self> {
         refuse(prompt, &limits)?;
-        let room = room(prompt.len(), &limits);
+        cache.truncate(prompt.len() - 1);
         Ok(Self {
             model,
             selection,
             sampling,
-            cache: KvCache::with_capacity(room),
+            unread: prompt[cache.len()..].to_vec(),
+            cache,
             limits,
-            unread: prompt.to_vec(),
             written: 0,
             finish: None,
         })
+    }
+
+    /// What the model has read: the prompt and the new tokens, but not the last of them.
+    #[must_use]
+    pub fn into_cache(self) -> KvCache {
+        self.cache
     }
 
     /// Why it ended; none while it goes on, and after an error.

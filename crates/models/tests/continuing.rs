@@ -4,12 +4,13 @@
 mod common;
 
 use common::{logits, model, object, plain, rich, text, with};
-use lowrank_adapter::{Model, Selection};
+use lowrank_adapter::{KvCache, Model, Selection};
 use lowrank_models::{
     Continuation, Error, Finish, Limits, ModelInfo, Sampling, Temperature, continue_all,
 };
 use serde_json::json;
 use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 
 fn limits(max_new_tokens: usize, positions: usize, end_tokens: &[u32]) -> Limits {
     Limits {
@@ -208,13 +209,97 @@ fn texts_side_by_side_are_those_written_alone() {
             for ends in [&[][..], &[3, 4]] {
                 let limits = limits(25, positions, ends);
                 let selection = Selection::none();
-                let found = continue_all(&model, &selection, &prompts, sampling, &limits).unwrap();
-                for (prompt, found) in prompts.iter().zip(found) {
-                    let alone = continued(&model, prompt, sampling, limits.clone());
-                    assert_eq!((found.ids, found.finish), alone);
+                let alone: Vec<_> = prompts
+                    .iter()
+                    .map(|prompt| continued(&model, prompt, sampling, limits.clone()))
+                    .collect();
+                for side_by_side in [1, 2, 4, 6, 50] {
+                    let mut told = vec![Vec::new(); prompts.len()];
+                    let mut each = |index: usize, token| {
+                        told[index].push(token);
+                        ControlFlow::Continue(())
+                    };
+                    let found = continue_all(
+                        &model,
+                        &selection,
+                        &prompts,
+                        sampling,
+                        &limits,
+                        NonZeroUsize::new(side_by_side).unwrap(),
+                        &mut each,
+                    );
+                    let found = found.unwrap();
+                    assert_eq!(
+                        told,
+                        found
+                            .iter()
+                            .map(|text| text.ids.clone())
+                            .collect::<Vec<_>>()
+                    );
+                    let found: Vec<_> = found
+                        .into_iter()
+                        .map(|text| (text.ids, text.finish))
+                        .collect();
+                    assert_eq!(found, alone, "{side_by_side} at a time");
                 }
             }
         }
+    }
+}
+
+#[test]
+fn texts_side_by_side_end_where_they_are_told_to() {
+    let (model, _) = model(&rich(), 48);
+    let prompts: Vec<Vec<u32>> = (1..=7)
+        .map(|seed| text(3 + seed as usize, 29, seed))
+        .collect();
+    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let limits = limits(9, 96, &[]);
+    let mut counts = vec![0; prompts.len()];
+    // Text i has i + 1 tokens, but none more than nine.
+    let mut each = |index: usize, _| {
+        counts[index] += 1;
+        match counts[index] > index {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    };
+    let found = continue_all(
+        &model,
+        &Selection::none(),
+        &prompts,
+        Sampling::GREEDY,
+        &limits,
+        NonZeroUsize::new(3).unwrap(),
+        &mut each,
+    );
+    for (index, text) in found.unwrap().into_iter().enumerate() {
+        let (ids, _) = continued(&model, prompts[index], Sampling::GREEDY, limits.clone());
+        assert_eq!((&text.ids[..], text.finish), (&ids[..=index], Finish::Stop));
+    }
+}
+
+#[test]
+fn a_continuation_goes_on_from_a_cache() {
+    let (model, _) = model(&rich(), 49);
+    let prompt = text(12, 29, 3);
+    let whole = continued(&model, &prompt, Sampling::GREEDY, limits(6, 96, &[]));
+    let start = |cache: KvCache, prompt: &[u32]| {
+        let (selection, limits) = (Selection::none(), limits(6, 96, &[]));
+        Continuation::after(&model, selection, cache, prompt, Sampling::GREEDY, limits).unwrap()
+    };
+    for held in [0, 1, 7, 11, 12] {
+        // The cache also holds what was written, which is another text.
+        let mut first = start(KvCache::new(), &prompt[..held.max(1)]);
+        let written: Vec<u32> = first.by_ref().map(|id| id.unwrap()).collect();
+        assert_eq!(written.len(), 6);
+        let mut cache = first.into_cache();
+        assert_eq!(cache.len(), held.max(1) + 5);
+        cache.truncate(held);
+        let mut second = start(cache, &prompt);
+        let ids: Vec<u32> = second.by_ref().map(|id| id.unwrap()).collect();
+        assert_eq!((ids, second.finish().unwrap()), whole, "{held} tokens held");
+        assert_eq!(second.into_cache().len(), 17);
     }
 }
 
@@ -223,12 +308,17 @@ fn side_by_side_refuses_what_one_alone_refuses() {
     let (model, _) = model(&rich(), 47);
     let (selection, greedy) = (Selection::none(), Sampling::GREEDY);
     let limits = limits(3, 5, &[]);
-    let none = continue_all(&model, &selection, &[], greedy, &limits);
+    let all = |prompts: &[&[u32]]| {
+        let two = NonZeroUsize::new(2).unwrap();
+        let mut each = |_, _| ControlFlow::Continue(());
+        continue_all(&model, &selection, prompts, greedy, &limits, two, &mut each)
+    };
+    let none = all(&[]);
     assert_eq!(none.unwrap(), []);
-    let empty = continue_all(&model, &selection, &[&[1], &[]], greedy, &limits);
+    let empty = all(&[&[1], &[]]);
     assert!(matches!(empty, Err(Error::EmptyPrompt)));
     let long: [&[u32]; 2] = [&[1], &[1, 2, 3, 4, 5]];
-    let long = continue_all(&model, &selection, &long, greedy, &limits);
+    let long = all(&long);
     assert!(matches!(
         long,
         Err(Error::PromptTooLong {

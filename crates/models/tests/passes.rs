@@ -49,7 +49,7 @@ fn a_shared_prefix_is_computed_once_for_all_continuations() {
     );
     let mut kv = KvCache::new();
     continued(&model, &mut kv, &prefix);
-    let mut kv = kv.repeat(3).unwrap();
+    let mut kv = KvCache::beside(&[(&kv, 0); 3], 0).unwrap();
     let tokens = Tokens {
         rows: 3,
         length: 4,

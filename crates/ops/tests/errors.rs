@@ -113,6 +113,14 @@ fn indices() {
         ops::cross_entropy(&x, &[0, 1]),
         "cross_entropy: logits has shape [4, 3], expected [2, vocab] with vocab > 0",
     );
+    for (smoothing, shown) in [(1.0, "1"), (-0.5, "-0.5"), (f64::NAN, "NaN")] {
+        refuses(
+            ops::smoothed_cross_entropy(&x, &[0, 1, 2, 2], smoothing),
+            &format!(
+                "cross_entropy: the label smoothing is {shown}, expected a number from 0 to below 1"
+            ),
+        );
+    }
 }
 
 #[test]

@@ -338,6 +338,26 @@ fn cross_entropy() {
 }
 
 #[test]
+fn smoothed_cross_entropy() {
+    let targets = [2, 0, 8, 2];
+    for smoothing in [0.1, 0.75] {
+        let fused = |x: &[Tensor]| ops::smoothed_cross_entropy(&x[0], &targets, smoothing);
+        check("cross_entropy", &[&[4, 9]], &fused, &|x| {
+            composed::smoothed_cross_entropy(&x[0], &targets, smoothing)
+        });
+    }
+    // Of two classes, with logits a and b: log(e^a + e^b) - 0.8 b - 0.2 (a + b) / 2.
+    let logits = Tensor::new(&[[500f64, 498.5]], &Device::Cpu).unwrap();
+    let loss = numbers(&ops::smoothed_cross_entropy(&logits, &[1], 0.2).unwrap())[0];
+    let expected = 500.0 + (-1.5f64).exp().ln_1p() - 0.8 * 498.5 - 0.2 * 499.25;
+    assert!((loss - expected).abs() < 1e-12, "{loss} {expected}");
+    // Nothing smoothed is the same bits.
+    let plain = ops::cross_entropy(&logits, &[1]).unwrap();
+    let none = ops::smoothed_cross_entropy(&logits, &[1], 0.0).unwrap();
+    assert_eq!(numbers(&plain), numbers(&none));
+}
+
+#[test]
 fn sum_all() {
     for dims in [&[3, 4, 5][..], &[7], &[2, 5000]] {
         let x = normal(&mut stream("sum"), dims, DType::F32);

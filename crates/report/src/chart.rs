@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 /// How a series is drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Drawn {
+pub(crate) enum Drawn {
     /// A thin, pale line: what another series smooths.
     Pale,
     /// A line.
@@ -18,7 +18,7 @@ pub enum Drawn {
 
 /// Numbers over steps.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Series {
+pub(crate) struct Series {
     /// What the legend calls it.
     pub name: String,
     /// In order of steps. None, and what is not finite, breaks the line.
@@ -31,7 +31,7 @@ pub struct Series {
 
 /// What the vertical axis shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Floor {
+pub(crate) enum Floor {
     /// Everything from 0, or from below if there are negative numbers.
     Zero,
     /// Everything from the least number.
@@ -45,7 +45,7 @@ const WIDE: f64 = 20.0;
 
 /// A plot over steps.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Chart {
+pub(crate) struct Chart {
     /// Above it.
     pub title: String,
     /// What the vertical axis shows.
@@ -72,7 +72,6 @@ const LIMIT: f64 = 1e300;
 impl Chart {
     /// A `<figure>` with the title, a legend if there is more than one series, and the plot, at least up to a step.
     /// None without any number.
-    #[must_use]
     pub fn figure(&self, last: u64) -> Option<String> {
         let numbers = || {
             let points = self.series.iter().flat_map(|series| &series.points);
@@ -97,7 +96,7 @@ impl Chart {
         };
         let title = escaped(&self.title);
         let note = if in_factors {
-            " <span class=\"quiet\">in factors</span>"
+            " <span class=\"quiet\">logarithmic</span>"
         } else {
             ""
         };

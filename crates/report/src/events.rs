@@ -10,7 +10,7 @@ use crate::lines::{EVAL, Kind, Line, ranks};
 const MAX_STEP: u64 = i64::MAX as u64;
 
 /// What the first record of a file says: the form of all others.
-pub const VERSION: &str = "brain.Event:2";
+const VERSION: &str = "brain.Event:2";
 
 /// The first record of a file. `time` counts seconds since 1970.
 #[must_use]
@@ -154,8 +154,7 @@ fn record(message: &[u8]) -> Vec<u8> {
 }
 
 /// The checksum that TFRecord asks for: CRC-32C (Castagnoli), rotated right by 15 bits, plus a constant.
-#[must_use]
-pub fn masked_crc32c(bytes: &[u8]) -> u32 {
+fn masked_crc32c(bytes: &[u8]) -> u32 {
     crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 

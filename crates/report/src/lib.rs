@@ -22,9 +22,8 @@ mod page;
 mod ranks;
 mod style;
 
-pub use chart::{Chart, Drawn, Floor, Series};
 pub use csv::csv;
 pub use escape::escaped;
-pub use events::{VERSION, cut, masked_crc32c, scalars, start, version};
+pub use events::{cut, scalars, start, version};
 pub use lines::{Kind, Line, Lines};
 pub use page::{Run, page};

@@ -9,7 +9,8 @@ pub(crate) fn significant(number: f64) -> String {
         return scientific(number);
     }
     if number.fract() == 0.0 || number.abs() >= 1000.0 {
-        return grouped(number.round() as i64);
+        let sign = if number < 0.0 { "-" } else { "" };
+        return format!("{sign}{}", grouped(number.abs().round() as u64));
     }
     let places = (3.0 - number.abs().log10().floor()).clamp(0.0, 8.0) as usize;
     let text = format!("{number:.places$}");
@@ -33,8 +34,8 @@ pub(crate) fn scientific(number: f64) -> String {
 }
 
 /// `1,234,567`.
-pub(crate) fn grouped(number: i64) -> String {
-    let digits = number.unsigned_abs().to_string();
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
         if at > 0 && (digits.len() - at).is_multiple_of(3) {
@@ -42,10 +43,7 @@ pub(crate) fn grouped(number: i64) -> String {
         }
         text.push(digit);
     }
-    match number < 0 {
-        true => format!("-{text}"),
-        false => text,
-    }
+    text
 }
 
 /// `2 h 5 min`, `3 min 7 s`, `12.5 s`.
@@ -73,7 +71,7 @@ mod tests {
             [2e-5, 1.234_56e-9, -1e20, 0.0].map(shown),
             ["2e-5", "1.23e-9", "-1e20", "0"]
         );
-        assert_eq!(grouped(-1000), "-1,000");
+        assert_eq!(significant(-1000.0), "-1,000");
         assert_eq!(grouped(999), "999");
         assert_eq!(
             [12.52, 187.4, 7500.0, 59.96].map(duration),

@@ -92,23 +92,19 @@ fn head(run: &Run, lines: &Lines, settings: &Table) -> String {
         ("family", setting("adapter", "family").map(str::to_owned)),
         (
             "trained parameters",
-            Some(grouped(run.trainable_parameters as i64)),
+            Some(grouped(run.trainable_parameters as u64)),
         ),
         (
             "steps",
-            Some(format!(
-                "{} of {}",
-                grouped(done as i64),
-                grouped(run.total as i64)
-            )),
+            Some(format!("{} of {}", grouped(done), grouped(run.total))),
         ),
-        ("rows", Some(grouped(run.rows as i64))),
-        ("held-out rows", Some(grouped(run.held_out as i64))),
+        ("rows", Some(grouped(run.rows as u64))),
+        ("held-out rows", Some(grouped(run.held_out as u64))),
         ("time in steps", Some(duration(seconds))),
         ("tokens trained on", Some(significant(tokens))),
         (
             "most memory",
-            memory.map(|memory| format!("{} MiB", grouped(memory.round() as i64))),
+            memory.map(|memory| format!("{} MiB", grouped(memory.round() as u64))),
         ),
     ];
     facts.retain(|(_, fact)| fact.is_some());
@@ -172,7 +168,10 @@ fn evaluations(lines: &Lines) -> String {
         for cell in [all().next(), best, all().next_back()] {
             let cell = cell.map_or(String::new(), |(step, value)| {
                 let value = value.map_or("not finite".to_owned(), significant);
-                format!("{value} <span class=\"quiet\">step {step}</span>")
+                format!(
+                    "{value} <span class=\"quiet\">step {}</span>",
+                    grouped(step)
+                )
             });
             let _ = write!(out, "<td class=\"number\">{cell}</td>");
         }
@@ -188,7 +187,11 @@ fn plots(lines: &Lines) -> String {
     for (key, name) in measures(lines) {
         if key != "eval_loss" {
             let drawn = series(&name, &lines.evaluations, key, Drawn::Dots, 1);
-            charts.push(chart(&format!("Held-out {name}"), Floor::Least, drawn));
+            charts.push(Chart {
+                title: format!("Held-out {name}"),
+                floor: Floor::Least,
+                series: vec![drawn],
+            });
         }
     }
     let plain = [
@@ -204,8 +207,17 @@ fn plots(lines: &Lines) -> String {
     });
     let others = others.map(|key| (key, key, Floor::Least));
     for (key, title, floor) in plain.into_iter().chain(others) {
-        let drawn = series(title, &lines.steps, key, Drawn::Line, 0);
-        charts.push(chart(title, floor, drawn));
+        let drawn = series("of each step", &lines.steps, key, Drawn::Line, 0);
+        // Noise would hide the course.
+        let drawn = match ["grad_norm", "tokens_per_second"].contains(&key) {
+            true => with_smoothed(drawn),
+            false => vec![drawn],
+        };
+        charts.push(Chart {
+            title: title.to_owned(),
+            floor,
+            series: drawn,
+        });
     }
     let figures: String = charts
         .iter()
@@ -219,15 +231,7 @@ fn plots(lines: &Lines) -> String {
 }
 
 fn losses(lines: &Lines) -> Chart {
-    let raw = series("training", &lines.steps, "loss", Drawn::Pale, 0);
-    let mut all = Vec::new();
-    match smoothed(&raw) {
-        Some(smooth) => all.extend([raw, smooth]),
-        None => all.push(Series {
-            drawn: Drawn::Line,
-            ..raw
-        }),
-    }
+    let mut all = with_smoothed(series("training", &lines.steps, "loss", Drawn::Line, 0));
     if lines
         .evaluations
         .iter()
@@ -245,6 +249,17 @@ fn losses(lines: &Lines) -> Chart {
         title: "Loss".to_owned(),
         floor: Floor::Factors,
         series: all,
+    }
+}
+
+/// The series, pale beneath its mean if it is long enough for one.
+fn with_smoothed(raw: Series) -> Vec<Series> {
+    match smoothed(&raw) {
+        Some(smooth) => {
+            let drawn = Drawn::Pale;
+            vec![Series { drawn, ..raw }, smooth]
+        }
+        None => vec![raw],
     }
 }
 
@@ -267,7 +282,7 @@ fn smoothed(raw: &Series) -> Option<Series> {
         points.push((*step, value.map(|_| sum / weight)));
     }
     Some(Series {
-        name: "training, smoothed".to_owned(),
+        name: "smoothed".to_owned(),
         points,
         drawn: Drawn::Line,
         colour: raw.colour,
@@ -281,14 +296,6 @@ fn series(name: &str, lines: &[Line], key: &str, drawn: Drawn, colour: usize) ->
         points: lines.map(|line| (line.step, line.number(key))).collect(),
         drawn,
         colour,
-    }
-}
-
-fn chart(title: &str, floor: Floor, series: Series) -> Chart {
-    Chart {
-        title: title.to_owned(),
-        floor,
-        series: vec![series],
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::chart::{COLOURS, Chart, Drawn, Floor, Series};
 use crate::escape::escaped;
 use crate::lines::{Lines, ranks};
+use crate::numbers::grouped;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -97,9 +98,9 @@ pub(crate) fn table(lines: &Lines) -> String {
             all.len()
         );
     }
-    out += "<div class=\"wide\"><table class=\"ranks\">\n<thead><tr><th>module</th>";
+    out += "<div class=\"wide\"><table class=\"ranks\">\n<thead><tr><th>module, after step</th>";
     for (step, _) in &shown {
-        let _ = write!(out, "<th>step {step}</th>");
+        let _ = write!(out, "<th>{}</th>", grouped(*step));
     }
     out += "</tr></thead>\n<tbody>\n";
     let columns: Vec<BTreeMap<&str, u64>> = shown

@@ -10,7 +10,7 @@ pub(crate) const STYLE: &str = "
 body{margin:0 auto;max-width:78rem;padding:1.25rem 1rem 3rem;background:var(--back);color:var(--text);font:1rem/1.45 system-ui,sans-serif;overflow-wrap:anywhere}
 h1{font-size:1.5rem;margin:0 0 .25rem}h2{font-size:1.1rem;margin:2rem 0 .6rem}
 .quiet{color:var(--quiet)}.bad{color:var(--bad);font-weight:600}
-.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,11rem),1fr));gap:.6rem;margin:1rem 0 0;padding:0}
+.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,9.5rem),1fr));gap:.6rem;margin:1rem 0 0;padding:0}
 .facts div{background:var(--card);border-radius:.5rem;padding:.55rem .75rem}
 .facts dt{font-size:.8rem;color:var(--quiet)}.facts dd{margin:0;font-weight:600}
 .plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,22rem),1fr));gap:.8rem}
@@ -25,9 +25,9 @@ svg{display:block;width:100%;height:auto;margin-top:.3rem}
 svg text{font-size:11.5px;fill:var(--quiet)}.end{text-anchor:end}.middle{text-anchor:middle}
 .grid{stroke:var(--line);stroke-width:.8}.axis,.tick{stroke:var(--quiet);stroke-width:1}
 g path{fill:none;stroke:var(--c);stroke-width:1.8;stroke-linejoin:round;stroke-linecap:round}g circle{fill:var(--c)}
-g.pale path{stroke-width:1;opacity:.45}g.pale circle{opacity:.45}g.dots path{stroke-width:1.4}
+g.pale path{stroke-width:1;opacity:.38}g.pale circle{opacity:.38}g.dots path{stroke-width:1.4}
 .c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}.c5{--c:var(--c5)}.c6{--c:var(--c6)}
-.wide{overflow-x:auto}
+.wide{overflow:auto;max-height:40rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.3rem .8rem .3rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 thead th{font-size:.8rem;color:var(--quiet);font-weight:500}tbody th{font-weight:500}
@@ -36,7 +36,8 @@ figcaption .quiet{font-weight:400;font-size:.8rem}
 .ranks{font-size:.8rem}.ranks th{white-space:nowrap}
 .ranks td,.ranks thead th+th{text-align:center;padding:.2rem .45rem}
 .ranks td{background:color-mix(in srgb,var(--mark) calc(var(--s)*55%),transparent);border:1px solid var(--back)}
-.ranks th:first-child{position:sticky;left:0;background:var(--back);font-family:ui-monospace,monospace}
+.ranks thead th{position:sticky;top:0;background:var(--back)}
+.ranks th:first-child{position:sticky;left:0;z-index:1;background:var(--back);font-family:ui-monospace,monospace}
 .settings{columns:20rem;column-gap:2rem}.settings table{width:100%;break-inside:avoid;margin-bottom:1rem;font-size:.9rem}
 .settings td,pre{font-family:ui-monospace,monospace;font-size:.82rem}
 .settings tbody th{color:var(--quiet);white-space:nowrap}

@@ -128,10 +128,10 @@ fn a_run_is_told_in_facts_tables_and_plots() {
     let third = smooth.split('L').nth(2).unwrap();
     let mean = (4.5 / 49.0 + 4.4 / 7.0 + 4.3) / (1.0 / 49.0 + 1.0 / 7.0 + 1.0);
     assert_eq!(third, format!("78.5 {:.1}", 210.0 - 40.0 * mean));
-    // What falls to a fortieth is drawn in factors, from 0.1 to 5.
+    // What falls to a fortieth is on a logarithmic axis, from 0.1 to 5.
     let wide = metrics().replace("40,\"loss\":", "40,\"loss\":0.11,\"was\":");
     let wide = lowrank_report::page(&run(), &Lines::parse(&wide));
-    let wide = figure(&wide, "Loss <span class=\"quiet\">in factors</span>");
+    let wide = figure(&wide, "Loss <span class=\"quiet\">logarithmic</span>");
     let y = 210.0 - 200.0 * (2.0f64 / 0.1).ln() / 50.0f64.ln();
     assert!(
         wide.contains(&format!("L406.0 {y:.1}\"/><circle")),
@@ -177,8 +177,8 @@ fn ranks_have_a_table_and_two_plots() {
     let page = lowrank_report::page(&run(), &Lines::parse(&many));
     assert!(
         page.contains("16 of 100 allocations")
-            && page.contains(">step 1<")
-            && page.contains(">step 100<")
+            && page.contains("<th>1</th>")
+            && page.contains("<th>100</th>")
     );
     assert_eq!(page.matches("<td style").count(), 16);
 }

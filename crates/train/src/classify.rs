@@ -1,7 +1,8 @@
 //! What a classifier knows: the class, or the value, that it gives each row.
 
+use crate::choices::best;
 use crate::error::Result;
-use crate::evaluate::{Evaluation, batch, best};
+use crate::evaluate::{Evaluation, batch};
 use crate::task_metrics::{of_classes, of_values};
 use candle_core::DType;
 use lowrank_adapter::{Ask, Model, Pass, Selection, run};
@@ -50,21 +51,26 @@ pub fn classify<'a>(
     let examples = examples.into();
     let mut order: Vec<usize> = (0..examples.len()).collect();
     order.sort_by_key(|&row| examples.tokens(row));
-    let mut given: Vec<(Vec<f64>, Option<f64>)> = vec![Default::default(); examples.len()];
+    let mut scores: Vec<Vec<f64>> = vec![Vec::new(); examples.len()];
+    let mut labels = vec![None; examples.len()];
     for rows in order.chunks(batch_size.get()) {
-        let read = rows.iter().map(|&row| examples.get(row));
-        let read = read.collect::<lowrank_data::Result<Vec<_>>>()?;
-        let batch = batch(read.iter().map(Cow::as_ref))?;
+        let held = rows.iter().map(|&row| examples.get(row));
+        let held = held.collect::<lowrank_data::Result<Vec<_>>>()?;
+        for (&row, example) in rows.iter().zip(&held) {
+            labels[row] = example.label;
+        }
+        let batch = batch(held.iter().map(Cow::as_ref))?;
         let mut pass = Pass::evaluation(selection.clone());
-        let classes = run(model, &batch, &Ask::Classes, None, &mut pass)?;
-        let classes = classes.detach().to_dtype(DType::F64)?.to_vec2::<f64>()?;
-        for ((&row, scores), example) in rows.iter().zip(classes).zip(read) {
-            given[row] = (scores, example.label);
+        let given = run(model, &batch, &Ask::Classes, None, &mut pass)?;
+        let given = given.detach().to_dtype(DType::F64)?.to_vec2::<f64>()?;
+        for (&row, numbers) in rows.iter().zip(given) {
+            scores[row] = numbers;
         }
     }
-    let rows = (0..).zip(given);
-    let classified: Vec<Classified> = rows
-        .map(|(index, (scores, label))| Classified::new(index, scores, label))
+    let classified: Vec<Classified> = (0..)
+        .zip(scores)
+        .zip(labels)
+        .map(|((index, scores), label)| Classified::new(index, scores, label))
         .collect();
     let tokens = (0..examples.len()).map(|row| examples.tokens(row) as u64);
     Ok((judge(&classified, tokens.sum()), classified))

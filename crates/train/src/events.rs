@@ -81,7 +81,8 @@ impl Events {
             Some(file) => file,
             None => self.create()?,
         };
-        let written = append(&mut file, &record).map_err(Error::io("write", &path));
+        let bytes = Some(record.len() as u64);
+        let written = append(&mut file, &record).map_err(Error::writing("write", &path, bytes));
         self.file = Some((path, file));
         written
     }

@@ -33,11 +33,13 @@
 mod append;
 mod best;
 mod checkpoint;
+mod choices;
 mod classify;
 mod clip;
 mod error;
 mod evaluate;
 mod events;
+mod interval;
 mod keys;
 mod log;
 mod metrics;
@@ -53,10 +55,12 @@ mod trainer;
 
 pub use best::{Best, Judging, Metric};
 pub use checkpoint::{Checkpoint, Record};
+pub use choices::{Prediction, choices};
 pub use classify::{Answer, Classified, classify};
 pub use clip::{clip_factor, find_non_finite, global_norm};
 pub use error::{Change, Error, Result};
-pub use evaluate::{Evaluation, Prediction, batch, choices, logits, loss, packed};
+pub use evaluate::{Evaluation, batch, logits, loss, packed};
+pub use interval::wilson;
 pub use metrics::{EvalLine, Metrics, StepLine, peak_rss_mb, rss_mb};
 pub use optimizer::{AdamW, Ages, Algorithm, Chosen, Group, LoraFa, Optimizer, Sgd, Updated};
 pub use place::Place;

@@ -177,10 +177,11 @@ impl Metrics {
 
     fn write(&mut self, line: &impl Serialize) -> Result<()> {
         // serde_json writes null for what JSON cannot hold.
-        let written = serde_json::to_string(line).map_err(std::io::Error::from);
-        let written =
-            written.and_then(|line| append(&mut self.file, format!("{line}\n").as_bytes()));
-        written.map_err(Error::io("write", &self.path))
+        let line = serde_json::to_string(line).map_err(std::io::Error::from);
+        let line = line.map_err(Error::io("write", &self.path))? + "\n";
+        let bytes = Some(line.len() as u64);
+        let written = append(&mut self.file, line.as_bytes());
+        written.map_err(Error::writing("write", &self.path, bytes))
     }
 }
 

@@ -92,16 +92,16 @@ pub(crate) fn table(run: &RunFile) -> Table {
     section("task", task);
 
     let data = &run.data;
-    section(
-        "data",
-        vec![
-            ("train", paths(&data.train)),
-            ("eval", paths(&data.eval)),
-            ("max_length", integer(data.max_length.get() as u64)),
-            ("packing", data.packing.into()),
-            ("shuffle", data.shuffle.into()),
-        ],
-    );
+    let mut rows = vec![
+        ("train", paths(&data.train)),
+        ("eval", paths(&data.eval)),
+        ("max_length", integer(data.max_length.get() as u64)),
+        ("packing", data.packing.into()),
+        ("shuffle", data.shuffle.into()),
+    ];
+    let template = data.chat_template.as_deref();
+    rows.extend(template.map(|template| ("chat_template", located(template))));
+    section("data", rows);
     section("train", train(run));
     section("output", vec![("dir", absolute(&run.output.dir))]);
     root

@@ -2,9 +2,10 @@
 
 use crate::best::Best;
 use crate::checkpoint::{self, Checkpoint};
+use crate::choices::choices;
 use crate::classify::classify;
 use crate::error::{Change, Error, Result};
-use crate::evaluate::{choices, loss};
+use crate::evaluate::loss;
 use crate::log::Log;
 use crate::metrics::{EvalLine, StepLine, peak_rss_mb};
 use crate::resolved;
@@ -61,7 +62,8 @@ pub trait Progress {
     fn warning(&mut self, _message: &str) {}
     /// Something that happened as it should, in one line.
     fn notice(&mut self, _message: &str) {}
-    /// Whether the run is to stop now: it ends the step it is in, saves, and returns [`Error::Interrupted`].
+    /// Whether the run is to stop now: it ends the step or the evaluation that it is in, saves, and returns
+    /// [`Error::Interrupted`].
     fn stops(&mut self) -> bool {
         false
     }
@@ -94,6 +96,8 @@ pub struct Summary {
     pub steps: u64,
     /// Whether it ended early, for lack of better evaluations.
     pub ended_early: bool,
+    /// The step that the result is of: with `load_best` that of the best evaluation, else the last one.
+    pub result_of: u64,
     /// The best evaluation after a step, by `best_metric`.
     pub best: Option<Best>,
     /// The step that the run was resumed after; none if it started at step 1.
@@ -168,11 +172,12 @@ pub fn train(
         End::Early(step) => (step, true),
         End::Stopped(step) => return Err(Error::Interrupted { step, total }),
     };
-    session.load_best(step, &state.judge, progress)?;
+    let result_of = session.load_best(step, &state.judge, progress)?;
     Ok(Summary {
         folder: folder.path().to_owned(),
         steps: step,
         ended_early,
+        result_of,
         best: state.judge.best(),
         resumed_after: done,
         last_step: metrics.last_step,

@@ -97,6 +97,8 @@ pub struct DataKeys {
     pub packing: bool,
     /// Whether epochs are permuted.
     pub shuffle: bool,
+    /// What writes rows of messages, if not the model's own template: a path, or a template's text.
+    pub chat_template: Option<String>,
 }
 
 /// The loop.
@@ -307,7 +309,14 @@ fn task(keys: Keys<'_>, origin: &Origin) -> Result<TaskKeys> {
 }
 
 fn data(keys: Keys<'_>, origin: &Origin) -> Result<DataKeys> {
-    let mut keys = keys.only(&["train", "eval", "max_length", "packing", "shuffle"])?;
+    let mut keys = keys.only(&[
+        "train",
+        "eval",
+        "max_length",
+        "packing",
+        "shuffle",
+        "chat_template",
+    ])?;
     let train = keys.strings("train", PATHS)?;
     let train = train.ok_or_else(|| missing(origin, "data.train", PATHS))?;
     if train.is_empty() {
@@ -325,6 +334,10 @@ fn data(keys: Keys<'_>, origin: &Origin) -> Result<DataKeys> {
         max_length: max_length.unwrap_or(const { NonZeroUsize::new(512).expect("not 0") }),
         packing: keys.boolean("packing")?.unwrap_or(false),
         shuffle: keys.boolean("shuffle")?.unwrap_or(true),
+        chat_template: keys.string(
+            "chat_template",
+            "a file with a chat template, or the template itself, as a string",
+        )?,
     })
 }
 

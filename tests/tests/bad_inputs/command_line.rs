@@ -11,7 +11,7 @@ fn check(arguments: &[&str], expected: &str) {
 
 #[test]
 fn verbs() {
-    for verb in ["chat", "combine"] {
+    for verb in ["combine"] {
         check(&[verb], &format!("error: `{verb}` is not yet supported"));
     }
     let export = [
@@ -80,7 +80,7 @@ fn flags() {
     );
     check_eval(
         &["--task", "generate"],
-        "error: --task generate is not yet supported",
+        "error: --task generate needs rows with a prompt and what follows it, and with no `choices`",
     );
     check_eval(
         &["--task", "classification"],
@@ -96,7 +96,7 @@ fn flags() {
     );
     check_eval(
         &["--predictions", "p.jsonl"],
-        "error: --predictions needs rows with `choices` or `label`, and no --task loss",
+        "error: --predictions needs a --task that predicts: these rows are measured by their loss alone",
     );
     check_eval(
         &["--logits", "none/l.safetensors"],

@@ -71,8 +71,12 @@ fn lines_that_are_no_rows() {
         "unknown field `choises` in a row {\"prompt\",\"completion\"} (did you mean `choices`?)",
     );
     check_first(
+        r#"{"messages":[{"role":"usr","content":"w4"}]}"#,
+        "`messages[0].role` is \"usr\", expected one of assistant, ",
+    );
+    check_first(
         r#"{"messages":[{"role":"user","content":"w4"}]}"#,
-        "rows {\"messages\"} are not yet supported: expected ",
+        "model has no chat template: expected `chat_template` in tokenizer_config.json, ",
     );
     check_first(r#"{"text":7}"#, "`text` is 7, expected a string");
     check_bytes(
@@ -226,7 +230,9 @@ fn tokenizers() {
 #[test]
 fn sources() {
     let place = Place::with_model("plain");
-    place.write("folder/rows.csv", "a,b");
+    place.write("folder/rows.csv", "text,label\nw4\n");
+    place.write("folder/rows.parquet", "PAR1 no more");
+    place.write("folder/rows.jsonl.gz", "");
     let check = |data: &str, expected: &str| {
         place.refuses(
             &["eval", "--model", "model", "--data", data],
@@ -249,7 +255,15 @@ fn sources() {
     );
     check(
         "folder/rows.csv",
-        "data source `folder/rows.csv`: CSV files are not yet supported: write one JSON object a line",
+        "folder/rows.csv:2: the line has 1 cells, and the header 2",
+    );
+    check(
+        "folder/rows.parquet",
+        "`folder/rows.parquet` cannot be read as a Parquet file: ",
+    );
+    check(
+        "folder/rows.jsonl.gz",
+        "data source `folder/rows.jsonl.gz`: compressed files are not yet supported: unpack the file",
     );
     check(
         "hub:org/set/x.jsonl",

@@ -115,9 +115,9 @@ fn words_that_are_neither_a_path_nor_an_id() {
         );
     }
     data(
-        "hub:org/name/rows.parquet",
+        "hub:org/name/rows.zip",
         1,
-        "data source `hub:org/name/rows.parquet`: Parquet files are not yet supported: write one JSON object a line",
+        "data source `hub:org/name/rows.zip`: compressed files are not yet supported: unpack the file",
     );
 }
 

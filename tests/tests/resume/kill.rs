@@ -1,10 +1,10 @@
-//! When and how processes are killed.
+//! When and how processes are killed, or asked to end.
 
 use crate::folders::{checkpoints, names};
 use std::io::Read as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -34,7 +34,32 @@ impl Moment {
     }
 
     /// Starts the command and kills it at this moment; false if it ended before, which must be with success.
-    pub fn kill(self, mut command: Command, folder: &Path) -> bool {
+    pub fn kill(self, command: Command, folder: &Path) -> bool {
+        // SIGKILL; a process that has ended keeps its status.
+        let (status, said) = self.interrupt(command, folder, |child| child.kill().unwrap());
+        let killed = status.signal() == Some(9);
+        assert!(killed || status.success(), "{status}: {said}");
+        killed
+    }
+
+    /// Starts the command and sends it these signals at this moment, one after the other; how it ended, and what it said.
+    pub fn signal(self, command: Command, folder: &Path, signals: &[&str]) -> (ExitStatus, String) {
+        self.interrupt(command, folder, |child| {
+            for signal in signals {
+                let mut kill = Command::new("kill");
+                kill.args(["-s", signal, &child.id().to_string()]);
+                // It may have ended; until it is waited for its number is nobody else's.
+                drop(kill.stderr(Stdio::null()).status().unwrap());
+            }
+        })
+    }
+
+    fn interrupt(
+        self,
+        mut command: Command,
+        folder: &Path,
+        act: impl FnOnce(&mut Child),
+    ) -> (ExitStatus, String) {
         let command = command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut stderr = child.stderr.take().unwrap();
@@ -50,12 +75,8 @@ impl Moment {
             Self::After(time) => drop(end.recv_timeout(time)),
             _ => while !self.has_come(folder) && end.try_recv().is_err() {},
         }
-        // SIGKILL; a process that has ended keeps its status.
-        child.kill().unwrap();
+        act(&mut child);
         let status = child.wait().unwrap();
-        let said = said.join().unwrap();
-        let killed = status.signal() == Some(9);
-        assert!(killed || status.success(), "{status}: {said}");
-        killed
+        (status, said.join().unwrap())
     }
 }

@@ -127,8 +127,11 @@ impl End {
                 ".lock",
                 "adapter",
                 "checkpoints",
+                "metrics.csv",
                 "metrics.jsonl",
-                "run.toml"
+                "report.html",
+                "run.toml",
+                "tb"
             ]
         );
         drop(FolderLock::acquire(folder).unwrap());

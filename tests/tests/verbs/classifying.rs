@@ -36,8 +36,8 @@ train = ["train.jsonl"]
 eval = ["held-out.jsonl"]
 [train]
 batch_size = 4
-steps = 20
-save_every = 10
+steps = 40
+save_every = 20
 learning_rate = 0.02
 [output]
 dir = "run"
@@ -58,9 +58,14 @@ fn named(class: usize, _: usize) -> Value {
     json!(NAMES[class])
 }
 
+/// The object that a verb prints when it does what it should.
+fn done(place: &Place, arguments: &[&str]) -> Value {
+    place.run(arguments).json()
+}
+
 fn evaluated(place: &Place, arguments: &[&str]) -> Value {
     let data = ["eval", "--data", "held-out.jsonl", "--json"];
-    place.run(&[&data, arguments].concat()).json()
+    done(place, &[&data, arguments].concat())
 }
 
 fn close(a: &Value, b: &Value) {
@@ -71,7 +76,7 @@ fn close(a: &Value, b: &Value) {
 #[test]
 fn a_classifier_from_rows_to_a_merged_model() {
     let place = place(named);
-    let plan = place.run(&["plan", "run.toml", "--json"]).json();
+    let plan = done(&place, &["plan", "run.toml", "--json"]);
     // Three classes of a hidden state of 48 numbers, beside the adapter.
     let sites = plan["sites"].as_array().unwrap();
     let head = sites.iter().find(|site| site["site"] == "score").unwrap();
@@ -82,7 +87,7 @@ fn a_classifier_from_rows_to_a_merged_model() {
         .sum();
     assert_eq!(plan["trainable_parameters"], sum);
 
-    let trained = place.run(&["train", "run.toml", "--json"]).json();
+    let trained = done(&place, &["train", "run.toml", "--json"]);
     assert_eq!(
         trained["trainable_parameters"],
         plan["trainable_parameters"]
@@ -109,7 +114,7 @@ fn a_classifier_from_rows_to_a_merged_model() {
     );
     let tensors = place.tensors("run/adapter/adapter_model.safetensors");
     assert_eq!(tensors["base_model.model.score.weight"].dims(), [3, 48]);
-    let inspected = place.run(&["inspect", "run/adapter", "--json"]).json();
+    let inspected = done(&place, &["inspect", "run/adapter", "--json"]);
     assert_eq!(
         inspected["trainable_parameters"],
         plan["trainable_parameters"]
@@ -125,10 +130,8 @@ fn a_classifier_from_rows_to_a_merged_model() {
 
     // Resumed from the middle, every file is the same.
     place.duplicate("run", "whole");
-    std::fs::remove_dir_all(place.path("run/checkpoints/step-000020")).unwrap();
-    place
-        .run(&["train", "run.toml", "--resume", "--json"])
-        .json();
+    std::fs::remove_dir_all(place.path("run/checkpoints/step-000040")).unwrap();
+    done(&place, &["train", "run.toml", "--resume", "--json"]);
     for file in [
         "adapter/adapter_model.safetensors",
         "adapter/adapter_config.json",
@@ -162,7 +165,7 @@ fn a_classifier_from_rows_to_a_merged_model() {
     }
     check_outputs(&place, &found);
     let merge = ["merge", "--out", "merged", "--verify", "--json"];
-    let merged = place.run(&[&merge[..], &adapter].concat()).json();
+    let merged = done(&place, &[&merge[..], &adapter].concat());
     assert!(
         merged["max_abs_logit_diff"].as_f64().unwrap() < 1e-4,
         "{merged}"
@@ -191,9 +194,10 @@ fn a_classifier_from_rows_to_a_merged_model() {
         "--adapter",
         "run/adapter",
     ];
-    place
-        .run(&[&export[..], &["--out", "plain", "--json"]].concat())
-        .json();
+    done(
+        &place,
+        &[&export[..], &["--out", "plain", "--json"]].concat(),
+    );
     let plain = evaluated(&place, &["--model", "model", "--adapter", "plain"]);
     close(&plain["loss"], &found["loss"]);
 }
@@ -229,15 +233,16 @@ fn check_outputs(place: &Place, found: &Value) {
 #[test]
 fn a_regression_is_judged_by_its_correlations() {
     let place = place(|class, noise| json!(class as f64 + noise as f64 / 50.0));
-    place
-        .run(&[
+    done(
+        &place,
+        &[
             "train",
             "run.toml",
             "--set",
             "train.learning_rate=0.01",
             "--json",
-        ])
-        .json();
+        ],
+    );
     let lines = place.json_lines("run/metrics.jsonl");
     let after = lines
         .iter()
@@ -275,7 +280,7 @@ fn a_regression_is_judged_by_its_correlations() {
         "merged",
         "--json",
     ];
-    place.run(&merge).json();
+    done(&place, &merge);
     assert_eq!(
         place.json("merged/config.json")["problem_type"],
         "regression"
@@ -301,9 +306,10 @@ fn full_training_leaves_a_classifier() {
         "--set",
         "train.steps=8",
     ];
-    place
-        .run(&[&["train", "run.toml", "--json"][..], &sets].concat())
-        .json();
+    done(
+        &place,
+        &[&["train", "run.toml", "--json"][..], &sets].concat(),
+    );
     let lines = place.json_lines("run/metrics.jsonl");
     let after = lines
         .iter()
@@ -338,9 +344,10 @@ fn the_head_depends_on_the_seed_alone() {
         let seed = format!("train.seed={seed}");
         let sets = ["--set", &output, "--set", &seed];
         let still = ["--set", "train.steps=1", "--set", "train.learning_rate=0"];
-        place
-            .run(&[&["train", "run.toml", "--json"][..], &sets, &still].concat())
-            .json();
+        done(
+            &place,
+            &[&["train", "run.toml", "--json"][..], &sets, &still].concat(),
+        );
         let mut tensors = place.tensors(&format!("{dir}/adapter/adapter_model.safetensors"));
         let head = tensors.remove("base_model.model.score.weight").unwrap();
         head.flatten_all().unwrap().to_vec1::<f32>().unwrap()
@@ -356,7 +363,7 @@ fn the_head_depends_on_the_seed_alone() {
 #[test]
 fn a_run_goes_on_from_a_classifiers_adapter() {
     let place = place(named);
-    place.run(&["train", "run.toml", "--json"]).json();
+    done(&place, &["train", "run.toml", "--json"]);
     // Held-out names in another order, and not all of them: classes are the adapter's.
     let kept: String = place
         .text("train.jsonl")
@@ -367,9 +374,10 @@ fn a_run_goes_on_from_a_classifiers_adapter() {
     place.write("train.jsonl", kept);
     let text = RUN.replace("[adapter]\n", "[adapter]\ninit_from = \"run/adapter\"\n");
     place.write("more.toml", text.replace("dir = \"run\"", "dir = \"more\""));
-    place
-        .run(&["train", "more.toml", "--set", "train.steps=1", "--json"])
-        .json();
+    done(
+        &place,
+        &["train", "more.toml", "--set", "train.steps=1", "--json"],
+    );
     let names = &place.json("more/adapter/lowrank.json")["labels"];
     assert_eq!(names, &json!(["air", "land", "sea"]));
     let last = place.json_lines("run/metrics.jsonl");
@@ -438,9 +446,31 @@ fn what_does_not_fit_a_classification_is_refused() {
             "--task classification needs rows {row}; these are others"
         )],
     );
-    place
-        .run(&["train", "run.toml", "--set", "train.steps=1", "--json"])
-        .json();
+    done(
+        &place,
+        &["train", "run.toml", "--set", "train.steps=1", "--json"],
+    );
+    let sets = [
+        "--set",
+        "adapter.init_from=run/adapter",
+        "--set",
+        "task.kind=causal-lm",
+    ];
+    let sets = [
+        &sets[..],
+        &[
+            "--set",
+            "data.train=[\"rows.jsonl\"]",
+            "--set",
+            "output.dir=other",
+        ],
+    ]
+    .concat();
+    place.refuses(
+        &[&["train", "run.toml"], &sets[..]].concat(),
+        2,
+        &["init_from holds an adapter of the task type SEQ_CLS, which `task.kind` contradicts"],
+    );
     let adapter = ["--model", "model", "--adapter", "run/adapter"];
     place.refuses(
         &[&["eval", "--data", "rows.jsonl"], &adapter[..]].concat(),
@@ -468,9 +498,10 @@ fn what_does_not_fit_a_classification_is_refused() {
 #[test]
 fn an_adapter_whose_head_is_missing_or_misshapen_is_refused() {
     let place = place(named);
-    place
-        .run(&["train", "run.toml", "--set", "train.steps=1", "--json"])
-        .json();
+    done(
+        &place,
+        &["train", "run.toml", "--set", "train.steps=1", "--json"],
+    );
     let eval = [
         "eval",
         "--data",
@@ -555,9 +586,9 @@ fn minilm_learns_a_slice_of_sst2() {
         )
         .replace("0.02", "1e-3")
         .replace("batch_size = 4", "batch_size = 16")
-        .replace("steps = 20", "steps = 100");
+        .replace("steps = 40", "steps = 100");
     place.write("run.toml", text);
-    place.run(&["train", "run.toml", "--json"]).json();
+    done(&place, &["train", "run.toml", "--json"]);
     let lines = place.json_lines("run/metrics.jsonl");
     let after = lines
         .iter()

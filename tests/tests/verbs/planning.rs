@@ -149,9 +149,9 @@ fn memory_by_part() {
     let found = memory(&[]);
     let parts = ["weights", "adapter", "optimizer", "activations", "logits"];
     assert_eq!(keys(&found)[..5], parts);
-    assert_eq!(keys(&found)[5..], ["program", "total"]);
+    assert_eq!(keys(&found)[5..], ["overhead", "total"]);
     let sum: f64 = parts.iter().map(|part| number(&found[*part])).sum();
-    about(&found["total"], sum + number(&found["program"]));
+    about(&found["total"], sum + number(&found["overhead"]));
     about(&found["weights"], megabytes(4 * BASE));
     about(&found["adapter"], megabytes(4 * 3 * 2112));
     about(&found["optimizer"], megabytes(2 * 4 * 3 * 2112));

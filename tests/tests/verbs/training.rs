@@ -173,6 +173,18 @@ fn the_result_is_an_adapter_that_evaluates_as_the_run_said() {
     for file in expected {
         assert!(files.contains(file), "{file} in {files:?}");
     }
+    let card = place.text("run/adapter/README.md");
+    let rows = place.text("rows.jsonl").lines().count();
+    for part in [
+        "library_name: peft\npipeline_tag: text-generation\ntags:\n- lowrank\n",
+        &format!("6 steps on:\n\n- `rows.jsonl`: {rows} rows\n"),
+        "| `loss` | ",
+        "| `adapter.lora_alpha` | `5",
+    ] {
+        assert!(card.contains(part), "{part} in {card}");
+    }
+    // The base is a folder of this machine, of which a card names nothing but the last part.
+    assert!(!card.contains(place.path("").to_str().unwrap()));
     let found = place.run(&["inspect", "run/adapter", "--json"]).json();
     assert_eq!(
         found["trainable_parameters"],

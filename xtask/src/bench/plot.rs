@@ -1,5 +1,7 @@
 //! Line plots as SVG.
 
+use lowrank::report::escaped;
+
 /// Points that a line joins.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Series {
@@ -150,13 +152,6 @@ fn grid(step: f64, end: f64) -> impl Iterator<Item = f64> {
 fn label(value: f64) -> String {
     let text = format!("{value:.3}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
-fn escaped(words: &str) -> String {
-    words
-        .replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
 }
 
 #[cfg(test)]

@@ -2,20 +2,26 @@
 
 use crate::arguments::{EvalArguments, Task};
 use crate::output::print;
+use crate::verbs::generate::stop_strings;
 use crate::verbs::{check_output, classify, same};
 use anyhow::Result;
 use candle_core::DType;
 use lowrank::adapter::Selection;
 use lowrank::data::{ChoiceExample, Dataset, Example, Examples, Kind, Options, Reference};
 use lowrank::format::{Planned, atomic_write_file, write_safetensors_streaming};
-use lowrank::training::{self, Evaluation, Prediction, peak_rss_mb};
-use lowrank::{Base, Error, precision};
+use lowrank::training::{self, Evaluation, Prediction, peak_rss_mb, wilson};
+use lowrank::{Base, Error, Generation, Generator, answers, precision};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
+
+/// How many tokens an answer has at most, unless `--max-new-tokens` says so.
+const MAX_NEW_TOKENS: NonZeroUsize = NonZeroUsize::new(200).expect("it is not 0");
 
 #[derive(Serialize)]
 struct Report {
@@ -44,18 +50,18 @@ pub fn run(arguments: &EvalArguments) -> Result<ExitCode> {
     let precision = precision(&arguments.dtype)?;
     check_outputs(arguments)?;
     let started = Instant::now();
-    let (base, selection) = super::open(&arguments.model, precision, arguments.device)?;
+    let (mut base, selection) = super::open(&arguments.model, precision, arguments.device)?;
+    if let Some(template) = &arguments.chat_template {
+        base.set_chat_template(template)?;
+    }
     let data = open_data(arguments, &base)?;
     classify::check(&base, &data)?;
     let task = choose_task(arguments, &data)?;
     let evaluation = match task {
         Task::Choices => choices(arguments, &base, &selection, &data)?,
         Task::Classification => classify::measure(arguments, &base, &selection, &data)?,
-        _ => {
-            let model = base.model.as_ref();
-            training::loss(model, &selection, data.examples(), arguments.batch_size)
-                .map_err(Error::from)?
-        }
+        Task::Generate => generate(arguments, &base, &selection, &data)?,
+        Task::Loss => loss(arguments, &base, &selection, &data)?,
     };
     if let Some(loss) = evaluation.loss.filter(|loss| !loss.is_finite()) {
         anyhow::bail!(
@@ -67,11 +73,7 @@ pub fn run(arguments: &EvalArguments) -> Result<ExitCode> {
         write_logits(path, &base, &selection, data.examples())?;
     }
     let report = Report {
-        task: match task {
-            Task::Choices => "choices",
-            Task::Classification => "classification",
-            Task::Loss | Task::Generate => "loss",
-        },
+        task: task.as_str(),
         examples: evaluation.examples,
         tokens: evaluation.tokens,
         supervised_tokens: (!is_classification).then_some(evaluation.supervised_tokens),
@@ -79,17 +81,37 @@ pub fn run(arguments: &EvalArguments) -> Result<ExitCode> {
         perplexity: evaluation.loss.filter(|_| !is_classification).map(f64::exp),
         accuracy: evaluation.accuracy,
         accuracy_norm: evaluation.accuracy_norm,
-        metrics: evaluation
-            .metrics
-            .into_iter()
-            .map(|(name, value)| (name, value.into()))
-            .collect(),
+        metrics: metrics(task, &evaluation),
         truncated: data.summary().truncated,
         seconds: started.elapsed().as_secs_f64(),
         peak_rss_mb: peak_rss_mb(),
     };
-    print(&report, arguments.json, "")?;
+    let mut more = String::new();
+    for (name, value) in &report.metrics {
+        writeln!(more, "{name:17}  {:.6}", value.as_f64().unwrap_or(f64::NAN))?;
+    }
+    print(&report, arguments.json, &more)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn metrics(task: Task, evaluation: &Evaluation) -> Map<String, Value> {
+    let metrics = evaluation.metrics.iter();
+    let mut metrics: Map<String, Value> = metrics
+        .map(|(name, value)| (name.clone(), (*value).into()))
+        .collect();
+    if task == Task::Generate {
+        metrics.insert("exact_match".to_owned(), evaluation.accuracy.into());
+    }
+    for (name, interval) in [
+        ("accuracy", evaluation.accuracy_interval),
+        ("accuracy_norm", evaluation.accuracy_norm_interval),
+    ] {
+        if let Some((low, high)) = interval {
+            metrics.insert(format!("{name}_low"), low.into());
+            metrics.insert(format!("{name}_high"), high.into());
+        }
+    }
+    metrics
 }
 
 fn open_data(arguments: &EvalArguments, base: &Base) -> lowrank::Result<Dataset> {
@@ -105,6 +127,7 @@ fn open_data(arguments: &EvalArguments, base: &Base) -> lowrank::Result<Dataset>
 fn choose_task(arguments: &EvalArguments, data: &Dataset) -> lowrank::Result<Task> {
     let by_kind = match data.kind() {
         Some(Kind::Choices) => Task::Choices,
+        Some(Kind::Answer) => Task::Generate,
         Some(Kind::Labelled) => Task::Classification,
         _ => Task::Loss,
     };
@@ -119,8 +142,11 @@ fn choose_task(arguments: &EvalArguments, data: &Dataset) -> lowrank::Result<Tas
             let what = "rows with labels are measured by --task classification; leave the flag out";
             return Err(Error::Usage(what.into()));
         }
-        Some(Task::Generate) => {
-            return Err(Error::Usage("--task generate is not yet supported".into()));
+        Some(Task::Generate) if !data.summary().files.iter().all(|file| is_asked(file.kind)) => {
+            return Err(Error::Usage(
+                "--task generate needs rows with a prompt and what follows it, and with no `choices`"
+                    .into(),
+            ));
         }
         Some(Task::Choices) if by_kind != Task::Choices => {
             return Err(Error::Usage(
@@ -131,10 +157,92 @@ fn choose_task(arguments: &EvalArguments, data: &Dataset) -> lowrank::Result<Tas
     };
     if task == Task::Loss && arguments.predictions.is_some() {
         return Err(Error::Usage(
-            "--predictions needs rows with `choices` or `label`, and no --task loss".into(),
+            "--predictions needs a --task that predicts: these rows are measured by their loss alone".into(),
         ));
     }
+    if task != Task::Generate {
+        let given = [
+            ("--max-new-tokens", arguments.max_new_tokens.is_some()),
+            ("--stop", !arguments.stop.is_empty()),
+        ];
+        if let Some((flag, _)) = given.into_iter().find(|(_, given)| *given) {
+            let task = task.as_str();
+            return Err(Error::Usage(format!(
+                "{flag} is for --task generate, and this is --task {task}"
+            )));
+        }
+    }
     Ok(task)
+}
+
+/// Whether rows of a kind have a prompt that can be continued.
+const fn is_asked(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Answer | Kind::Completion | Kind::Messages | Kind::Conversations | Kind::Instruction
+    )
+}
+
+fn loss(
+    arguments: &EvalArguments,
+    base: &Base,
+    selection: &Selection,
+    data: &Dataset,
+) -> lowrank::Result<Evaluation> {
+    let (model, rows) = (base.model.as_ref(), data.examples());
+    Ok(training::loss(
+        model,
+        selection,
+        rows,
+        arguments.batch_size,
+    )?)
+}
+
+/// The answers first: they refuse more, and a row that cannot be answered must not cost the time of the losses.
+fn generate(
+    arguments: &EvalArguments,
+    base: &Base,
+    selection: &Selection,
+    data: &Dataset,
+) -> lowrank::Result<Evaluation> {
+    let generation = Generation {
+        max_new_tokens: arguments.max_new_tokens.unwrap_or(MAX_NEW_TOKENS),
+        stop: stop_strings(&arguments.stop)?,
+        ..Generation::default()
+    };
+    let examples = data.examples().iter();
+    let examples = examples.collect::<lowrank::data::Result<Vec<_>>>()?;
+    let cut = examples.iter().filter(|row| row.supervised() == 0).count();
+    if cut > 0 {
+        tracing::warn!(
+            "{cut} prompts were cut at {} tokens and are answered as they are left; --max-length leaves more",
+            arguments.max_length
+        );
+    }
+    let rows = examples.iter().map(Cow::as_ref).zip(data.references());
+    let generator = Generator::new(base)?;
+    let answered = answers(
+        &generator,
+        selection,
+        rows,
+        &generation,
+        arguments.batch_size,
+    )?;
+    if let Some(path) = &arguments.predictions {
+        let mut lines = String::new();
+        for answer in &answered {
+            lines.push_str(&serde_json::to_string(answer).unwrap_or_default());
+            lines.push('\n');
+        }
+        atomic_write_file(path, lines.as_bytes())?;
+    }
+    let (count, right) = (answered.len(), answered.iter().filter(|row| row.correct));
+    let right = right.count();
+    Ok(Evaluation {
+        accuracy: Some(right as f64 / count as f64),
+        accuracy_interval: Some(wilson(right as u64, count as u64)),
+        ..loss(arguments, base, selection, data)?
+    })
 }
 
 fn choices(

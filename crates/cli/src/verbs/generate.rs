@@ -1,6 +1,6 @@
 //! `lowrank generate`.
 
-use crate::arguments::GenerateArguments;
+use crate::arguments::{GenerateArguments, SamplingArguments};
 use crate::output::{print, write_piece};
 use anyhow::{Result, anyhow};
 use lowrank::data::{Message, StopStrings};
@@ -25,7 +25,7 @@ struct Report {
 /// Continues a prompt.
 pub fn run(arguments: &GenerateArguments) -> Result<ExitCode> {
     let precision = precision(&arguments.dtype)?;
-    let generation = settings(arguments)?;
+    let generation = settings(&arguments.sampling, arguments.max_new_tokens)?;
     let text = prompt(&arguments.prompt)?;
     let (base, selection) = super::open(&arguments.model, precision, arguments.device)?;
     let chat = [Message::user(text.as_str())];
@@ -56,15 +56,18 @@ pub fn run(arguments: &GenerateArguments) -> Result<ExitCode> {
 
 /// What becomes of the pieces that are written to stdout.
 #[derive(Default)]
-struct Output {
-    begun: bool,
+pub struct Output {
+    /// Whether something was written.
+    pub begun: bool,
     /// Nobody reads any more.
-    closed: bool,
-    error: Option<anyhow::Error>,
+    pub closed: bool,
+    /// Why writing failed.
+    pub error: Option<anyhow::Error>,
 }
 
 impl Output {
-    fn write(&mut self, piece: &str) -> ControlFlow<()> {
+    /// Breaks if there is no use in writing more.
+    pub fn write(&mut self, piece: &str) -> ControlFlow<()> {
         if self.closed || self.error.is_some() {
             return ControlFlow::Break(());
         }
@@ -105,7 +108,11 @@ fn report(written: Generated, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn settings(arguments: &GenerateArguments) -> lowrank::Result<Generation> {
+/// What the flags say of how a text is continued.
+pub fn settings(
+    arguments: &SamplingArguments,
+    max_new_tokens: NonZeroUsize,
+) -> lowrank::Result<Generation> {
     let sampling = Sampling {
         temperature: arguments.temperature,
         top_k: NonZeroUsize::new(arguments.top_k),
@@ -118,13 +125,17 @@ fn settings(arguments: &GenerateArguments) -> lowrank::Result<Generation> {
             "--top-k and --top-p change nothing at --temperature 0, which takes the likeliest token"
         );
     }
-    let stop = StopStrings::new(arguments.stop.iter().cloned())
-        .map_err(|error| Error::Usage(format!("--stop: {error}")))?;
     Ok(Generation {
-        max_new_tokens: arguments.max_new_tokens,
+        max_new_tokens,
         sampling,
-        stop,
+        stop: stop_strings(&arguments.stop)?,
     })
+}
+
+/// What `--stop` gave.
+pub fn stop_strings(given: &[String]) -> lowrank::Result<StopStrings> {
+    StopStrings::new(given.iter().cloned())
+        .map_err(|error| Error::Usage(format!("--stop: {error}")))
 }
 
 /// The text of `--prompt`, or what stdin has.

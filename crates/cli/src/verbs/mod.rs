@@ -1,5 +1,6 @@
 //! One module a verb.
 
+pub mod chat;
 pub mod classify;
 pub mod embed;
 pub mod eval;
@@ -21,10 +22,10 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
-const VERBS: [&str; 9] = [
-    "embed", "eval", "export", "families", "generate", "inspect", "merge", "plan", "train",
+const VERBS: [&str; 10] = [
+    "chat", "embed", "eval", "export", "families", "generate", "inspect", "merge", "plan", "train",
 ];
-const PLANNED: [&str; 2] = ["chat", "combine"];
+const PLANNED: [&str; 1] = ["combine"];
 
 /// Why an unknown verb is refused.
 pub fn other(words: &[OsString]) -> anyhow::Error {

@@ -25,7 +25,7 @@ fn details(plan: &RunPlan) -> Result<String> {
         optimizer,
         activations,
         logits,
-        program,
+        overhead,
         total,
     } = plan.memory_mb;
     for (part, megabytes) in [
@@ -34,7 +34,7 @@ fn details(plan: &RunPlan) -> Result<String> {
         ("optimizer", optimizer),
         ("activations", activations),
         ("logits", logits),
-        ("program", program),
+        ("overhead", overhead),
         ("total", total),
     ] {
         writeln!(text, "  {part:11}  {megabytes:10.1}")?;

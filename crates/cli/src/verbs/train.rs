@@ -50,7 +50,7 @@ pub fn run(arguments: &TrainArguments, quiet: bool) -> Result<ExitCode> {
         }
         Err(error) if is_full(&error) => {
             return Err(anyhow!(
-                "{error}; with `--resume` the run goes on from its last checkpoint, which is whole"
+                "{error}; with `--resume` the run goes on from its last checkpoint, which is whole, or from the start"
             ));
         }
         trained => trained?,

@@ -142,3 +142,22 @@ fn the_time_is_the_present_one() {
         "{year}"
     );
 }
+
+#[test]
+fn expressions_are_what_they_are_in_python() {
+    let golden: Value = serde_json::from_str(include_str!("../golden/methods.json")).unwrap();
+    let values = golden["values"].as_object().unwrap();
+    let set: String = values
+        .iter()
+        .map(|(name, value)| format!("{{%- set {name} = {value} %}}").replace("null", "none"))
+        .collect();
+    let mut differ = Vec::new();
+    for case in golden["cases"].as_array().unwrap() {
+        let expression = case[0].as_str().unwrap();
+        let found = rendered(&format!("{set}{{{{ {expression} }}}}"), &[]).ok();
+        if found.as_deref() != case[1].as_str() {
+            differ.push(format!("{expression}: {found:?}, expected {}", case[1]));
+        }
+    }
+    assert_eq!(differ, Vec::<String>::new(), "{}", differ.join("\n"));
+}

@@ -11,6 +11,8 @@ mod helpers;
 #[cfg(test)]
 mod labels;
 #[cfg(test)]
+mod masks;
+#[cfg(test)]
 mod order;
 #[cfg(test)]
 mod packing;
@@ -20,5 +22,7 @@ mod refusals;
 mod rows;
 #[cfg(test)]
 mod stream;
+#[cfg(test)]
+mod tables;
 #[cfg(test)]
 mod tokenizer;

@@ -258,3 +258,23 @@ proptest! {
         prop_assert!(folder.open(&["d.jsonl"], Some(&tokenizer()), &options()).is_err());
     }
 }
+
+#[test]
+fn instructions_are_written_as_alpaca_was_trained() {
+    let content = r#"{"instruction": "the cat", "input": "on a mat", "output": "sat"}
+{"instruction": "the cat", "input": "", "output": "sat"}
+{"output": "sat", "instruction": "the cat"}"#;
+    let rows = read(content, &options());
+    assert_eq!(rows.kind(), Some(Kind::Instruction));
+    let prompt = "Below is an instruction that describes a task, paired with an input that provides further context. \
+        Write a response that appropriately completes the request.\n\n### Instruction:\nthe cat\n\n### Input:\non a mat\n\n\
+        ### Response:";
+    let bare = "Below is an instruction that describes a task. \
+        Write a response that appropriately completes the request.\n\n### Instruction:\nthe cat\n\n### Response:";
+    let expected = |prompt: &str| {
+        let row = serde_json::json!({"prompt": prompt, "completion": "sat"}).to_string();
+        examples(&read(&row, &options()))[0].clone()
+    };
+    let (with, without) = (expected(prompt), expected(bare));
+    assert_eq!(rows.examples(), [with, without.clone(), without]);
+}

@@ -110,15 +110,15 @@ impl Session<'_, '_, '_> {
         Ok(End::Stopped(step))
     }
 
-    /// Puts what the best evaluation was of in the place of what `step` made.
+    /// Puts what the best evaluation was of in the place of what `step` made; the step that the result is of.
     pub(super) fn load_best(
         &mut self,
         step: u64,
         judge: &Judge,
         progress: &mut dyn Progress,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         let Some(kept) = judge.kept().filter(|&kept| kept != step) else {
-            return Ok(());
+            return Ok(step);
         };
         let checkpoint = checkpoint::at(&self.folder.checkpoints(), kept)?;
         let (optimizer, trainable) = self.trainer.restorable();
@@ -126,13 +126,14 @@ impl Session<'_, '_, '_> {
         progress.notice(&format!(
             "the result is that of step {kept}, the best evaluation"
         ));
-        Ok(())
+        Ok(kept)
     }
 
     /// A step whose update overflows is found before it is saved: from such a checkpoint no run could go on.
     fn save(&self, step: u64, state: &mut State<'_>, progress: &mut dyn Progress) -> Result<()> {
         if state.saved == Some(step) {
-            return Ok(());
+            // An evaluation that was made after it may have found another best.
+            return self.prune(step, state.judge.kept());
         }
         state.log.sync()?;
         if let Some(name) = find_non_finite_param(self.trainer.optimizer().params())? {

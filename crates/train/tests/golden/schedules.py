@@ -1,4 +1,4 @@
-"""Writes schedules.json: learning rates, warm-up steps and smoothed losses of transformers. Run it with torch and
+"""Writes schedules.json: learning rates and warm-up steps of transformers, smoothed losses of torch and transformers. Run it with torch and
 transformers installed: python schedules.py"""
 
 import json
@@ -61,13 +61,16 @@ def smoothed():
         labels = torch.randint(classes, (1, rows + 1), generator=generator)
         labels[0, 2] = -100
         logits.requires_grad_()
-        loss = LabelSmoother(epsilon=epsilon)({"logits": logits}, labels, shift_labels=True)
+        loss = torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], label_smoothing=epsilon)
         loss.backward()
+        # The same, but for a sum in f32.
+        smoother = LabelSmoother(epsilon=epsilon)({"logits": logits}, labels, shift_labels=True)
         yield {
             "epsilon": epsilon,
             "logits": logits[0].tolist(),
             "labels": labels[0].tolist(),
             "loss": loss.item(),
+            "label_smoother": smoother.item(),
             "gradient": logits.grad[0].tolist(),
         }
 

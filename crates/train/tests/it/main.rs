@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod best;
+mod blur;
 mod evaluation;
 mod factors;
 mod optimizer;

@@ -1,9 +1,10 @@
 //! What a run file may say, and what it is told when it may not.
 
-use lowrank_adapter::Memory;
+use lowrank_adapter::{Blur, Memory};
 use lowrank_data::Length;
 use lowrank_train::{
-    AdamW, Chosen, Curve, Error, Held, LoraFa, OnNonFinite, Place, RunFile, Sgd, TaskKeys, Warmup,
+    AdamW, Chosen, Curve, Error, Held, Judging, LoraFa, Metric, OnNonFinite, Place, RunFile, Sgd,
+    TaskKeys, Warmup,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -60,6 +61,8 @@ fn defaults_are_those_of_the_documentation() {
         (train.seed, train.on_non_finite, train.groups.len()),
         (42, OnNonFinite::Stop, 0)
     );
+    assert_eq!((train.least_rate, train.blur), (0.0, Blur::default()));
+    assert_eq!(train.judging, Judging::default());
     assert_eq!(run.output.dir, "runs/first");
 }
 
@@ -83,6 +86,7 @@ eval = ["c.jsonl"]
 max_length = 64
 packing = true
 shuffle = false
+chat_template = "{{ messages }}"
 [train]
 steps = 300
 batch_size = 4
@@ -94,8 +98,15 @@ weight_decay = 0.01
 lora_plus_ratio = 16
 learning_rate = 1
 schedule = "cosine"
+min_learning_rate = 0.25
 warmup_ratio = 0.1
 max_grad_norm = 0
+label_smoothing = 0.1
+neftune_noise_alpha = 5
+best_metric = "matthews"
+load_best = true
+early_stopping_patience = 3
+early_stopping_threshold = 0.01
 compute = "f32"
 recompute = true
 eval_every = 50
@@ -148,9 +159,22 @@ fn every_key_is_read() {
         (train.memory, train.on_non_finite),
         (Memory::Recompute, OnNonFinite::Skip)
     );
+    let blur = Blur {
+        label_smoothing: 0.1,
+        embedding_noise: 5.0,
+    };
+    assert_eq!((train.least_rate, train.blur), (0.25, blur));
+    let judging = Judging {
+        metric: Metric::Matthews,
+        load_best: true,
+        patience: Some(3),
+        threshold: 0.01,
+    };
+    assert_eq!(train.judging, judging);
     assert_eq!(train.groups["gate"].learning_rate_factor, 10.0);
     assert_eq!(train.groups["gate"].weight_decay, Some(0.5));
     assert!(!run.data.shuffle);
+    assert_eq!(run.data.chat_template.as_deref(), Some("{{ messages }}"));
 }
 
 #[test]
@@ -181,6 +205,8 @@ fn a_resolved_file_is_complete_absolute_and_reads_back_the_same() {
             "eps = 0.00000",
             "betas = [0.",
             "keep_checkpoints = ",
+            "label_smoothing = ",
+            "best_metric = ",
             "on_non_finite = ",
         ] {
             assert!(resolved.contains(key), "{key} in\n{resolved}");
@@ -288,6 +314,42 @@ fn what_is_wrong_in_the_file_is_named() {
             "`train.groups.gate` is 2, expected a table",
         ),
         ("train = 3", "`train` is 3, expected a table"),
+        (
+            "[train]\nlabel_smoothing = 1",
+            "`train.label_smoothing` is 1, expected a number from 0 to below 1",
+        ),
+        (
+            "[train]\nneftune_noise_alpha = -5",
+            "`train.neftune_noise_alpha` is -5, expected a finite number of at least 0",
+        ),
+        (
+            "[train]\nschedule = \"linear\"\nlearning_rate = 1e-3\nmin_learning_rate = 2e-3",
+            "`train.min_learning_rate` is 0.002, expected a number from 0 to `train.learning_rate`, which is 0.001",
+        ),
+        (
+            "[train]\nmin_learning_rate = 1e-4",
+            "`train.min_learning_rate` is for rates that fall, expected `train.schedule` to be \"linear\" or \"cosine\"",
+        ),
+        (
+            "[train]\nbest_metric = \"acuracy\"",
+            "`train.best_metric` is \"acuracy\", expected \"loss\" or \"accuracy\" or \"f1\" or \"matthews\" or \"pearson\" or \"spearman\"",
+        ),
+        (
+            "[train]\nload_best = true",
+            "`train.load_best` compares evaluations during training, expected `train.eval_every` above 0",
+        ),
+        (
+            "[train]\nearly_stopping_patience = 3",
+            "`train.early_stopping_patience` compares evaluations during training, expected `train.eval_every` above 0",
+        ),
+        (
+            "[train]\neval_every = 5\nearly_stopping_patience = 0",
+            "`train.early_stopping_patience` is 0, expected an integer from 1 to 9223372036854775807",
+        ),
+        (
+            "[train]\neval_every = 5\nearly_stopping_threshold = 0.1",
+            "`train.early_stopping_threshold` is for `train.early_stopping_patience`, which is missing",
+        ),
         (
             "[train]\nbatch_size = 0",
             "`train.batch_size` is 0, expected an integer from 1 to 65536",

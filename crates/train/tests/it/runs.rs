@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 /// What a run leaves: every parameter, the controller's state, the metrics without times.
 #[derive(Debug, PartialEq)]
 pub struct End {
-    params: Vec<(String, Vec<u64>)>,
-    controller: (String, Vec<u64>),
-    metrics: Vec<Value>,
+    pub params: Vec<(String, Vec<u64>)>,
+    pub controller: (String, Vec<u64>),
+    pub metrics: Vec<Value>,
 }
 
 fn metrics(dir: &Path) -> Vec<Value> {
@@ -38,10 +38,10 @@ fn timeless(mut lines: Vec<Value>) -> Vec<Value> {
 
 pub struct Setting {
     pub config: StubConfig,
-    dtype: DType,
-    train: Vec<Example>,
-    eval: Vec<Example>,
-    references: Vec<Reference>,
+    pub dtype: DType,
+    pub train: Vec<Example>,
+    pub eval: Vec<Example>,
+    pub references: Vec<Reference>,
 }
 
 impl Setting {
@@ -99,7 +99,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn names(dir: &Path) -> Vec<String> {
+pub fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> = dir
         .read_dir()
         .unwrap()
@@ -138,11 +138,12 @@ impl Progress for Copies {
 }
 
 #[derive(Default)]
-struct Log {
-    started: Option<Started>,
-    evaluations: Vec<u64>,
-    saved: Vec<u64>,
-    warnings: Vec<String>,
+pub struct Log {
+    pub started: Option<Started>,
+    pub evaluations: Vec<u64>,
+    pub saved: Vec<u64>,
+    pub warnings: Vec<String>,
+    pub notices: Vec<String>,
 }
 
 impl Progress for Log {
@@ -157,6 +158,9 @@ impl Progress for Log {
     }
     fn warning(&mut self, message: &str) {
         self.warnings.push(message.to_owned());
+    }
+    fn notice(&mut self, message: &str) {
+        self.notices.push(message.to_owned());
     }
 }
 
@@ -667,9 +671,12 @@ fn folders_are_not_lost_and_held_by_one_run() {
         [
             ".lock",
             "checkpoints",
+            "metrics.csv",
             "metrics.jsonl",
             "notes.txt",
-            "run.toml"
+            "report.html",
+            "run.toml",
+            "tb"
         ]
     );
     assert_eq!(metrics(&dir).len(), 3);
