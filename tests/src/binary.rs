@@ -66,6 +66,7 @@ pub fn run_with(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -
         .current_dir(folder)
         .env_remove("RUST_LOG")
         .env("HF_HOME", folder.join("hf-home"))
+        .env("LOWRANK_CACHE", folder.join("lowrank-cache"))
         .env("NO_PROXY", "127.0.0.1");
     for name in [
         "HF_ENDPOINT",

@@ -8,6 +8,7 @@ use minijinja::value::{Serde, Value as Jinja};
 use minijinja::{Environment, context};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -64,6 +65,7 @@ pub struct ChatTemplate {
     tokens: BTreeMap<&'static str, String>,
     origin: String,
     marked: bool,
+    digest: [u8; 32],
 }
 
 impl ChatTemplate {
@@ -103,7 +105,7 @@ impl ChatTemplate {
             origin: origin.to_owned(),
             message,
         };
-        let source = match config.get(NAME) {
+        let text = match config.get(NAME) {
             None | Some(Value::Null) => {
                 return Err(Error::NoChatTemplate {
                     origin: origin.to_owned(),
@@ -113,7 +115,7 @@ impl ChatTemplate {
             Some(Value::Array(named)) => default_of(named).map_err(refuse)?,
             Some(_) => return Err(refuse(format!("`{NAME}` is neither a text nor a list"))),
         };
-        let (source, marked) = chat_marks::as_calls(source);
+        let (source, marked) = chat_marks::as_calls(text);
         let mut environment = environment();
         environment
             .add_template_owned(NAME, source)
@@ -125,12 +127,19 @@ impl ChatTemplate {
             };
             Some((role, content.as_str()?.to_owned()))
         };
+        let tokens: BTreeMap<&str, String> = ROLES.into_iter().filter_map(token).collect();
         Ok(Self {
             environment,
-            tokens: ROLES.into_iter().filter_map(token).collect(),
+            digest: Sha256::digest(format!("{text:?} {tokens:?}")).into(),
+            tokens,
             origin: origin.to_owned(),
             marked,
         })
+    }
+
+    /// The SHA-256 of the template and of the special tokens that it names.
+    pub(crate) fn digest(&self) -> [u8; 32] {
+        self.digest
     }
 
     /// The text of a chat. It holds the special tokens already: encode it without adding any.

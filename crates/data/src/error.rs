@@ -23,13 +23,64 @@ pub enum Error {
         /// What is wrong with the row.
         problem: Problem,
     },
-    /// A packing is not of the rows that it is to pack.
+    /// Tokenised rows cannot be kept.
+    #[error("cannot keep tokenised rows in `{}`: {source}; free some space, name another folder with `data.cache` or LOWRANK_CACHE, or hold rows in memory with `data.cache = false`", path.display())]
+    WriteCache {
+        /// The file that was to hold them.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Tokenised rows that were whole are not any more.
+    #[error("the tokenised rows in `{}` were changed by somebody else: start again", path.display())]
+    CacheChanged {
+        /// The file that holds them.
+        path: PathBuf,
+    },
+    /// A data file was written to while it was read.
+    #[error("data file `{}` was changed while it was read: start again when it is complete", path.display())]
+    Changing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Rows cannot be held out.
+    #[error(
+        "`data.eval_fraction = {fraction}` of {rows} rows leaves none to train on or none to evaluate on: expected at least 2 rows"
+    )]
+    TooFewToSplit {
+        /// The share.
+        fraction: f64,
+        /// How many rows there are.
+        rows: usize,
+    },
+    /// A weight takes nothing of a file.
+    #[error("data file `{}` has {rows} rows, and a weight of {weight} takes none of them in an epoch: raise the weight, or leave the file out", path.display())]
+    WeightTooSmall {
+        /// The file.
+        path: PathBuf,
+        /// How many rows it has.
+        rows: usize,
+        /// Its weight.
+        weight: f64,
+    },
+    /// An epoch would be too long to be counted.
+    #[error("an epoch would take more rows than can be counted: lower the weights of `data.train`")]
+    EpochTooLong,
+    /// Lengths are not of the rows that are to be packed or grouped.
     #[error("a packing of {lengths} rows cannot pack {rows}")]
     PackedRows {
         /// How many rows there are.
         rows: usize,
         /// How many rows it knows.
         lengths: usize,
+    },
+    /// A mixture is not of the epochs that it is to fill.
+    #[error("an epoch of {rows} rows cannot take {draws}")]
+    MixedRows {
+        /// How many rows an epoch has.
+        rows: usize,
+        /// How many the mixture takes.
+        draws: usize,
     },
     /// A packed run is so long that its steps cannot be counted.
     #[error(

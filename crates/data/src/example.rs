@@ -57,6 +57,15 @@ pub struct ChoiceExample {
     pub truncated: bool,
 }
 
+impl ChoiceExample {
+    /// The most tokens that the prompt and a choice have together.
+    #[must_use]
+    pub fn longest(&self) -> usize {
+        let longest = self.choices.iter().map(Vec::len).max();
+        self.prompt.len() + longest.unwrap_or(0)
+    }
+}
+
 /// What an evaluation compares a model's answer with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reference {
@@ -77,6 +86,19 @@ pub(crate) struct Encoder<'a> {
 }
 
 impl Encoder<'_> {
+    /// Everything that decides what becomes of a row, as text that differs where a row may.
+    pub fn depends_on(&self) -> String {
+        // Without `..`, so that nothing new is forgotten here.
+        let Self {
+            tokenizer,
+            end_token,
+            max_length,
+            vocab,
+        } = self;
+        let tokenizer = tokenizer.map(Tokenizer::digest);
+        format!("{tokenizer:?} {end_token:?} {max_length} {vocab}")
+    }
+
     pub fn encode(&self, kind: Kind, row: &Row) -> Result<(Example, Reference), Problem> {
         let mut reference = Reference::None;
         let mut example = match row {

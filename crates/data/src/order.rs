@@ -5,6 +5,8 @@
 //! is the number of sequences taken: they are found again by packing the epochs before.
 
 use crate::error::{Error, Result};
+use crate::groups::{Groups, Lengths};
+use crate::mixture::Mixture;
 use crate::packing::{Packing, Sequence};
 use lowrank_ops::rng::{Key, Purpose};
 use std::num::NonZeroUsize;
@@ -17,7 +19,7 @@ pub struct Order {
     pub seed: u64,
     /// Whether epochs are permuted, or repeat the order of the files.
     pub shuffle: bool,
-    /// How many rows an epoch has.
+    /// How many rows an epoch takes: all of them, or as many as a [`Mixture`] says.
     pub len: NonZeroUsize,
 }
 
@@ -27,29 +29,24 @@ impl Order {
     pub fn stream_at(self, position: u64) -> Stream {
         Stream {
             order: self,
+            mixture: None,
+            groups: None,
             position,
             epoch: None,
         }
     }
 
-    /// The sequences of an epoch.
-    fn pack(self, packing: &Packing, epoch: u64) -> Vec<Sequence> {
-        let position = epoch.saturating_mul(self.len.get() as u64);
-        self.stream_at(position).epoch(packing)
-    }
-
-    fn permutation(self, epoch: u64) -> Vec<usize> {
-        Key::new(self.seed, Purpose::Shuffle)
-            .step(epoch)
-            .stream()
-            .permutation(self.len.get())
+    fn key(self, epoch: u64) -> Key {
+        Key::new(self.seed, Purpose::Shuffle).step(epoch)
     }
 }
 
-/// Rows from a position on, without end. Holds the permutation of one epoch.
+/// Rows from a position on, without end. Holds the rows of one epoch, unless they come as they lie.
 #[derive(Debug, Clone)]
 pub struct Stream {
     order: Order,
+    mixture: Option<Mixture>,
+    groups: Option<Groups>,
     position: u64,
     epoch: Option<(u64, Vec<usize>)>,
 }
@@ -67,18 +64,47 @@ impl Stream {
         packing.pack(self.take(rows))
     }
 
-    /// The row at any position, in 0..len.
+    /// The row at any position.
     pub fn row(&mut self, position: u64) -> usize {
         let len = self.order.len.get() as u64;
         // Both fit: the remainder is below a usize.
         let (epoch, place) = (position / len, (position % len) as usize);
-        if !self.order.shuffle {
-            return place;
+        if !self.order.shuffle && self.groups.is_none() {
+            return self.mixed(epoch, place);
         }
-        if self.epoch.as_ref().is_none_or(|(held, _)| *held != epoch) {
-            self.epoch = Some((epoch, self.order.permutation(epoch)));
+        match &self.epoch {
+            Some((held, rows)) if *held == epoch => rows[place],
+            _ => {
+                let rows = self.rows(epoch);
+                let row = rows[place];
+                self.epoch = Some((epoch, rows));
+                row
+            }
         }
-        self.epoch.as_ref().map_or(place, |(_, rows)| rows[place])
+    }
+
+    /// The rows of an epoch.
+    fn rows(&self, epoch: u64) -> Vec<usize> {
+        let len = self.order.len.get();
+        let key = self.order.shuffle.then(|| self.order.key(epoch));
+        let mut rows = match key {
+            Some(key) => key.stream().permutation(len),
+            None => (0..len).collect(),
+        };
+        if self.mixture.is_some() {
+            for row in &mut rows {
+                *row = self.mixed(epoch, *row);
+            }
+        }
+        if let Some(groups) = &self.groups {
+            groups.arrange(&mut rows, epoch.saturating_mul(len as u64), key);
+        }
+        rows
+    }
+
+    fn mixed(&self, epoch: u64, place: usize) -> usize {
+        let mixture = self.mixture.as_ref();
+        mixture.map_or(place, |mixture| mixture.row(epoch, place))
     }
 }
 
@@ -111,6 +137,8 @@ pub struct Plan {
     batch_size: NonZeroUsize,
     accumulate: NonZeroUsize,
     length: Length,
+    mixture: Option<Mixture>,
+    groups: Option<Groups>,
     packing: Option<Packing>,
     /// Sequences of the first epoch, and of the whole run.
     first_epoch: u64,
@@ -132,6 +160,8 @@ impl Plan {
             batch_size,
             accumulate,
             length,
+            mixture: None,
+            groups: None,
             packing: None,
             first_epoch,
             total: 0,
@@ -143,22 +173,73 @@ impl Plan {
         plan
     }
 
+    /// The same with epochs that take the rows of some files more often than those of others.
+    ///
+    /// # Errors
+    /// If the order is not of as many rows as an epoch of `mixture` takes.
+    pub fn mixed(mut self, mixture: Mixture) -> Result<Self> {
+        let (rows, draws) = (self.order.len.get(), mixture.draws().get());
+        if rows != draws {
+            return Err(Error::MixedRows { rows, draws });
+        }
+        self.mixture = Some(mixture);
+        Ok(self)
+    }
+
+    /// The same with rows of similar length side by side, see `data.group_by_length`. Every epoch still takes what it took.
+    ///
+    /// # Errors
+    /// If `lengths` are of another number of rows.
+    pub fn grouped(mut self, lengths: Lengths) -> Result<Self> {
+        self.check_lengths(lengths.rows())?;
+        self.groups = Some(Groups {
+            lengths,
+            micro_batch: self.batch_size.get() as u64,
+            step: self.sequences_per_step(),
+        });
+        Ok(self)
+    }
+
+    fn check_lengths(&self, lengths: usize) -> Result<()> {
+        let rows = self
+            .mixture
+            .as_ref()
+            .map_or(self.order.len.get(), Mixture::rows);
+        if rows != lengths {
+            return Err(Error::PackedRows { rows, lengths });
+        }
+        Ok(())
+    }
+
+    /// The rows from a position on, before any is packed.
+    fn stream_at(&self, position: u64) -> Stream {
+        Stream {
+            mixture: self.mixture.clone(),
+            groups: self.groups.clone(),
+            ..self.order.stream_at(position)
+        }
+    }
+
+    /// The sequences of an epoch.
+    fn pack(&self, packing: &Packing, epoch: u64) -> Vec<Sequence> {
+        let position = epoch.saturating_mul(self.order.len.get() as u64);
+        self.stream_at(position).epoch(packing)
+    }
+
     /// The same with rows joined into sequences: micro-batches count those. Every epoch is packed anew, so shuffled ones
     /// may differ in how many they have.
     ///
     /// # Errors
     /// If `packing` is of another number of rows, or the run has so many epochs that its steps cannot be counted.
     pub fn packed(mut self, packing: Packing) -> Result<Self> {
-        let (rows, lengths) = (self.order.len.get(), packing.rows());
-        if rows != lengths {
-            return Err(Error::PackedRows { rows, lengths });
-        }
-        self.first_epoch = self.order.pack(&packing, 0).len() as u64;
+        self.check_lengths(packing.rows())?;
+        let rows = self.order.len.get();
+        self.first_epoch = self.pack(&packing, 0).len() as u64;
         if let Length::Epochs(epochs) = self.length {
-            self.total = if !self.order.shuffle {
+            self.total = if self.epochs_are_alike() {
                 epochs.saturating_mul(self.first_epoch)
             } else if epochs.saturating_mul(rows as u64) <= COUNTED {
-                let sequences = |epoch| self.order.pack(&packing, epoch).len() as u64;
+                let sequences = |epoch| self.pack(&packing, epoch).len() as u64;
                 (0..epochs).map(sequences).sum()
             } else {
                 let limit = COUNTED;
@@ -171,6 +252,11 @@ impl Plan {
         }
         self.packing = Some(packing);
         Ok(self)
+    }
+
+    /// Whether every epoch takes the same rows in the same order.
+    fn epochs_are_alike(&self) -> bool {
+        !self.order.shuffle && self.mixture.is_none()
     }
 
     /// How many sequences a full step takes; saturates.
@@ -210,16 +296,16 @@ impl Plan {
             plan: self.clone(),
             done,
             taken,
-            rows: self.order.stream_at(taken),
+            rows: self.stream_at(taken),
             packed: Vec::new().into_iter(),
         };
         if let Some(packing) = &self.packing
             && done < self.total_steps()
         {
-            steps.rows = self.order.stream_at(0);
-            let mut left = match self.order.shuffle {
-                true => taken,
-                false => taken % self.first_epoch,
+            steps.rows = self.stream_at(0);
+            let mut left = match self.epochs_are_alike() {
+                true => taken % self.first_epoch,
+                false => taken,
             };
             loop {
                 let epoch = steps.rows.epoch(packing);

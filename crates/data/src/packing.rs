@@ -5,9 +5,9 @@
 //! closed, so that every epoch holds every row once. Sequences come in the order in which they were begun.
 
 use crate::examples::Examples;
+use crate::groups::Lengths;
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 
 /// The rows of one sequence, in their order: one alone where nothing is packed.
 pub type Sequence = Vec<usize>;
@@ -19,7 +19,7 @@ const OPEN: usize = 64;
 /// What packing depends on: the length of every row, and of a full sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packing {
-    lengths: Arc<[usize]>,
+    lengths: Lengths,
     max_length: NonZeroUsize,
 }
 
@@ -34,11 +34,8 @@ impl Packing {
     /// For sequences of at most `max_length` tokens. A row that is longer has one of its own.
     #[must_use]
     pub fn new<'a>(examples: impl Into<Examples<'a>>, max_length: NonZeroUsize) -> Self {
-        let examples = examples.into();
         Self {
-            lengths: (0..examples.len())
-                .map(|row| examples.tokens(row))
-                .collect(),
+            lengths: Lengths::new(examples),
             max_length,
         }
     }
@@ -52,7 +49,7 @@ impl Packing {
         let mut closed = Vec::new();
         let mut open: VecDeque<Open> = VecDeque::with_capacity(OPEN);
         for row in rows {
-            let length = self.lengths[row];
+            let length = self.lengths.of(row);
             if let Some(sequence) = open.iter_mut().find(|sequence| length <= sequence.room) {
                 sequence.rows.push(row);
                 sequence.room -= length;
@@ -72,6 +69,6 @@ impl Packing {
 
     /// How many rows there are.
     pub(crate) fn rows(&self) -> usize {
-        self.lengths.len()
+        self.lengths.rows()
     }
 }

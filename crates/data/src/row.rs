@@ -37,6 +37,33 @@ impl Kind {
     /// The kinds as a user knows them.
     pub(crate) const LIST: &'static str = r#"{"text"}, {"text"[,"text_pair"],"label"}, {"prompt","completion"[,"choices","answer"]}, {"messages"}, {"conversations"}, {"instruction","output"[,"input"]} or {"input_ids","labels"}"#;
 
+    const ALL: [Self; 9] = [
+        Self::Text,
+        Self::Completion,
+        Self::Choices,
+        Self::Answer,
+        Self::Labelled,
+        Self::Tokens,
+        Self::Messages,
+        Self::Conversations,
+        Self::Instruction,
+    ];
+
+    /// All of them, in the order of their codes.
+    pub(crate) fn names() -> String {
+        format!("{:?}", Self::ALL)
+    }
+
+    /// What tokenised rows that are kept call it.
+    pub(crate) const fn code(self) -> u32 {
+        self as u32
+    }
+
+    /// The kind with this code.
+    pub(crate) fn from_code(code: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.code() == code)
+    }
+
     fn fields(self) -> &'static [&'static str] {
         match self {
             Self::Text => &["text"],

@@ -4,17 +4,19 @@ use crate::error::{Error, Result};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The files that the patterns name, in the order of the patterns, those of one pattern sorted.
-pub(crate) fn files(patterns: &[String]) -> Result<Vec<PathBuf>> {
+/// The files that the patterns name, each with the number of its pattern, in the order of the patterns, those of one
+/// pattern sorted.
+pub(crate) fn files(patterns: &[String]) -> Result<Vec<(usize, PathBuf)>> {
     if patterns.is_empty() {
         return Err(Error::NoPatterns);
     }
     let mut files = Vec::new();
-    for pattern in patterns {
-        let first = files.len();
-        expand(pattern, &mut files)?;
-        for path in &files[first..] {
-            check_supported(path)?;
+    for (number, pattern) in patterns.iter().enumerate() {
+        let mut found = Vec::new();
+        expand(pattern, &mut found)?;
+        for path in found {
+            check_supported(&path)?;
+            files.push((number, path));
         }
     }
     Ok(files)

@@ -3,7 +3,7 @@
 use crate::dataset::Options;
 use crate::error::{Error, Problem, Result};
 use crate::example::{Encoder, Example};
-use crate::lines::Lines;
+use crate::reader::Reader;
 use crate::row::{Fields, Kind};
 use crate::source;
 use crate::tokenizer::Tokenizer;
@@ -27,16 +27,16 @@ pub fn read_texts(
     };
     let limit = options.limit.map_or(usize::MAX, |limit| limit.get());
     let mut examples = Vec::new();
-    for path in source::files(patterns)? {
+    for (_, path) in source::files(patterns)? {
         if examples.len() == limit {
             break;
         }
         let before = examples.len();
-        let mut lines = Lines::open(&path)?;
+        let mut rows = Reader::open(&path)?;
         while examples.len() < limit
-            && let Some((line, text)) = lines.next()?
+            && let Some((line, fields)) = rows.next()?
         {
-            let row = read(text, &encoder).map_err(|problem| problem.at(&path, line))?;
+            let row = read(fields, &encoder).map_err(|problem| problem.at(&path, line))?;
             examples.push(row);
         }
         if examples.len() == before {
@@ -46,8 +46,7 @@ pub fn read_texts(
     Ok(examples)
 }
 
-fn read(line: &str, encoder: &Encoder<'_>) -> Result<Example, Problem> {
-    let mut fields = Fields::parse(line)?;
+fn read(mut fields: Fields, encoder: &Encoder<'_>) -> Result<Example, Problem> {
     let text = fields.string(Kind::Text, "text")?;
     let pair = match fields.has("text_pair") {
         true => Some(fields.string(Kind::Labelled, "text_pair")?),

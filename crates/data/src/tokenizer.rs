@@ -3,6 +3,7 @@
 use crate::chat::ChatTemplate;
 use crate::error::{Error, Result};
 use crate::guard;
+use sha2::{Digest as _, Sha256};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -45,6 +46,7 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     vocab_size: usize,
     chat: Option<Arc<Result<ChatTemplate, String>>>,
+    digest: [u8; 32],
 }
 
 /// Tokens, and the bytes of the text that each of them stands for.
@@ -92,10 +94,12 @@ impl Tokenizer {
             .values()
             .max()
             .map_or(0, |&id| id as usize + 1);
+        let digest = Sha256::digest(bytes).into();
         let tokenizer = Self {
             inner,
             vocab_size,
             chat: None,
+            digest,
         };
         // A template may name tokens that the file does not define: the library would panic at the first text.
         tokenizer
@@ -245,6 +249,12 @@ impl Tokenizer {
         let added = self.inner.get_added_vocabulary();
         let special = added.is_special_token(text);
         special.then(|| self.inner.token_to_id(text)).flatten()
+    }
+
+    /// The SHA-256 of the file, and of what its chat template is made of, if there is one.
+    pub(crate) fn digest(&self) -> ([u8; 32], Option<[u8; 32]>) {
+        let chat = self.chat_template().ok().map(ChatTemplate::digest);
+        (self.digest, chat)
     }
 
     /// The size of a table that has every token: the largest token plus one.

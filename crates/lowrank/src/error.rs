@@ -175,7 +175,13 @@ impl Error {
             Self::Usage(_) => true,
             Self::Train(error) => error.is_usage(),
             Self::Model(error) => error.is_usage(),
-            Self::Data(error) => matches!(**error, lowrank_data::Error::EmptyStop),
+            Self::Data(error) => matches!(
+                **error,
+                lowrank_data::Error::EmptyStop
+                    | lowrank_data::Error::TooFewToSplit { .. }
+                    | lowrank_data::Error::WeightTooSmall { .. }
+                    | lowrank_data::Error::EpochTooLong
+            ),
             Self::Key { source, .. } => source.is_usage(),
             _ => false,
         }

@@ -55,7 +55,7 @@ pub use generate::{Generated, Generation, Generator, Prompt};
 pub use inspect::{Inspection, SiteSummary, TensorSummary, inspect};
 pub use merged::{Written, merge_into};
 pub use paths::real as real_path;
-pub use plan::{MemoryEstimate, PlannedSite, Rendered, RunPlan, plan};
+pub use plan::{MemoryEstimate, PlannedFile, PlannedSite, Rendered, RunPlan, plan};
 pub use rows::{open_data, open_texts};
 pub use run::{Trained, train};
 

@@ -14,7 +14,7 @@ use lowrank_ops::rng::{Key, Purpose};
 use lowrank_train::{RunFile, check_reached, rss_mb};
 use serde::Serialize;
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What [`plan`] found; keys as the binary prints them.
@@ -36,9 +36,25 @@ pub struct RunPlan {
     pub truncated: usize,
     /// The first row of the training data as the model reads it.
     pub example: Rendered,
-    /// The files of the training data, with the kinds of their rows; not among the keys.
-    #[serde(skip)]
-    pub files: Vec<FileSummary>,
+    /// Rows that are held out.
+    pub held_out: usize,
+    /// Whether the tokenised rows of the training data are kept in files, and not all of them in memory.
+    pub cached: bool,
+    /// The files of the training data.
+    pub files: Vec<PlannedFile>,
+}
+
+/// A file of the training data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlannedFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The kind of its rows.
+    pub kind: String,
+    /// How many rows are trained on.
+    pub rows: usize,
+    /// How many of them an epoch takes, one that comes twice counted twice.
+    pub per_epoch: usize,
 }
 
 /// A module that trains.
@@ -87,7 +103,8 @@ pub struct Rendered {
 }
 
 /// Resolves a run file as [`train`](crate::train) does, and says what would happen. `origin` is the file, for messages.
-/// Nothing is written, and what the run's folder holds does not matter.
+/// Nothing is written but the tokenised rows of large files, which the run will use, and what the run's folder holds does not
+/// matter.
 ///
 /// # Errors
 /// As [`train`](crate::train), up to its first step and with what that one refuses of any rows.
@@ -143,7 +160,12 @@ pub fn plan(run: &RunFile, origin: &Path) -> Result<RunPlan> {
         examples: summary.rows,
         truncated: summary.truncated,
         example: render(&prepared)?,
-        files: summary.files.clone(),
+        held_out: prepared
+            .held_out
+            .as_ref()
+            .map_or(0, |data| data.rows().get()),
+        cached: prepared.data.is_cached(),
+        files: summary.files.iter().map(planned_file).collect(),
         sites,
     })
 }
@@ -155,6 +177,14 @@ const KEPT_BESIDE: f64 = 1.0 / 3.0;
 
 /// Stacks and buffers of threads, and first pages of the allocator's, in MiB.
 const WORK_SPACES: f64 = 8.0;
+fn planned_file(file: &FileSummary) -> PlannedFile {
+    PlannedFile {
+        path: file.path.clone(),
+        kind: file.kind.to_string(),
+        rows: file.rows,
+        per_epoch: file.per_epoch,
+    }
+}
 
 fn bytes(param: &Param) -> usize {
     param.elem_count() * param.dtype().size_in_bytes()

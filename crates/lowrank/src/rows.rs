@@ -1,13 +1,20 @@
-//! The rows of a run and of an evaluation.
+//! The rows of a run and of an evaluation, and where they are kept.
 
 use crate::base::{Base, BaseFiles};
 use crate::{Error, Result, hub};
 use lowrank_data::{
-    Classes, Dataset, Example, Expected, Kind, Options, Reference, Tokenizer, read_texts,
+    Cache, Classes, Dataset, Example, Expected, Kind, Options, Tokenizer, read_texts,
 };
 use lowrank_models::Reading;
-use lowrank_train::{RunFile, TaskKeys};
-use std::path::Path;
+use lowrank_train::{CacheKey, RunFile, TaskKeys};
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// Files of more bytes together are kept tokenised, instead of all rows in memory.
+const LARGE: u64 = 64 << 20;
+
+/// The environment's name for the folder that things are kept in.
+const VARIABLE: &str = "LOWRANK_CACHE";
 
 /// The rows that a run file names.
 pub(crate) struct TaskRows {
@@ -30,7 +37,7 @@ impl TaskRows {
             limit: None,
         };
         let open = |files: &[String], key, expected: Expected<'_>| {
-            let data = open_expected(files, base, &options, expected)
+            let data = open_expected(files, base, &options, expected, &run.data.cache)
                 .map_err(Error::under(origin, key))?;
             check_kinds(&data, run.task, origin, key)?;
             Ok::<_, Error>(data)
@@ -44,15 +51,30 @@ impl TaskRows {
             Some(known) if run.task != TaskKeys::CausalLm => Expected::Given(known),
             _ => Expected::Found(given),
         };
-        let data = open(&run.data.train, "data.train", expected)?;
-        let expected = match data.classes() {
-            Some(classes) => Expected::Given(classes),
-            None => Expected::Found(None),
+        let files = run.data.train.iter();
+        let (patterns, weights): (Vec<String>, Vec<f64>) = files
+            .map(|files| (files.path.clone(), files.weight))
+            .unzip();
+        let data = open(&patterns, "data.train", expected)?;
+        let (data, mut held_out) = match run.data.eval_fraction {
+            None => (data, None),
+            Some(fraction) => {
+                let parts = data.split(fraction, run.train.seed).map_err(Error::from);
+                let key = Error::under(origin, "data.eval_fraction");
+                let (data, held_out) = parts.map_err(key)?;
+                (data, Some(held_out))
+            }
         };
-        let held_out = match run.data.eval.as_slice() {
-            [] => None,
-            files => Some(open(files, "data.eval", expected)?),
-        };
+        let data = data.weighted(&weights).map_err(Error::from);
+        let data = data.map_err(Error::under(origin, "data.train"))?;
+        if !run.data.eval.is_empty() {
+            let expected = match data.classes() {
+                Some(classes) => Expected::Given(classes),
+                None => Expected::Found(None),
+            };
+            let eval = open(&run.data.eval, "data.eval", expected)?;
+            held_out = Some(eval.with_references()?);
+        }
         Ok(Self { data, held_out })
     }
 }
@@ -79,7 +101,8 @@ fn check_kinds(data: &Dataset, task: TaskKeys, origin: &Path, key: &str) -> Resu
 
 /// Opens rows with the base's tokenizer, which rows of token ids do not need, and with its chat template, which only rows of
 /// messages need. A file may be one of the hub's:
-/// `hub:org/name/file` or `hub:org/name@revision/file`.
+/// `hub:org/name/file` or `hub:org/name@revision/file`. Rows of large files are kept tokenised in the folder that LOWRANK_CACHE names,
+/// or else in a `lowrank` folder among the user's caches, and read one at a time.
 ///
 /// # Errors
 /// If a row cannot be read (the message names file and line), has a label that is none of the base's classes, or is longer
@@ -89,7 +112,8 @@ pub fn open_data(files: &[String], base: &Base, options: &Options) -> Result<Dat
         Some(classes) => Expected::Given(classes),
         None => Expected::Found(None),
     };
-    open_expected(files, base, options, expected)
+    let data = open_expected(files, base, options, expected, &CacheKey::Auto)?;
+    Ok(data.with_references()?)
 }
 
 /// Opens the texts of rows to be embedded, in the base's own tokenizer; files are as [`open_data`]'s.
@@ -106,6 +130,7 @@ fn open_expected(
     base: &BaseFiles,
     options: &Options,
     expected: Expected<'_>,
+    key: &CacheKey,
 ) -> Result<Dataset> {
     let (tokenizer, broken): (Option<Tokenizer>, Option<Error>) = match base.has_tokenizer() {
         true => match base.tokenizer() {
@@ -118,10 +143,12 @@ fn open_expected(
         },
         false => (None, None),
     };
-    let data = match (
-        Dataset::open_with(&hub::data(files)?, tokenizer.as_ref(), options, expected),
-        broken,
-    ) {
+    let (found, tokenizer) = (hub::data(files)?, tokenizer.as_ref());
+    let opened = match cache(key)? {
+        Some(cache) => Dataset::open_cached(&found, tokenizer, options, expected, &cache),
+        None => Dataset::open_with(&found, tokenizer, options, expected),
+    };
+    let data = match (opened, broken) {
         // A tokenizer that cannot be read matters to rows that need one.
         (Err(error), Some(broken)) if error.needs_tokenizer() => return Err(broken),
         (data, _) => data?,
@@ -141,7 +168,7 @@ fn open_expected(
             Kind::Labelled
         )));
     }
-    let (longest, limit) = (longest(&data), base.info.max_position_embeddings);
+    let (longest, limit) = (data.longest(), base.info.max_position_embeddings);
     if longest > limit {
         return Err(Error::TooLong {
             files: format!("`{}`", files.join("`, `")),
@@ -152,14 +179,36 @@ fn open_expected(
     Ok(data)
 }
 
-/// The most tokens that a row or one of its choices has.
-fn longest(data: &Dataset) -> usize {
-    let choices = data.references().iter().map(|reference| match reference {
-        Reference::Choices(question) => {
-            let longest = question.choices.iter().map(Vec::len).max();
-            question.prompt.len() + longest.unwrap_or(0)
-        }
-        _ => 0,
-    });
-    choices.max().unwrap_or(0).max(data.summary().longest)
+/// Where rows are kept, if they are.
+fn cache(key: &CacheKey) -> Result<Option<Cache>> {
+    let (folder, at_least, required) = match key {
+        CacheKey::Off => return Ok(None),
+        CacheKey::Auto => (folder(), LARGE, false),
+        CacheKey::On => (folder(), 0, true),
+        CacheKey::In(folder) => (Some(PathBuf::from(folder)), 0, true),
+    };
+    match folder {
+        Some(folder) => Ok(Some(Cache {
+            folder,
+            at_least,
+            required,
+        })),
+        None if required => Err(Error::Usage(format!(
+            "`data.cache = true`, and there is no home folder: set {VARIABLE} to a folder, or name one in `data.cache`"
+        ))),
+        None => Ok(None),
+    }
+}
+
+/// The folder for tokenised rows.
+fn folder() -> Option<PathBuf> {
+    let folder = |name: &str| {
+        let value = env::var_os(name).filter(|value| !value.is_empty());
+        value.map(PathBuf::from)
+    };
+    let ours = folder(VARIABLE).or_else(|| {
+        let caches = folder("XDG_CACHE_HOME").or_else(|| Some(env::home_dir()?.join(".cache")))?;
+        Some(caches.join("lowrank"))
+    })?;
+    Some(ours.join("rows"))
 }

@@ -60,7 +60,7 @@ pub enum Error {
     },
     /// A method asks for losses of held-out rows, and there are none.
     #[error(
-        "the method scores ranks on held-out rows, and there are none: name some in `data.eval`"
+        "the method scores ranks on held-out rows, and there are none: name some in `data.eval`, or hold some of `data.train` out with `data.eval_fraction`"
     )]
     NoHeldOut,
     /// The best of no evaluations is asked for.
@@ -185,7 +185,9 @@ impl Error {
                 | Self::NoMetric { .. }
                 | Self::NothingTrained
                 | Self::Adapter(lowrank_adapter::Error::Config { .. })
-                | Self::Data(lowrank_data::Error::PackedEpochs { .. })
+                | Self::Data(
+                    lowrank_data::Error::PackedEpochs { .. } | lowrank_data::Error::EpochTooLong
+                )
         )
     }
 

@@ -37,7 +37,7 @@ impl Origin {
         let inside = |outer: &str, inner: &str| {
             inner
                 .strip_prefix(outer)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         };
         let set = self
             .sets

@@ -66,7 +66,8 @@ pub use optimizer::{AdamW, Ages, Algorithm, Chosen, Group, LoraFa, Optimizer, Sg
 pub use place::Place;
 pub use run::{Progress, Rows, Started, Summary, train};
 pub use run_file::{
-    AdapterKeys, DataKeys, Held, ModelKeys, OnNonFinite, OutputKeys, RunFile, TaskKeys, TrainKeys,
+    AdapterKeys, CacheKey, DataKeys, Held, ModelKeys, OnNonFinite, OutputKeys, RunFile, TaskKeys,
+    TrainFiles, TrainKeys,
 };
 pub use run_folder::{Mode, RunFolder};
 pub use schedule::{Curve, Schedule, Warmup};

@@ -1,6 +1,6 @@
 //! A run file with nothing left to guess.
 
-use crate::run_file::{Held, OnNonFinite, RunFile, TaskKeys};
+use crate::run_file::{CacheKey, Held, OnNonFinite, RunFile, TaskKeys, TrainFiles};
 use crate::schedule::{Curve, Warmup};
 use lowrank_adapter::{Compute, Memory};
 use lowrank_data::Length;
@@ -9,7 +9,8 @@ use std::path::Path;
 use toml::{Table, Value};
 
 /// Keys that a resumed run may change: where the run ends, what it writes, when it looks, and how much memory it takes.
-const FREE: [&str; 9] = [
+const FREE: [&str; 10] = [
+    "data.cache",
     "output.dir",
     "train.steps",
     "train.epochs",
@@ -92,16 +93,30 @@ pub(crate) fn table(run: &RunFile) -> Table {
     section("task", task);
 
     let data = &run.data;
-    let mut rows = vec![
-        ("train", paths(&data.train)),
-        ("eval", paths(&data.eval)),
+    let mut keys = vec![
+        (
+            "train",
+            Value::Array(data.train.iter().map(train_files).collect()),
+        ),
+        (
+            "eval",
+            Value::Array(data.eval.iter().map(|file| path(file)).collect()),
+        ),
+    ];
+    keys.extend(
+        data.eval_fraction
+            .map(|share| ("eval_fraction", share.into())),
+    );
+    keys.extend([
         ("max_length", integer(data.max_length.get() as u64)),
         ("packing", data.packing.into()),
         ("shuffle", data.shuffle.into()),
-    ];
+        ("group_by_length", data.group_by_length.into()),
+        ("cache", cache(&data.cache)),
+    ]);
     let template = data.chat_template.as_deref();
-    rows.extend(template.map(|template| ("chat_template", located(template))));
-    section("data", rows);
+    keys.extend(template.map(|template| ("chat_template", located(template))));
+    section("data", keys);
     section("train", train(run));
     section("output", vec![("dir", absolute(&run.output.dir))]);
     root
@@ -198,12 +213,32 @@ fn integer(value: u64) -> Value {
     Value::Integer(i64::try_from(value).unwrap_or(i64::MAX))
 }
 
-fn paths(list: &[String]) -> Value {
-    let path = |path: &String| match path.starts_with("hub:") {
-        true => path.as_str().into(),
+fn train_files(files: &TrainFiles) -> Value {
+    let path = path(&files.path);
+    // As they are written, those that are taken once have no weight.
+    if files.weight == 1.0 {
+        return path;
+    }
+    let mut table = Table::new();
+    table.insert("path".into(), path);
+    table.insert("weight".into(), files.weight.into());
+    table.into()
+}
+
+fn cache(key: &CacheKey) -> Value {
+    match key {
+        CacheKey::Auto => "auto".into(),
+        CacheKey::On => true.into(),
+        CacheKey::Off => false.into(),
+        CacheKey::In(folder) => absolute(folder),
+    }
+}
+
+fn path(path: &str) -> Value {
+    match path.starts_with("hub:") {
+        true => path.into(),
         false => absolute(path),
-    };
-    Value::Array(list.iter().map(path).collect())
+    }
 }
 
 /// What does not exist as a path is a hub id, or the name of an embedded model.

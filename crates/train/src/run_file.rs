@@ -85,12 +85,14 @@ pub enum TaskKeys {
 }
 
 /// The rows.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DataKeys {
-    /// Files to train on: paths and globs, at least one.
-    pub train: Vec<String>,
+    /// Files to train on, at least one pattern.
+    pub train: Vec<TrainFiles>,
     /// Held-out files; may be empty.
     pub eval: Vec<String>,
+    /// The share of the rows to train on that is held out instead, between 0 and 1; only without `eval`.
+    pub eval_fraction: Option<f64>,
     /// Longer rows lose their right end, in tokens; as long are the sequences that rows are packed into.
     pub max_length: NonZeroUsize,
     /// Whether rows are joined into sequences, in which they do not see each other.
@@ -99,6 +101,32 @@ pub struct DataKeys {
     pub shuffle: bool,
     /// What writes rows of messages, if not the model's own template: a path, or a template's text.
     pub chat_template: Option<String>,
+    /// Whether rows of similar length are put side by side; never together with `packing`.
+    pub group_by_length: bool,
+    /// Whether tokenised rows are kept in files.
+    pub cache: CacheKey,
+}
+
+/// Files to train on, and how often.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainFiles {
+    /// A path or a glob.
+    pub path: String,
+    /// How often an epoch takes their rows, on average; above 0.
+    pub weight: f64,
+}
+
+/// Whether tokenised rows are kept in files, instead of all of them in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CacheKey {
+    /// If the files are large.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+    /// Always, in this folder.
+    In(String),
 }
 
 /// The loop.
@@ -165,6 +193,9 @@ pub struct OutputKeys {
 const SECTIONS: [&str; 6] = ["model", "adapter", "task", "data", "train", "output"];
 
 const PATHS: &str = "a list of paths, for example [\"train.jsonl\"]";
+const TRAIN_FILES: &str = "a list of paths, for example [\"train.jsonl\"], or with a weight {path = \"more.jsonl\", weight = 0.5}";
+/// Rows of an epoch are listed in memory.
+const MAX_WEIGHT: f64 = 1000.0;
 
 /// Steps, epochs and seeds are TOML integers.
 pub(crate) const MAX: u64 = i64::MAX as u64;
@@ -312,33 +343,91 @@ fn data(keys: Keys<'_>, origin: &Origin) -> Result<DataKeys> {
     let mut keys = keys.only(&[
         "train",
         "eval",
+        "eval_fraction",
         "max_length",
         "packing",
         "shuffle",
+        "group_by_length",
+        "cache",
         "chat_template",
     ])?;
-    let train = keys.strings("train", PATHS)?;
-    let train = train.ok_or_else(|| missing(origin, "data.train", PATHS))?;
-    if train.is_empty() {
-        return Err(origin.error(
-            "data.train",
-            format!("`data.train` is [], expected {PATHS}"),
-        ));
-    }
+    let train = train_files(&mut keys, origin)?;
     let eval = keys.strings("eval", PATHS)?.unwrap_or_default();
+    let between = |number: f64| 0.0 < number && number < 1.0;
+    let eval_fraction = keys.number("eval_fraction", "a number between 0 and 1", between)?;
+    if eval_fraction.is_some() && !eval.is_empty() {
+        let what = "`data.eval` and `data.eval_fraction` are both given, expected one of them";
+        return Err(origin.error("data.eval_fraction", what));
+    }
+    let packing = keys.boolean("packing")?.unwrap_or(false);
+    let group_by_length = keys.boolean("group_by_length")?.unwrap_or(false);
+    if packing && group_by_length {
+        let what = "`data.group_by_length` and `data.packing` are both true: packed sequences are of one length already; \
+                    leave one of them out";
+        return Err(origin.error("data.group_by_length", what));
+    }
     // A vocabulary's ids and positions are 32 bits wide.
     let max_length = count(&mut keys, "max_length", 2, u64::from(u32::MAX))?;
     Ok(DataKeys {
         train,
         eval,
         max_length: max_length.unwrap_or(const { NonZeroUsize::new(512).expect("not 0") }),
-        packing: keys.boolean("packing")?.unwrap_or(false),
+        eval_fraction,
+        packing,
         shuffle: keys.boolean("shuffle")?.unwrap_or(true),
         chat_template: keys.string(
             "chat_template",
             "a file with a chat template, or the template itself, as a string",
         )?,
+        group_by_length,
+        cache: cache(&mut keys)?,
     })
+}
+
+fn train_files(keys: &mut Keys<'_>, origin: &Origin) -> Result<Vec<TrainFiles>> {
+    let Some(value) = keys.take("train") else {
+        return Err(missing(origin, "data.train", TRAIN_FILES));
+    };
+    let files = match &value {
+        Value::Array(files) if !files.is_empty() => files,
+        _ => return Err(keys.wrong("train", &value, TRAIN_FILES)),
+    };
+    let mut found = Vec::with_capacity(files.len());
+    for (number, file) in files.iter().enumerate() {
+        let table = match file {
+            Value::String(path) if !path.is_empty() => {
+                found.push(TrainFiles {
+                    path: path.clone(),
+                    weight: 1.0,
+                });
+                continue;
+            }
+            Value::Table(table) => table.clone(),
+            _ => return Err(keys.wrong("train", &value, TRAIN_FILES)),
+        };
+        let name = format!("data.train[{number}]");
+        let mut keys = Keys::new(table, origin, &name).only(&["path", "weight"])?;
+        let path = keys.string("path", "a path, as a string")?;
+        let in_range = |number: f64| 0.0 < number && number <= MAX_WEIGHT;
+        let expected = format!("a number above 0 and at most {MAX_WEIGHT}");
+        found.push(TrainFiles {
+            path: path
+                .ok_or_else(|| missing(origin, &format!("{name}.path"), "a path, as a string"))?,
+            weight: keys.number("weight", &expected, in_range)?.unwrap_or(1.0),
+        });
+    }
+    Ok(found)
+}
+
+fn cache(keys: &mut Keys<'_>) -> Result<CacheKey> {
+    match keys.take("cache") {
+        None => Ok(CacheKey::Auto),
+        Some(Value::Boolean(true)) => Ok(CacheKey::On),
+        Some(Value::Boolean(false)) => Ok(CacheKey::Off),
+        Some(Value::String(word)) if word == "auto" => Ok(CacheKey::Auto),
+        Some(Value::String(folder)) if !folder.is_empty() => Ok(CacheKey::In(folder)),
+        Some(other) => Err(keys.wrong("cache", &other, "\"auto\", true, false or a folder")),
+    }
 }
 
 /// Beside those of optimisers, and of what is done about evaluations.

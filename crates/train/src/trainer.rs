@@ -11,7 +11,7 @@ use lowrank_adapter::{
     self as adapter, Ask, Attached, Batch, Controller, Kind, Masks, Model, Pair, Param, Pass,
     Probe, Records, Selection, Share, Step, masked_losses, run, sweep,
 };
-use lowrank_data::{Example, Examples, Order, Packing, Plan, StepRows};
+use lowrank_data::{Example, Examples, Lengths, Mixture, Order, Packing, Plan, StepRows};
 use lowrank_ops::rng::{Key, Purpose};
 use lowrank_ops::{self as ops, Grads};
 use serde_json::{Map, Value};
@@ -130,8 +130,8 @@ pub struct Trainer<'a, 'b> {
 }
 
 impl<'a, 'b> Trainer<'a, 'b> {
-    /// A trainer before its first step. `held_out` is what controllers may probe; it may be empty. Of `data` the order
-    /// and the packing count.
+    /// A trainer before its first step. `held_out` is what controllers may probe; it may be empty. Of `data` the order,
+    /// the grouping and the packing count.
     ///
     /// # Errors
     /// If there are no rows, nothing is trained, the run file names a group that does not exist, or it asks for more epochs
@@ -145,12 +145,19 @@ impl<'a, 'b> Trainer<'a, 'b> {
     ) -> Result<Self> {
         let (examples, held_out) = (examples.into(), held_out.into());
         let len = std::num::NonZeroUsize::new(examples.len()).ok_or(Error::NoRows)?;
+        let mixture = examples.mixture(keys.seed, data.shuffle)?;
         let order = Order {
             seed: keys.seed,
             shuffle: data.shuffle,
-            len,
+            len: mixture.as_ref().map_or(len, Mixture::draws),
         };
         let mut plan = Plan::new(order, keys.batch_size, keys.accumulate, keys.length);
+        if let Some(mixture) = mixture {
+            plan = plan.mixed(mixture)?;
+        }
+        if data.group_by_length {
+            plan = plan.grouped(Lengths::new(examples))?;
+        }
         if data.packing {
             plan = plan.packed(Packing::new(examples, data.max_length))?;
         }

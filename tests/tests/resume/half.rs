@@ -1,7 +1,6 @@
 //! Training with products in bf16.
 
 use crate::scene::{End, Scene};
-use serde_json::Value;
 
 const STEPS: u64 = 24;
 

@@ -49,7 +49,7 @@ impl Moment {
                 let mut kill = Command::new("kill");
                 kill.args(["-s", signal, &child.id().to_string()]);
                 // It may have ended; until it is waited for its number is nobody else's.
-                drop(kill.stderr(Stdio::null()).status().unwrap());
+                kill.stderr(Stdio::null()).status().unwrap();
             }
         })
     }

@@ -13,6 +13,7 @@ mod half;
 mod kill;
 mod merge;
 mod optimisers;
+mod orders;
 mod scene;
 mod stop;
 mod train;

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Instant;
 
 /// How many runs must have ended after their step, saved.
-const STOPS: usize = 12;
+const STOPS: usize = 8;
 
 /// 12 epochs of 50 rows, 6 a step.
 const STEPS: u64 = 100;
@@ -76,7 +76,7 @@ fn runs_that_are_terminated_at_any_moment_go_on_to_the_same_bytes() {
     while stops < STOPS || events.len() > 0 {
         attempts += 1;
         assert!(
-            attempts < 8 * STOPS,
+            attempts < 10 * STOPS,
             "the runs end before they are stopped: {ends:?}"
         );
         let event = if attempts % 2 == 0 {

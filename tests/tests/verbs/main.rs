@@ -17,6 +17,7 @@ mod families;
 mod full;
 mod generating;
 mod inspecting;
+mod large;
 mod memory;
 mod merging;
 mod output;

@@ -53,7 +53,10 @@ fn sites_and_parameters() {
             "steps",
             "examples",
             "truncated",
-            "example"
+            "example",
+            "held_out",
+            "cached",
+            "files"
         ]
     );
     let mut expected = Vec::new();

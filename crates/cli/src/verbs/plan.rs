@@ -4,7 +4,7 @@ use crate::arguments::PlanArguments;
 use crate::output::print;
 use crate::verbs::run_file;
 use anyhow::Result;
-use lowrank::{MemoryEstimate, PlannedSite, Rendered, RunPlan};
+use lowrank::{MemoryEstimate, PlannedFile, PlannedSite, Rendered, RunPlan};
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
@@ -41,13 +41,20 @@ fn details(plan: &RunPlan) -> Result<String> {
     }
     writeln!(text, "rows")?;
     for file in &plan.files {
-        writeln!(
-            text,
-            "  {}  {} of {}",
-            file.path.display(),
-            file.rows,
-            file.kind
-        )?;
+        let PlannedFile {
+            path,
+            kind,
+            rows,
+            per_epoch,
+        } = file;
+        let often = match per_epoch == rows {
+            true => String::new(),
+            false => format!(", {per_epoch} an epoch"),
+        };
+        writeln!(text, "  {}  {rows} of {kind}{often}", path.display())?;
+    }
+    if plan.cached {
+        writeln!(text, "  kept tokenised, and read one at a time")?;
     }
     writeln!(text, "sites")?;
     let alike = alike(&plan.sites);

@@ -29,10 +29,7 @@ fn text_gets_the_template_and_the_end_token() {
         example(&[1, 2], &[1, 2]),
     ];
     assert_eq!(examples(&rows), expected);
-    assert_eq!(
-        rows.references(),
-        [Reference::None, Reference::None, Reference::None]
-    );
+    assert_eq!(rows.references(), []);
     assert_eq!(rows.kind(), Some(Kind::Text));
     let counted: Vec<_> = examples(&rows).iter().map(Example::supervised).collect();
     assert_eq!(counted, [7, 2, 1]);
@@ -153,17 +150,19 @@ fn the_summary_counts_what_was_cut() {
     let rows = folder
         .open(&["b.jsonl", "*.jsonl"], Some(&tokenizer()), &options)
         .unwrap();
-    let file = |name, kind, rows| FileSummary {
+    let file = |name, pattern, kind, rows| FileSummary {
         path: folder.path(name),
+        pattern,
         kind,
         rows,
+        per_epoch: rows,
     };
     let expected = Summary {
         // Patterns keep their order, the matches of one are sorted.
         files: vec![
-            file("b.jsonl", Kind::Text, 2),
-            file("a.jsonl", Kind::Tokens, 1),
-            file("b.jsonl", Kind::Text, 2),
+            file("b.jsonl", 0, Kind::Text, 2),
+            file("a.jsonl", 1, Kind::Tokens, 1),
+            file("b.jsonl", 1, Kind::Text, 2),
         ],
         rows: 5,
         truncated: 3,
@@ -276,5 +275,5 @@ fn instructions_are_written_as_alpaca_was_trained() {
         examples(&read(&row, &options()))[0].clone()
     };
     let (with, without) = (expected(prompt), expected(bare));
-    assert_eq!(rows.examples(), [with, without.clone(), without]);
+    assert_eq!(examples(&rows), [with, without.clone(), without]);
 }

@@ -1,7 +1,7 @@
 //! Rows of CSV, TSV and Parquet files: the same as those of JSON lines, or refused with file and line.
 
 use crate::helpers::{Folder, examples, options, tokenizer};
-use lowrank_data::{Dataset, Example, Kind, Reference};
+use lowrank_data::{Dataset, Kind, Reference};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

@@ -3,8 +3,8 @@
 use lowrank_adapter::{Blur, Memory};
 use lowrank_data::Length;
 use lowrank_train::{
-    AdamW, Chosen, Curve, Error, Held, Judging, LoraFa, Metric, OnNonFinite, Place, RunFile, Sgd,
-    TaskKeys, Warmup,
+    AdamW, CacheKey, Chosen, Curve, Error, Held, Judging, LoraFa, Metric, OnNonFinite, Place,
+    RunFile, Sgd, TaskKeys, TrainFiles, Warmup,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -12,6 +12,8 @@ use std::path::Path;
 
 const SMALL: &str =
     "model.source = \"tiny\"\ndata.train = [\"train.jsonl\"]\noutput.dir = \"runs/first\"\n";
+
+const PATHS: &str = "expected a list of paths, for example [\"train.jsonl\"], or with a weight {path = \"more.jsonl\", weight = 0.5}";
 
 fn parse(text: &str, sets: &[&str]) -> Result<RunFile, Error> {
     let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
@@ -34,11 +36,12 @@ fn defaults_are_those_of_the_documentation() {
         (None, None, 0)
     );
     let data = run.data;
-    assert_eq!(
-        (data.train, data.eval),
-        (vec!["train.jsonl".to_owned()], vec![])
-    );
+    assert_eq!((data.train, data.eval), (files(&["train.jsonl"]), vec![]));
     assert_eq!((data.max_length.get(), data.shuffle), (512, true));
+    assert_eq!(
+        (data.eval_fraction, data.group_by_length, data.cache),
+        (None, false, CacheKey::Auto)
+    );
     let train = run.train;
     assert_eq!(train.length, Length::Epochs(1));
     assert_eq!((train.batch_size.get(), train.accumulate.get()), (8, 1));
@@ -196,7 +199,10 @@ fn a_resolved_file_is_complete_absolute_and_reads_back_the_same() {
                 .data
                 .train
                 .iter()
-                .map(|path| absolute(path))
+                .map(|files| TrainFiles {
+                    path: absolute(&files.path),
+                    ..*files
+                })
                 .collect::<Vec<_>>()
         );
         for key in [
@@ -269,7 +275,7 @@ fn sets_are_applied_in_order() {
     ];
     let run = parse(SMALL, &sets).unwrap();
     assert_eq!((run.train.learning_rate, run.train.seed), (1e-3, 6));
-    assert_eq!(run.data.train, ["x.jsonl", "y.jsonl"]);
+    assert_eq!(run.data.train, files(&["x.jsonl", "y.jsonl"]));
     assert_eq!(
         (run.output.dir.as_str(), run.model.dtype),
         ("runs/second", Held::F64)
@@ -290,7 +296,6 @@ fn refused(text: &str, sets: &[&str], message: &str) {
 
 #[test]
 fn what_is_wrong_in_the_file_is_named() {
-    const PATHS: &str = "expected a list of paths, for example [\"train.jsonl\"]";
     for (lines, what) in [
         (
             "[tarin]\nsteps = 1",
@@ -344,7 +349,7 @@ fn what_is_wrong_in_the_file_is_named() {
         ),
         (
             "[train]\neval_every = 5\nearly_stopping_patience = 0",
-            "`train.early_stopping_patience` is 0, expected an integer from 1 to 9223372036854775807",
+            "`train.early_stopping_patience` is 0, expected an integer of at least 1",
         ),
         (
             "[train]\neval_every = 5\nearly_stopping_threshold = 0.1",
@@ -540,6 +545,128 @@ fn what_is_wrong_in_the_file_is_named() {
     ] {
         refused(text, &[], &format!("my/run.toml: {what}"));
     }
+}
+
+/// Files that are taken once.
+fn files(paths: &[&str]) -> Vec<TrainFiles> {
+    let paths = paths.iter();
+    paths
+        .map(|&path| TrainFiles {
+            path: path.to_owned(),
+            weight: 1.0,
+        })
+        .collect()
+}
+
+#[test]
+fn files_have_weights_and_rows_are_held_out_grouped_and_kept() {
+    let sets = [
+        "data.train=['a.jsonl', {path = 'b.jsonl', weight = 2}, {path = 'hub:org/set/c.jsonl', weight = 0.25}, {path = 'd.jsonl'}]",
+        "data.eval_fraction=0.1",
+        "data.group_by_length=true",
+        "data.cache=some/folder",
+    ];
+    let run = parse(SMALL, &sets).unwrap();
+    let mut expected = files(&["a.jsonl", "b.jsonl", "hub:org/set/c.jsonl", "d.jsonl"]);
+    (expected[1].weight, expected[2].weight) = (2.0, 0.25);
+    assert_eq!(run.data.train, expected);
+    assert_eq!(
+        (run.data.eval_fraction, run.data.group_by_length),
+        (Some(0.1), true)
+    );
+    assert_eq!(run.data.cache, CacheKey::In("some/folder".into()));
+
+    let here = std::env::current_dir().unwrap();
+    let again = parse(&run.resolved(), &[]).unwrap();
+    for files in &mut expected {
+        if !files.path.starts_with("hub:") {
+            files.path = here.join(&files.path).display().to_string();
+        }
+    }
+    assert_eq!(again.data.train, expected);
+    assert_eq!(
+        (again.data.eval_fraction, again.data.group_by_length),
+        (Some(0.1), true)
+    );
+    let folder = here.join("some/folder").display().to_string();
+    assert_eq!(again.data.cache, CacheKey::In(folder));
+
+    for (value, key) in [
+        ("true", CacheKey::On),
+        ("false", CacheKey::Off),
+        ("auto", CacheKey::Auto),
+    ] {
+        let run = parse(SMALL, &[&format!("data.cache={value}")]).unwrap();
+        assert_eq!(run.data.cache, key);
+        assert_eq!(parse(&run.resolved(), &[]).unwrap().data.cache, key);
+    }
+
+    for (set, what) in [
+        (
+            "data.train=[{path = 'a', wieght = 2}]",
+            "unknown key `data.train[0].wieght`, did you mean `data.train[0].weight`?",
+        ),
+        (
+            "data.train=['b', {weight = 2}]",
+            "`data.train[1].path` is missing, expected a path, as a string",
+        ),
+        (
+            "data.train=[{path = 'a', weight = 0}]",
+            "`data.train[0].weight` is 0, expected a number above 0 and at most 1000",
+        ),
+        (
+            "data.train=[{path = 'a', weight = nan}]",
+            "`data.train[0].weight` is nan, expected a number above 0 and at most 1000",
+        ),
+        (
+            "data.train=[{path = 'a', weight = 1001}]",
+            "`data.train[0].weight` is 1001, expected a number above 0 and at most 1000",
+        ),
+        (
+            "data.train=[{path = 'a', weight = 'twice'}]",
+            "`data.train[0].weight` is \"twice\", expected a number above 0 and at most 1000",
+        ),
+        (
+            "data.train=[['a']]",
+            &format!("`data.train` is [[\"a\"]], {PATHS}"),
+        ),
+        (
+            "data.eval_fraction=0",
+            "`data.eval_fraction` is 0, expected a number between 0 and 1",
+        ),
+        (
+            "data.eval_fraction=1.0",
+            "`data.eval_fraction` is 1.0, expected a number between 0 and 1",
+        ),
+        (
+            "data.eval_fraction='all'",
+            "`data.eval_fraction` is \"all\", expected a number between 0 and 1",
+        ),
+        (
+            "data.group_by_length=1",
+            "`data.group_by_length` is 1, expected true or false",
+        ),
+        (
+            "data.cache=1",
+            "`data.cache` is 1, expected \"auto\", true, false or a folder",
+        ),
+        (
+            "data.cache=''",
+            "`data.cache` is \"\", expected \"auto\", true, false or a folder",
+        ),
+    ] {
+        refused(SMALL, &[set], &format!("--set: {what}"));
+    }
+    refused(
+        SMALL,
+        &["data.eval=['e.jsonl']", "data.eval_fraction=0.5"],
+        "--set: `data.eval` and `data.eval_fraction` are both given, expected one of them",
+    );
+    refused(
+        SMALL,
+        &["data.packing=true", "data.group_by_length=true"],
+        "--set: `data.group_by_length` and `data.packing` are both true: packed sequences are of one length already; leave one of them out",
+    );
 }
 
 #[test]

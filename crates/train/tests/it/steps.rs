@@ -356,7 +356,7 @@ fn a_probe_masks_held_out_losses() {
         if held_out == 0 {
             assert_eq!(
                 done.unwrap_err().to_string(),
-                "the method scores ranks on held-out rows, and there are none: name some in `data.eval`"
+                "the method scores ranks on held-out rows, and there are none: name some in `data.eval`, or hold some of `data.train` out with `data.eval_fraction`"
             );
             continue;
         }
