@@ -174,7 +174,7 @@ fn adapters_of_classifiers_take_part() {
         };
         let path = place.path("model").to_string_lossy().into_owned();
         let mut base = Base::open_with(&path, Precision::AsStored, head).unwrap();
-        drop(load_adapter(&mut base, "a", &place.path("adapter"), StrictBase::No).unwrap());
+        drop(load_adapter(&mut base, "style", &place.path("adapter"), StrictBase::No).unwrap());
         let examples = texts(&place, &base);
         let pooled = |selection: &Selection| -> Vec<_> {
             examples
@@ -182,7 +182,7 @@ fn adapters_of_classifiers_take_part() {
                 .map(|row| mean(&states(&base, selection, row)))
                 .collect()
         };
-        let expected = pooled(&Selection::one("a"));
+        let expected = pooled(&Selection::one("style"));
         let data = ["--data", "texts.jsonl"];
         let (_, found) = embed(&place, &[&data[..], &["--adapter", "adapter"]].concat());
         assert_near(&found, &expected, 2e-6);
