@@ -584,7 +584,7 @@ fn minilm_learns_a_slice_of_sst2() {
             "[\"q_proj\", \"v_proj\", \"down_proj\"]",
             "[\"query\", \"value\"]",
         )
-        .replace("0.02", "1e-3")
+        .replace("0.02", "5e-3")
         .replace("batch_size = 4", "batch_size = 16")
         .replace("steps = 40", "steps = 100");
     place.write("run.toml", text);
