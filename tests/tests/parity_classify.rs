@@ -139,7 +139,7 @@ fn logits_are_those_of_the_f64_reference() {
 fn check_steps(dtype: DType, division: Division, tolerance: f64, strictness: f64) {
     each_case(|case| {
         let (base, mut attached) = case.attach(dtype)?;
-        let done = ten_steps(&base, &mut attached, &case.examples, division)?;
+        let (done, _) = ten_steps(&base, &mut attached, &case.examples, division, "")?;
         let trace = match dtype {
             DType::F64 => &case.steps.f64,
             _ => &case.steps.f32,
@@ -242,7 +242,7 @@ fn transformers_and_peft_open_what_we_wrote() {
     );
     each_case(|case| {
         let (mut base, mut attached) = case.attach(DType::F32)?;
-        ten_steps(&base, &mut attached, &case.examples, WHOLE)?;
+        ten_steps(&base, &mut attached, &case.examples, WHOLE, "")?;
         let ours = case.logits(&base, Selection::one("default"))?;
         let dir = tempfile::tempdir()?;
         let adapter = dir.path().join("adapter");
