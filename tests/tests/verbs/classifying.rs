@@ -8,7 +8,7 @@ use std::path::Path;
 /// read off them.
 fn rows(count: usize, seed: usize, label: impl Fn(usize, usize) -> Value) -> String {
     let row = |row: usize| {
-        let draw = |place: usize| (row * 31 + place * 17 + seed * 7 + row * place) % 11;
+        let draw = |place: usize| (row * 31 + place * 17 + seed * 7 + row * place * 3) % 11;
         let length = 3 + draw(1) % 5;
         let class = draw(2) % 3;
         let words: Vec<String> = (0..length)
