@@ -127,10 +127,11 @@ def logits_of(model, batch):
 
 def loss_of(model, batch):
     """The mean over rows of the cross-entropy, or of the squared error."""
-    logits, labels = logits_of(model, batch), torch.tensor(batch["labels"])
+    logits = logits_of(model, batch)
     if logits.shape[1] == 1:
-        return (logits[:, 0] - labels.to(logits.dtype)).square().mean()
-    return torch.nn.functional.cross_entropy(logits, labels)
+        values = torch.tensor(batch["labels"], dtype=logits.dtype)
+        return (logits[:, 0] - values).square().mean()
+    return torch.nn.functional.cross_entropy(logits, torch.tensor(batch["labels"]))
 
 
 def make_case(name, seed):

@@ -31,7 +31,8 @@ impl Classes {
         let mut sorted: Vec<&String> = names.iter().collect();
         sorted.sort();
         sorted.dedup();
-        (sorted.len() == count.get()).then_some(Self { count, names })
+        let all_differ = sorted.len() == names.len();
+        (all_differ && names.len() == count.get()).then_some(Self { count, names })
     }
 
     /// How many there are.

@@ -56,17 +56,19 @@ def small():
 def cases(tokenizer):
     found = []
     for text, pair in CASES:
-        whole = len(tokenizer(text, pair)["input_ids"])
+        # As lists: alone, transformers takes an empty second text for none.
+        batch = ([text],) if pair is None else ([text], [pair])
+        whole = len(tokenizer(*batch)["input_ids"][0])
         for length in LENGTHS:
-            # A pair has three special tokens.
-            encoded = tokenizer(text, pair, truncation=True, max_length=length, return_token_type_ids=True)
+            # The least length: a pair has three special tokens.
+            encoded = tokenizer(*batch, truncation=True, max_length=length, return_token_type_ids=True)
             found.append(
                 {
                     "text": text,
                     "pair": pair,
                     "max_length": length,
-                    "ids": encoded["input_ids"],
-                    "types": encoded["token_type_ids"],
+                    "ids": encoded["input_ids"][0],
+                    "types": encoded["token_type_ids"][0],
                     "truncated": whole > length,
                 }
             )
