@@ -8,10 +8,11 @@ use std::fs;
 use toml::{Table, Value};
 
 /// Keys that hold paths of this machine, or that the card tells elsewhere.
-const LEFT_OUT: [&str; 5] = [
+const LEFT_OUT: [&str; 6] = [
     "model.source",
     "data.train",
     "data.eval",
+    "data.cache",
     "adapter.init_from",
     "output.dir",
 ];

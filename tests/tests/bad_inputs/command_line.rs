@@ -50,7 +50,7 @@ fn verbs() {
     );
     check(
         &["frobnicate"],
-        "error: unknown verb `frobnicate`, expected one of: eval, export, families, generate, inspect, merge, plan, train",
+        "error: unknown verb `frobnicate`, expected one of: chat, embed, eval, export, families, generate, inspect, merge, plan, train",
     );
     check(&[], "Usage: lowrank");
 }
@@ -82,7 +82,7 @@ fn flags() {
     );
     check_eval(
         &["--task", "classification"],
-        "error: --task classification is not yet supported",
+        "error: --task classification needs rows {\"text\"[,\"text_pair\"],\"label\"}; these are others",
     );
     check_eval(
         &["--task", "choices"],

@@ -43,9 +43,10 @@ fn written(place: &Place, more: &[&str]) -> Vec<String> {
 }
 
 fn last_number(text: &str) -> &str {
-    &text[text
-        .rfind(|c: char| !c.is_ascii_digit())
-        .map_or(0, |at| at + 1)..]
+    text.trim_end()
+        .rsplit(|c: char| !c.is_ascii_digit())
+        .next()
+        .unwrap()
 }
 
 /// Rows of which the first three are answered rightly.

@@ -267,7 +267,7 @@ impl Talk {
         }
         let row = format!("{}\n", json!({"messages": chat.messages()}));
         if let Err(error) = atomic_write_file(path, row.as_bytes()) {
-            self.fail(&error.to_string());
+            self.fail(&format!("/save {}: {error}", path.display()));
         }
     }
 }

@@ -219,7 +219,10 @@ fn generate(
             arguments.max_length
         );
     }
-    let rows = examples.iter().map(Cow::as_ref).zip(data.references());
+    // There are no references where no row has one.
+    let none = Reference::None;
+    let references = (0..examples.len()).map(|row| data.references().get(row).unwrap_or(&none));
+    let rows = examples.iter().map(Cow::as_ref).zip(references);
     let generator = Generator::new(base)?;
     let answered = answers(
         &generator,
