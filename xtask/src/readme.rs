@@ -1,21 +1,31 @@
-//! `cargo xtask readme`: the parts of README.md that the binary prints.
+//! `cargo xtask readme`: what README.md and docs/run-file.md take from the program.
 
 use anyhow::{Context, Result, ensure};
+use lowrank::training::reference;
 use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-const START: &str = "<!-- families: written by `cargo xtask readme` -->\n";
-const END: &str = "<!-- /families -->\n";
+/// A part of a file that is written by this task, and stands between marks that name it.
+const FAMILIES: &str = "families";
+const KEYS: &str = "keys";
 
-/// Writes the table of families anew.
+/// Writes the table of families and the keys of run files anew.
 pub fn run(root: &Path) -> Result<()> {
-    let path = root.join("README.md");
-    let text = fs::read_to_string(&path).context("cannot read README.md")?;
-    let written = replaced(&text, &table(root)?)?;
+    write(root, "README.md", FAMILIES, &table(root)?)?;
+    write(root, RUN_FILE, KEYS, &reference())
+}
+
+/// The page of all keys.
+pub const RUN_FILE: &str = "docs/run-file.md";
+
+fn write(root: &Path, file: &str, part: &str, content: &str) -> Result<()> {
+    let path = root.join(file);
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {file}"))?;
+    let written = replaced(&text, part, content).with_context(|| file.to_owned())?;
     if written != text {
-        fs::write(&path, written).context("cannot write README.md")?;
+        fs::write(&path, written).with_context(|| format!("cannot write {file}"))?;
     }
     Ok(())
 }
@@ -40,14 +50,15 @@ fn table(root: &Path) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-fn replaced(text: &str, table: &str) -> Result<String> {
-    let parts = text.split_once(START).and_then(|(before, rest)| {
-        let (_, after) = rest.split_once(END)?;
+fn replaced(text: &str, part: &str, content: &str) -> Result<String> {
+    let start = format!("<!-- {part}: written by `cargo xtask readme` -->\n");
+    let end = format!("<!-- /{part} -->\n");
+    let parts = text.split_once(&start).and_then(|(before, rest)| {
+        let (_, after) = rest.split_once(&end)?;
         Some((before, after))
     });
-    let (before, after) =
-        parts.context("README.md has lost the markers of its table of families")?;
-    Ok(format!("{before}{START}{table}{END}{after}"))
+    let (before, after) = parts.with_context(|| format!("the marks of `{part}` are lost"))?;
+    Ok(format!("{before}{start}{content}{end}{after}"))
 }
 
 #[cfg(test)]
@@ -56,11 +67,24 @@ mod tests {
 
     #[test]
     fn only_what_lies_between_the_markers_changes() -> Result<()> {
-        let text = format!("a\n{START}old\n{END}b\n");
-        let expected = format!("a\n{START}new\n{END}b\n");
-        assert_eq!(replaced(&text, "new\n")?, expected);
-        assert_eq!(replaced(&expected, "new\n")?, expected);
-        assert!(replaced(&format!("{END}{START}"), "new\n").is_err());
+        let (start, end) = (
+            "<!-- x: written by `cargo xtask readme` -->\n",
+            "<!-- /x -->\n",
+        );
+        let text = format!("a\n{start}old\n{end}b\n");
+        let expected = format!("a\n{start}new\n{end}b\n");
+        assert_eq!(replaced(&text, "x", "new\n")?, expected);
+        assert_eq!(replaced(&expected, "x", "new\n")?, expected);
+        assert!(replaced(&format!("{end}{start}"), "x", "new\n").is_err());
+        assert!(replaced(&text, "y", "new\n").is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn the_page_of_keys_is_what_the_program_reads() -> Result<()> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let text = fs::read_to_string(root.join(RUN_FILE))?;
+        assert_eq!(replaced(&text, KEYS, &reference())?, text);
         Ok(())
     }
 }

@@ -81,14 +81,6 @@ pub struct Judging {
     pub threshold: f64,
 }
 
-/// The keys that [`read`] takes.
-pub(crate) const KEYS: [&str; 4] = [
-    "best_metric",
-    "load_best",
-    "early_stopping_patience",
-    "early_stopping_threshold",
-];
-
 /// Reads the keys; `every` is `eval_every`.
 pub(crate) fn read(keys: &mut Keys<'_>, origin: &Origin, every: u64) -> Result<Judging> {
     let metric = keys.word("best_metric", &Metric::WORDS, &[])?;

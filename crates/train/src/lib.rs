@@ -45,6 +45,7 @@ mod log;
 mod metrics;
 mod optimizer;
 mod place;
+mod reference;
 mod resolved;
 mod run;
 mod run_file;
@@ -64,6 +65,7 @@ pub use interval::wilson;
 pub use metrics::{EvalLine, Metrics, StepLine, peak_rss_mb, rss_mb};
 pub use optimizer::{AdamW, Ages, Algorithm, Chosen, Group, LoraFa, Optimizer, Sgd, Updated};
 pub use place::Place;
+pub use reference::{KEYS, Key, reference};
 pub use run::{Progress, Rows, Started, Summary, train};
 pub use run_file::{
     AdapterKeys, CacheKey, DataKeys, Held, ModelKeys, OnNonFinite, OutputKeys, RunFile, TaskKeys,

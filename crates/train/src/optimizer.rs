@@ -123,20 +123,14 @@ const LISTED: [Listed; 3] = [adamw::LISTED, lora_fa::LISTED, sgd::LISTED];
 /// What is not built.
 const PLANNED: [&str; 5] = ["adam", "adamw8bit", "adafactor", "lion", "lora_pro"];
 
-/// The keys of `[train]` that belong to optimisers.
-pub(crate) fn known_keys() -> impl Iterator<Item = &'static str> {
-    let own = LISTED.iter().flat_map(|listed| listed.keys);
-    std::iter::once("optimizer").chain(own.copied())
-}
-
 /// Takes `optimizer` and its keys. Another optimiser's key has no meaning.
 pub(crate) fn read(keys: &mut Keys<'_>, origin: &Origin) -> Result<Chosen> {
     let words = LISTED.each_ref().map(|listed| (listed.name, listed));
     let listed = keys.word("optimizer", &words, &PLANNED)?;
     let listed = listed.unwrap_or(&LISTED[0]);
-    let foreign =
-        known_keys().find(|key| *key != "optimizer" && !listed.keys.contains(key) && keys.has(key));
-    if let Some(key) = foreign {
+    let all = LISTED.iter().flat_map(|listed| listed.keys);
+    let mut foreign = all.filter(|key| !listed.keys.contains(key) && keys.has(key));
+    if let Some(key) = foreign.next() {
         let what = format!(
             "`train.{key}` has no meaning for `train.optimizer = \"{}\"`, which takes `{}`",
             listed.name,

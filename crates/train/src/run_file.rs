@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::keys::{Keys, Origin, refuse_unknown};
 use crate::optimizer::{self, Chosen, Group};
 use crate::place::Place;
+use crate::reference::known;
 use crate::schedule::{Curve, Warmup};
 use lowrank_adapter::{Blur, Compute, Memory, ResidualBase};
 use lowrank_data::{Length, MAX_CLASSES};
@@ -250,7 +251,7 @@ fn missing(origin: &Origin, key: &str, expected: &str) -> Error {
 fn model(keys: Keys<'_>, origin: &Origin) -> Result<ModelKeys> {
     const SOURCE: &str =
         "a model folder, a GGUF file, a hub id or the name of an embedded model, as a string";
-    let mut keys = keys.only(&["source", "dtype", "device"])?;
+    let mut keys = keys.only(&known("model"))?;
     let source = keys.string("source", SOURCE)?;
     let source = source.ok_or_else(|| missing(origin, "model.source", SOURCE))?;
     if source.starts_with("hub:") {
@@ -323,7 +324,7 @@ fn to_json(value: &Value) -> Option<serde_json::Value> {
 }
 
 fn task(keys: Keys<'_>, origin: &Origin) -> Result<TaskKeys> {
-    let mut keys = keys.only(&["kind", "num_labels"])?;
+    let mut keys = keys.only(&known("task"))?;
     let num_labels = count(&mut keys, "num_labels", 1, MAX_CLASSES as u64)?;
     let kinds = [
         ("causal-lm", TaskKeys::CausalLm),
@@ -340,17 +341,7 @@ fn task(keys: Keys<'_>, origin: &Origin) -> Result<TaskKeys> {
 }
 
 fn data(keys: Keys<'_>, origin: &Origin) -> Result<DataKeys> {
-    let mut keys = keys.only(&[
-        "train",
-        "eval",
-        "eval_fraction",
-        "max_length",
-        "packing",
-        "shuffle",
-        "group_by_length",
-        "cache",
-        "chat_template",
-    ])?;
+    let mut keys = keys.only(&known("data"))?;
     let train = train_files(&mut keys, origin)?;
     let eval = keys.strings("eval", PATHS)?.unwrap_or_default();
     let between = |number: f64| 0.0 < number && number < 1.0;
@@ -430,36 +421,9 @@ fn cache(keys: &mut Keys<'_>) -> Result<CacheKey> {
     }
 }
 
-/// Beside those of optimisers, and of what is done about evaluations.
-const TRAIN: [&str; 21] = [
-    "steps",
-    "epochs",
-    "batch_size",
-    "accumulate",
-    "lora_plus_ratio",
-    "groups",
-    "learning_rate",
-    "schedule",
-    "min_learning_rate",
-    "warmup_steps",
-    "warmup_ratio",
-    "max_grad_norm",
-    "label_smoothing",
-    "neftune_noise_alpha",
-    "compute",
-    "recompute",
-    "eval_every",
-    "save_every",
-    "keep_checkpoints",
-    "seed",
-    "on_non_finite",
-];
-
 fn train(keys: Keys<'_>, origin: &Origin) -> Result<TrainKeys> {
     const NOT_NEGATIVE: &str = "a finite number of at least 0";
-    let others = optimizer::known_keys().chain(best::KEYS);
-    let known: Vec<&str> = TRAIN.into_iter().chain(others).collect();
-    let mut keys = keys.only(&known)?;
+    let mut keys = keys.only(&known("train"))?;
     let compute = [("f32", Compute::F32), ("bf16", Compute::Bf16)];
     let compute = keys.word("compute", &compute, &[])?.unwrap_or_default();
     let not_negative = |number| number >= 0.0;
@@ -597,7 +561,7 @@ fn groups(keys: &mut Keys<'_>, origin: &Origin) -> Result<BTreeMap<String, Group
 
 fn output(keys: Keys<'_>, origin: &Origin) -> Result<OutputKeys> {
     const DIR: &str = "a folder, as a string, for example \"runs/first\"";
-    let mut keys = keys.only(&["dir"])?;
+    let mut keys = keys.only(&known("output"))?;
     let dir = keys.string("dir", DIR)?;
     let dir = dir.ok_or_else(|| missing(origin, "output.dir", DIR))?;
     Ok(OutputKeys { dir })

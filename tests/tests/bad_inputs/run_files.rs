@@ -233,12 +233,12 @@ fn what_is_planned_is_refused_as_such() {
     check(
         "[data]",
         "[task]\nkind = \"classification\"\n[data]",
-        ": `task.kind = \"classification\"` is not yet supported (only \"causal-lm\" is)",
+        ": `data.train`: rows.jsonl has rows {\"input_ids\",\"labels\"}, and `task.kind = \"classification\"` needs rows ",
     );
     check(
         "[data]",
         "[task]\nnum_labels = 2\n[data]",
-        ": `task.num_labels` is not yet supported (leave it out)",
+        ": `task.num_labels` is for `task.kind = \"classification\"`; set that, or leave it out",
     );
     check(
         "steps = 2",

@@ -775,3 +775,23 @@ fn a_classification_is_written_back_as_it_was_read() {
         assert_eq!(parse(&run.resolved(), &[]).unwrap().task, run.task);
     }
 }
+
+/// A key that is listed and not read would be accepted and do nothing.
+#[test]
+fn every_listed_key_is_read() {
+    for key in lowrank_train::KEYS {
+        let name = key.name.replace("NAME", "lora_B");
+        let optimizer = match key.name {
+            "train.momentum" | "train.dampening" | "train.nesterov" => "sgd",
+            _ => "adamw",
+        };
+        let sets = [
+            format!("train.optimizer={optimizer}"),
+            format!("{name}=1979-05-27"),
+        ];
+        let error = RunFile::parse(SMALL, Path::new("run.toml"), &sets).unwrap_err();
+        let message = error.to_string();
+        assert!(message.starts_with("--set: `"), "{message}");
+        assert!(message.contains(&name), "{name}: {message}");
+    }
+}
