@@ -89,7 +89,7 @@ fn a_folder_that_is_not_empty() {
     place.refuses(
         &[&["train", "run.toml", "--overwrite"], &wrong[..]].concat(),
         2,
-        &["error: run.toml: `train.groups.bias` names a group that no trained tensor belongs to; there is `default`"],
+        &["error: run.toml: `train.groups.bias` names a group that no trained tensor belongs to; there are `default`, `lora_B`"],
     );
     place.refuses(
         &["train", "run.toml", "--resume", "--set", "train.seed=7"],
