@@ -123,3 +123,28 @@ fn multiple_choice() {
 fn classification() {
     check("classification", &["plan", "train", "eval", "merge"]);
 }
+
+#[test]
+fn conversations() {
+    check("chat", &["plan", "train", "generate", "chat", "eval"]);
+}
+
+#[test]
+fn written_answers() {
+    check("generation", &["train", "eval"]);
+}
+
+#[test]
+fn embeddings() {
+    check("embeddings", &["embed"]);
+}
+
+#[test]
+fn data() {
+    check("data", &["plan", "train"]);
+}
+
+#[test]
+fn training() {
+    check("training", &["plan", "train"]);
+}
