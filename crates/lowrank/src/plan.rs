@@ -5,13 +5,13 @@ use crate::base::Base;
 use crate::run::{Method, NAME, Prepared};
 use lowrank_adapter::target::is_saved;
 use lowrank_adapter::{
-    Attached, Batch, Footprint, Kind, Memory, Model, Param, Part, Pass, Selection, Share, Tokens,
-    footprint, sweep,
+    Attached, Batch, Footprint, Kind, Memory, Model, Param, Part, Pass, Selection, Tokens,
+    footprint,
 };
 use lowrank_data::{FileSummary, UNSUPERVISED};
 use lowrank_frozen::logits_at_once;
 use lowrank_ops::rng::{Key, Purpose};
-use lowrank_train::{RunFile, check_reached, rss_mb};
+use lowrank_train::{RunFile, rss_mb};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -84,7 +84,7 @@ pub struct MemoryEstimate {
     pub logits: f64,
     /// What the planning process holds beside weights and adapter, and a run like it: the program itself, the tokenizer, the
     /// rows, pages of files that the system may drop at any time (0 where the system does not tell). With it what
-    /// threads work in, and what the allocator keeps beside what is used: a third of activations and logits.
+    /// threads work in, and what the allocator keeps beside what is used.
     pub overhead: f64,
     /// All of them.
     pub total: f64,
@@ -107,7 +107,7 @@ pub struct Rendered {
 /// matter.
 ///
 /// # Errors
-/// As [`train`](crate::train), up to its first step and with what that one refuses of any rows.
+/// As [`train`](crate::train), up to its first step.
 pub fn plan(run: &RunFile, origin: &Path) -> Result<RunPlan> {
     let mut prepared = Prepared::new(run, origin)?;
     let (weights, base_parameters) = weigh(prepared.base.model.as_mut());
@@ -141,7 +141,8 @@ pub fn plan(run: &RunFile, origin: &Path) -> Result<RunPlan> {
     let program = held.resident.map_or(0.0, |resident| {
         (resident - megabytes(weights + adapter)).max(0.0)
     });
-    let kept = megabytes(need.activations + need.logits) * KEPT_BESIDE;
+    let used = megabytes(need.activations + need.logits);
+    let kept = ROUNDING * used + ((1.0 - ROUNDING) * used).min(GAPS);
     let overhead = program + WORK_SPACES + kept;
     let summary = prepared.data.summary();
     Ok(RunPlan {
@@ -170,10 +171,12 @@ pub fn plan(run: &RunFile, origin: &Path) -> Result<RunPlan> {
     })
 }
 
-/// Freed memory stays for the next result of about its size. Results of other sizes do not fit into all of its gaps, and
-/// sizes are rounded up: measured are 0.13 to 0.25 of what a step needs where its results are of several MiB, and 0.9
-/// where they are of some 100 KiB.
-const KEPT_BESIDE: f64 = 1.0 / 3.0;
+/// The share of what is used by which the allocator rounds sizes up. Measured, as the next two.
+const ROUNDING: f64 = 0.15;
+
+/// Freed memory stays for the next result of about its size, and results of other sizes do not fit into all of its gaps:
+/// as much again as is used, up to so many MiB.
+const GAPS: f64 = 30.0;
 
 /// Stacks and buffers of threads, and first pages of the allocator's, in MiB.
 const WORK_SPACES: f64 = 8.0;
@@ -369,8 +372,7 @@ struct Held {
 }
 
 impl Held {
-    /// Runs two tiny batches through the model: what they differ in is what tokens need, the rest are parameters. A third
-    /// goes back too: what no loss depends on would stop the run at its first step.
+    /// Runs two tiny batches through the model: what they differ in is what tokens need, the rest are parameters.
     fn new(base: &Base, params: &[Param], trained: &[Param]) -> Result<Self> {
         const FEW: usize = 2;
         let model = base.model.as_ref();
@@ -401,13 +403,6 @@ impl Held {
         };
         let (small, large) = (found(4)?, found(8)?);
         let resident = rss_mb();
-        let share = Share {
-            token: 1.0,
-            auxiliary: 1.0,
-        };
-        let memory = Memory::Recompute;
-        let swept = sweep(model, &batch(1)?, &mut pass(), trained, share, memory)?;
-        check_reached(trained, &swept.grads)?;
         let slopes = |small: &[usize], large: &[usize]| -> Vec<f64> {
             let pairs = small.iter().zip(large);
             let slope = |(small, large): (&usize, &usize)| {

@@ -73,4 +73,4 @@ pub use run_file::{
 };
 pub use run_folder::{Mode, RunFolder};
 pub use schedule::{Curve, Schedule, Warmup};
-pub use trainer::{Done, Summed, Trainable, Trainer, Update, check_reached};
+pub use trainer::{Done, Summed, Trainable, Trainer, Update};

@@ -403,13 +403,22 @@ impl<'a, 'b> Trainer<'a, 'b> {
         }
     }
 
-    /// Once is enough.
+    /// A gradient of 0 is fine, none at all is not: such a tensor would silently stay what it was.
     fn check_reached(&mut self, grads: &Grads) -> Result<()> {
-        if !self.reached {
-            check_reached(&self.trained, grads)?;
-            self.reached = true;
+        if self.reached {
+            return Ok(());
         }
-        Ok(())
+        // A tensor without numbers (of rank 0) has nothing to be reached.
+        let missed = |param: &&Param| param.elem_count() > 0 && grads.get(param).is_none();
+        match self.trained.iter().find(missed) {
+            Some(param) => Err(Error::Unreachable {
+                param: param.name().to_owned(),
+            }),
+            None => {
+                self.reached = true;
+                Ok(())
+            }
+        }
     }
 
     /// Where the first number that is not finite appears when `batch` runs once more, without dropout.
@@ -446,22 +455,6 @@ impl<'a, 'b> Trainer<'a, 'b> {
                 ..done
             }),
         }
-    }
-}
-
-/// Refuses gradients that lack a trained tensor's. One of 0 is fine, none at all is not: such a tensor would silently stay
-/// what it was.
-///
-/// # Errors
-/// [`Error::Unreachable`] names the first one.
-pub fn check_reached(trained: &[Param], grads: &Grads) -> Result<()> {
-    // A tensor without numbers (of rank 0) has nothing to be reached.
-    let missed = |param: &&Param| param.elem_count() > 0 && grads.get(param).is_none();
-    match trained.iter().find(missed) {
-        Some(param) => Err(Error::Unreachable {
-            param: param.name().to_owned(),
-        }),
-        None => Ok(()),
     }
 }
 
