@@ -231,16 +231,6 @@ fn values() {
 #[test]
 fn what_is_planned_is_refused_as_such() {
     check(
-        "[data]",
-        "[task]\nkind = \"classification\"\n[data]",
-        ": `task.kind = \"classification\"` is not yet supported (only \"causal-lm\" is)",
-    );
-    check(
-        "[data]",
-        "[task]\nnum_labels = 2\n[data]",
-        ": `task.num_labels` is not yet supported (leave it out)",
-    );
-    check(
         "steps = 2",
         "optimizer = \"lion\"",
         ": `train.optimizer = \"lion\"` is not yet supported (only \"adamw\" or ",
