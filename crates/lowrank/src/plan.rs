@@ -142,7 +142,9 @@ pub fn plan(run: &RunFile, origin: &Path) -> Result<RunPlan> {
         (resident - megabytes(weights + adapter)).max(0.0)
     });
     let used = megabytes(need.activations + need.logits);
-    let kept = ROUNDING * used + ((1.0 - ROUNDING) * used).min(GAPS);
+    let gaps = |most: f64| ((1.0 - ROUNDING) * used).min(most);
+    let evaluates = prepared.held_out.is_some();
+    let kept = ROUNDING * used + gaps(GAPS) + if evaluates { gaps(GAPS / 2.0) } else { 0.0 };
     let overhead = program + WORK_SPACES + kept;
     let summary = prepared.data.summary();
     Ok(RunPlan {
@@ -175,7 +177,7 @@ pub fn plan(run: &RunFile, origin: &Path) -> Result<RunPlan> {
 const ROUNDING: f64 = 0.15;
 
 /// Freed memory stays for the next result of about its size, and results of other sizes do not fit into all of its gaps:
-/// as much again as is used, up to so many MiB.
+/// as much again as is used, up to so many MiB, and to half of them if there are evaluations, which have sizes of their own.
 const GAPS: f64 = 30.0;
 
 /// Stacks and buffers of threads, and first pages of the allocator's, in MiB.

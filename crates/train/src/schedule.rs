@@ -59,11 +59,13 @@ impl Schedule {
         let rest = self.total.saturating_sub(self.warmup).max(1);
         let p = (k - self.warmup) as f64 / rest as f64;
         let height = self.base - self.least;
-        match self.curve {
+        let rate = match self.curve {
             Curve::Constant => self.base,
             Curve::Linear => self.least + height * (1.0 - p),
             Curve::Cosine => self.least + height * (1.0 + (std::f64::consts::PI * p).cos()) / 2.0,
-        }
+        };
+        // The sum may round to a number above the highest.
+        rate.min(self.base)
     }
 }
 

@@ -163,7 +163,7 @@ fn the_template_is_a_setting_of_the_run() {
     refused(
         "none.jinja",
         2,
-        "run.toml: data.chat_template: chat template `none.jinja` is neither a file nor a template (one has `{{` or `{%` in it)",
+        "run.toml: `data.chat_template`: chat template `none.jinja` is neither a file nor a template (one has `{{` or `{%` in it)",
     );
     refused("'{% if %}'", 1, "chat template of the run: ");
     refused(

@@ -105,6 +105,7 @@ fn metrics_and_report() {
             "result",
             "steps",
             "trainable_parameters",
+            "best",
             "last_step",
             "last_evaluation"
         ]
