@@ -271,7 +271,8 @@ fn read(reader: &mut BufReader<File>, length: u64, key: &Key) -> io::Result<Resu
         return refuse("its footer makes no sense");
     };
     reader.seek(SeekFrom::Start(start))?;
-    let mut entries = Vec::new();
+    // As many as the file has room for.
+    let mut entries = Vec::with_capacity(rows as usize);
     for _ in 0..rows {
         let offset = long(reader)?;
         let [bytes, tokens, supervised, longest, flags] = {
