@@ -138,7 +138,9 @@ fn a_folder_of_its_name_is_another_model() {
     );
     assert_eq!(refused.code, 2);
     assert!(
-        refused.stderr.contains("--predictions needs a --task that predicts"),
+        refused
+            .stderr
+            .contains("--predictions needs a --task that predicts"),
         "{}",
         refused.stderr
     );
