@@ -5,6 +5,7 @@ use crate::evaluate::{Evaluation, Sum, laid_out, numbers};
 use lowrank_adapter::{Ask, Batch, KvCache, Model, Pass, Selection, Tokens, run};
 use lowrank_data::{ChoiceExample, Example, Padded, UNSUPERVISED};
 use serde::Serialize;
+use std::borrow::Cow;
 use std::num::NonZeroUsize;
 
 /// What a model makes of a multiple choice.
@@ -29,20 +30,25 @@ const WINDOW: usize = 4;
 /// Scores multiple choices and hands each prediction to `each`, in the order of the rows. The prompts of `batch_size`
 /// questions of similar lengths run side by side, once; their choices continue them in batches of that size. The loss is
 /// that of the examples: each is the prompt and the right completion with its end token, as the data set made it from the
-/// same row.
+/// same row. No more than four batches of rows are held.
 ///
 /// # Errors
-/// Whatever the model or `each` refuses.
+/// If a row cannot be read, and whatever the model or `each` refuses.
 pub fn choices<'a>(
     model: &dyn Model,
     selection: &Selection,
-    rows: impl IntoIterator<Item = (&'a Example, &'a ChoiceExample)>,
+    rows: impl IntoIterator<Item = lowrank_data::Result<(Cow<'a, Example>, &'a ChoiceExample)>>,
     batch_size: NonZeroUsize,
     each: &mut dyn FnMut(Prediction) -> Result<()>,
 ) -> Result<Evaluation> {
-    let rows: Vec<(&Example, &ChoiceExample)> = rows.into_iter().collect();
+    let mut rows = rows.into_iter();
     let mut counted = Counted::default();
-    for rows in rows.chunks(batch_size.get().saturating_mul(WINDOW)) {
+    loop {
+        let some = rows.by_ref().take(batch_size.get().saturating_mul(WINDOW));
+        let rows = some.collect::<lowrank_data::Result<Vec<_>>>()?;
+        if rows.is_empty() {
+            break;
+        }
         let asked: Vec<Asked<'_>> = rows
             .iter()
             .map(|(example, question)| Asked::new(example, question))

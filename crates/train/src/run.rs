@@ -304,8 +304,8 @@ impl Session<'_, '_, '_> {
         let evaluation = if self.run.task != TaskKeys::CausalLm {
             classify(model, selection, eval, batch_size)?.0
         } else if let Some(questions) = questions {
-            let examples = eval.iter().collect::<lowrank_data::Result<Vec<_>>>()?;
-            let rows = examples.iter().map(Cow::as_ref).zip(questions);
+            let rows = eval.iter().zip(questions);
+            let rows = rows.map(|(example, question)| Ok((example?, question)));
             let total = self.plan.total_steps();
             // Between two questions nothing is lost: an evaluation that was left is made again.
             let mut each = |_| match progress.stops() {

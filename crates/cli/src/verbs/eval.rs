@@ -7,7 +7,7 @@ use crate::verbs::{check_output, classify, same};
 use anyhow::Result;
 use candle_core::DType;
 use lowrank::adapter::Selection;
-use lowrank::data::{ChoiceExample, Dataset, Example, Examples, Kind, Options, Reference};
+use lowrank::data::{Dataset, Examples, Kind, Options, Reference};
 use lowrank::format::{Planned, atomic_write_file, write_safetensors_streaming};
 use lowrank::training::{self, Evaluation, Prediction, peak_rss_mb, wilson};
 use lowrank::{Base, Error, Generation, Generator, answers, precision};
@@ -254,11 +254,9 @@ fn choices(
     selection: &Selection,
     data: &Dataset,
 ) -> lowrank::Result<Evaluation> {
-    let examples = data.examples().iter();
-    let examples = examples.collect::<lowrank::data::Result<Vec<_>>>()?;
-    let rows = examples.iter().map(Cow::as_ref).zip(data.references());
+    let rows = data.examples().iter().zip(data.references());
     let rows = rows.filter_map(|(example, reference)| match reference {
-        Reference::Choices(question) => Some((example, question)),
+        Reference::Choices(question) => Some(example.map(|example| (example, question))),
         _ => None,
     });
     let mut lines = String::new();
@@ -270,7 +268,6 @@ fn choices(
         }
         Ok(())
     };
-    let rows: Vec<(&Example, &ChoiceExample)> = rows.collect();
     let model = base.model.as_ref();
     let found = training::choices(model, selection, rows, arguments.batch_size, &mut each)?;
     if let Some(path) = &arguments.predictions {

@@ -5,6 +5,7 @@ use candle_core::DType;
 use lowrank_adapter::{Selection, detach};
 use lowrank_data::{ChoiceExample, Example, UNSUPERVISED};
 use lowrank_train::{Prediction, choices, logits, loss};
+use std::borrow::Cow;
 use std::num::NonZeroUsize;
 
 fn size(batch_size: usize) -> NonZeroUsize {
@@ -90,7 +91,8 @@ fn ask(
     batch_size: usize,
 ) -> (lowrank_train::Evaluation, Vec<Prediction>) {
     let mut predictions = Vec::new();
-    let pairs = rows.iter().map(|(example, question)| (example, question));
+    let pairs = rows.iter();
+    let pairs = pairs.map(|(example, question)| Ok((Cow::Borrowed(example), question)));
     let evaluation = choices(
         model,
         selection,
