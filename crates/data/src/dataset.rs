@@ -178,8 +178,11 @@ impl Dataset {
             let mut rows = Encoded::open(path, encoder)?.with_labels(&mut labels);
             let first = examples.len();
             while examples.len() < limit
-                && let Some((example, reference)) = rows.next()?
+                && let Some((mut example, reference)) = rows.next()?
             {
+                // Rows stay, and lists that grew have room to spare.
+                example.ids.shrink_to_fit();
+                example.labels.shrink_to_fit();
                 examples.push(example);
                 references.push(reference);
             }
