@@ -190,7 +190,9 @@ impl Model for Bert {
         let v = block.value.forward(h, pass)?;
         let mask = causal_mask(batch).reaching(Reach::All);
         let scale = 1.0 / (d as f64).sqrt();
-        let seen = ops::unrotated_attention(&q, &k, &v, d, &mask, scale)?;
+        let p = self.config.attention_probs_dropout_prob;
+        let dropout = pass.dropout(p, &format!("{}.attention.base", block.query.path()))?;
+        let seen = ops::unrotated_attention(&q, &k, &v, d, &mask, scale, dropout)?;
         let seen = block.attention.forward(&seen, pass)?;
         let seen = self.dropped(seen, block.attention.path(), pass)?;
         let h = block

@@ -7,14 +7,13 @@ use crate::quantisation::check_quantisation;
 use serde_json::{Map, Value};
 
 /// Fields that say nothing about what a forward pass computes: provenance, storage, training, and what old files say of
-/// a pooler that nobody builds. Dropout between attention's probabilities and values is left out of training here.
+/// a pooler that nobody builds.
 const IGNORED: &[&str] = &[
     "_attn_implementation",
     "_attn_implementation_autoset",
     "_name_or_path",
     "_num_labels",
     "architectures",
-    "attention_probs_dropout_prob",
     "bos_token_id",
     "chunk_size_feed_forward",
     "classifier_activation",
@@ -86,6 +85,8 @@ pub struct BertConfig {
     pub initializer_range: f64,
     /// Dropout behind the embedding, attention and feed-forward blocks, in training.
     pub hidden_dropout_prob: f64,
+    /// Dropout of what tokens take from each other in attention, in training.
+    pub attention_probs_dropout_prob: f64,
     /// Dropout in front of a classifier, in training.
     pub classifier_dropout: f64,
     /// Whether the head's weight is the embedding's.
@@ -121,6 +122,7 @@ impl BertConfig {
         }
         let max_position_embeddings = fields.size("max_position_embeddings")?.unwrap_or(512);
         let dropout = fields.probability("hidden_dropout_prob")?.unwrap_or(0.1);
+        let attention_dropout = fields.probability("attention_probs_dropout_prob")?;
         let eos = fields.tokens("eos_token_id")?;
         let config = Self {
             kind,
@@ -136,6 +138,7 @@ impl BertConfig {
             first_position: first_position(&mut fields, kind, max_position_embeddings)?,
             initializer_range: fields.positive("initializer_range")?.unwrap_or(0.02),
             hidden_dropout_prob: dropout,
+            attention_probs_dropout_prob: attention_dropout.unwrap_or(0.1),
             classifier_dropout: fields.probability("classifier_dropout")?.unwrap_or(dropout),
             tie_word_embeddings: fields.flag_or("tie_word_embeddings", true)?,
             eos_token_ids: eos,

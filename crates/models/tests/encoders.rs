@@ -197,6 +197,7 @@ fn types_and_positions_matter() {
 fn without_dropout(zoo: &Zoo) -> Value {
     let mut config = zoo.config.clone();
     config["hidden_dropout_prob"] = json!(0.0);
+    config["attention_probs_dropout_prob"] = json!(0.0);
     config["classifier_dropout"] = json!(0.0);
     config
 }

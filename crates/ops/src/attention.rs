@@ -12,7 +12,7 @@ use crate::float::{same_dtype, with_float};
 use crate::rotary::Rotary;
 use crate::rows::{add_assign, expect_dims};
 use crate::tape::{self, Backward, Inputs};
-use crate::{Error, Float, Result, RotaryTable, composed, data, unwritten};
+use crate::{Dropout, Error, Float, Result, RotaryTable, composed, data, unwritten};
 use candle_core::Tensor;
 use head::{Columns, Grads, Keys, Lying};
 use rayon::prelude::*;
@@ -32,10 +32,11 @@ pub fn attention(
     scale: f64,
 ) -> Result<Tensor> {
     let sizes = Sizes::of_heads(q, k)?;
-    run(q, k, v, mask, scale, sizes, None)
+    run(q, k, v, (mask, scale), sizes, Way::Plain)
 }
 
-/// [`self_attention`] with heads of width `d` that are not rotated.
+/// [`self_attention`] with heads of width `d` that are not rotated. `dropout` drops what queries take from keys: of
+/// [batch, heads, tokens, keys].
 ///
 /// # Errors
 /// As [`attention`].
@@ -46,9 +47,11 @@ pub fn unrotated_attention(
     d: usize,
     mask: &AttentionMask,
     scale: f64,
+    dropout: Option<Dropout>,
 ) -> Result<Tensor> {
     let sizes = Sizes::of_tokens(q, k, d)?;
-    run(q, k, v, mask, scale, sizes, None)
+    let way = dropout.map_or(Way::Plain, Way::Dropped);
+    run(q, k, v, (mask, scale), sizes, way)
 }
 
 /// [`attention`] among the tokens of a batch, as projections leave them: `q` [batch, tokens, heads * d], `k` and `v`
@@ -74,17 +77,25 @@ pub fn self_attention(
             expected: format!("{} * {} positions", sizes.batch, sizes.tokens),
         });
     }
-    run(q, k, v, mask, scale, sizes, Some((rotary, positions)))
+    let way = Way::Turned(rotary, positions);
+    run(q, k, v, (mask, scale), sizes, way)
+}
+
+/// What is done beside attending.
+#[derive(Clone, Copy)]
+enum Way<'a> {
+    Plain,
+    Dropped(Dropout),
+    Turned(&'a RotaryTable, &'a [u32]),
 }
 
 fn run(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    mask: &AttentionMask,
-    scale: f64,
+    (mask, scale): (&AttentionMask, f64),
     sizes: Sizes,
-    turn: Option<(&RotaryTable, &[u32])>,
+    way: Way<'_>,
 ) -> Result<Tensor> {
     expect_dims("attention", "v", v, k.dims())?;
     same_dtype("attention", q, &[("k", k), ("v", v)])?;
@@ -113,10 +124,15 @@ fn run(
         }
     }
     if composed::replaces("attention", q)? {
-        return match turn {
-            None if sizes.by_token => composed::unrotated_attention(q, k, v, sizes.d, mask, scale),
-            None => composed::attention(q, k, v, mask, scale),
-            Some(turn) => composed::self_attention(q, k, v, turn, mask, scale),
+        let unrotated =
+            |dropout| composed::unrotated_attention(q, k, v, sizes.d, mask, scale, dropout);
+        return match way {
+            Way::Plain if !sizes.by_token => composed::attention(q, k, v, mask, scale),
+            Way::Plain => unrotated(None),
+            Way::Dropped(dropout) => unrotated(Some(dropout)),
+            Way::Turned(table, positions) => {
+                composed::self_attention(q, k, v, (table, positions), mask, scale)
+            }
         };
     }
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
@@ -126,7 +142,14 @@ fn run(
             blocks: (0..sizes.batch).map(|row| mask.blocks(row)).collect(),
             mask: mask.clone(),
             scale,
-            turn: turn.map(|(table, positions)| Rotary::new(table, positions)),
+            turn: match way {
+                Way::Turned(table, positions) => Some(Rotary::new(table, positions)),
+                Way::Plain | Way::Dropped(_) => None,
+            },
+            dropout: match way {
+                Way::Dropped(dropout) => Some(dropout),
+                Way::Plain | Way::Turned(..) => None,
+            },
             log_sums: Vec::new(),
         };
         let out = op.forward(&data(&q)?, &data(&k)?, &data(&v)?)?;
@@ -267,6 +290,8 @@ struct Attention<T> {
     blocks: Vec<Vec<Block>>,
     scale: f64,
     turn: Option<Rotary<T>>,
+    /// Of what queries take from keys.
+    dropout: Option<Dropout>,
     /// log(sum(exp(scores))) of every query, [batch * heads * tokens].
     log_sums: Vec<f64>,
 }
@@ -287,7 +312,7 @@ impl<T: Float> Attention<T> {
                 let row = at / heads;
                 let q = this.copied(this.sizes.query(q, at), row, tokens);
                 let key = this.sizes.key_of(at);
-                this.head(row, &q, &keys[key].columns, this.sizes.key(v, key))
+                this.head(at, &q, &keys[key].columns, this.sizes.key(v, key))
             })
             .collect::<Result<_>>()?;
         let parts: Vec<&[T]> = done.iter().map(|(out, _)| out.as_slice()).collect();
@@ -386,7 +411,7 @@ impl<T: Float> Backward<T> for Attention<T> {
                     k: k_grad,
                     v: v_grad,
                 };
-                self.head_back(row, known, given, grads)?;
+                self.head_back(at, known, given, grads)?;
                 self.turn_back(q_grad, row, tokens);
                 Ok(own)
             })

@@ -7,7 +7,7 @@
 use crate::dropout::mask as dropout_mask;
 use crate::float::with_float;
 use crate::rng::Key;
-use crate::{AttentionMask, Deviation, Error, Frame, Reach, Result, RotaryTable, Second};
+use crate::{AttentionMask, Deviation, Dropout, Error, Frame, Reach, Result, RotaryTable, Second};
 use candle_core::{D, DType, Tensor};
 use std::sync::OnceLock;
 
@@ -268,6 +268,17 @@ pub fn attention(
     mask: &AttentionMask,
     scale: f64,
 ) -> Result<Tensor> {
+    attention_dropped(q, k, v, mask, scale, None)
+}
+
+fn attention_dropped(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: &AttentionMask,
+    scale: f64,
+    dropout: Option<Dropout>,
+) -> Result<Tensor> {
     let ((batch, heads, tokens, d), (_, kv_heads, keys, _)) = (q.dims4()?, k.dims4()?);
     let repeated = |x: &Tensor| -> Result<Tensor> {
         let x = x
@@ -301,7 +312,10 @@ pub fn attention(
     let powers = scores
         .broadcast_sub(&scores.max_keepdim(3)?.detach())?
         .exp()?;
-    let shares = powers.broadcast_div(&powers.sum_keepdim(3)?)?;
+    let mut shares = powers.broadcast_div(&powers.sum_keepdim(3)?)?;
+    if let Some(dropout) = dropout {
+        shares = dropout.composed(&shares)?;
+    }
     Ok(shares.matmul(&repeated(v)?)?)
 }
 
@@ -334,9 +348,10 @@ pub fn unrotated_attention(
     d: usize,
     mask: &AttentionMask,
     scale: f64,
+    dropout: Option<Dropout>,
 ) -> Result<Tensor> {
-    let y = attention(&heads(q, d)?, &heads(k, d)?, &heads(v, d)?, mask, scale)?;
-    side_by_side(&y)
+    let (q, k, v) = (heads(q, d)?, heads(k, d)?, heads(v, d)?);
+    side_by_side(&attention_dropped(&q, &k, &v, mask, scale, dropout)?)
 }
 
 /// [batch, tokens, heads * d] -> [batch, heads, tokens, d].

@@ -1,7 +1,7 @@
 //! Dropout whose mask depends on its key alone.
 
 use crate::float::with_float;
-use crate::rng::Key;
+use crate::rng::{Key, Stream};
 use crate::tape::{self, Backward, Inputs};
 use crate::{Error, Float, Result, composed, data};
 use candle_core::Tensor;
@@ -73,6 +73,53 @@ impl Dropout {
     pub fn apply<T: Float>(self, numbers: &mut [T]) {
         drop_out(numbers, self.p, self.key);
     }
+
+    /// [`apply`](Self::apply) to numbers that begin at place `first` of a tensor, on this thread.
+    pub(crate) fn apply_from<T: Float>(self, first: usize, numbers: &mut [T]) {
+        let bounds = Bounds::new(self.p);
+        let mut stream = self.key.stream();
+        stream.seek((first / 2) as u64);
+        let (head, rest) = numbers.split_at_mut((first % 2).min(numbers.len()));
+        for number in head {
+            bounds.apply(number, stream.bits() >> 32);
+        }
+        bounds.apply_all(rest, &mut stream);
+    }
+}
+
+/// What is dropped, and what the rest is multiplied by.
+struct Bounds<T> {
+    /// 32 bits below it drop.
+    bound: u64,
+    factor: T,
+}
+
+impl<T: Float> Bounds<T> {
+    fn new(p: f64) -> Self {
+        Self {
+            bound: (p * (1u64 << 32) as f64) as u64,
+            factor: T::from_f64(1.0 / (1.0 - p)),
+        }
+    }
+
+    fn apply(&self, number: &mut T, bits: u64) {
+        *number = if bits < self.bound {
+            T::ZERO
+        } else {
+            *number * self.factor
+        };
+    }
+
+    /// By the next bits of a stream, 32 for each number.
+    fn apply_all(&self, numbers: &mut [T], stream: &mut Stream) {
+        for pair in numbers.chunks_mut(2) {
+            let bits = stream.bits();
+            let bits = [bits & u64::from(u32::MAX), bits >> 32];
+            for (number, bits) in pair.iter_mut().zip(bits) {
+                self.apply(number, bits);
+            }
+        }
+    }
 }
 
 /// What [`dropout`] multiplies each of `len` numbers by: 0 or 1 / (1 - p).
@@ -86,27 +133,14 @@ pub(crate) fn mask<T: Float>(len: usize, p: f64, key: Key) -> Vec<T> {
 /// backward pass instead of being kept.
 fn drop_out<T: Float>(numbers: &mut [T], p: f64, key: Key) {
     const BLOCK: usize = 4096;
-    let bound = (p * (1u64 << 32) as f64) as u64;
-    let factor = T::from_f64(1.0 / (1.0 - p));
+    let bounds = Bounds::new(p);
     numbers
         .par_chunks_mut(BLOCK)
         .enumerate()
         .for_each(|(block, numbers)| {
             let mut stream = key.stream();
             stream.seek((block * BLOCK / 2) as u64);
-            for pair in numbers.chunks_mut(2) {
-                let bits = stream.bits();
-                for (number, bits) in pair
-                    .iter_mut()
-                    .zip([bits & u64::from(u32::MAX), bits >> 32])
-                {
-                    *number = if bits < bound {
-                        T::ZERO
-                    } else {
-                        *number * factor
-                    };
-                }
-            }
+            bounds.apply_all(numbers, &mut stream);
         });
 }
 

@@ -225,7 +225,8 @@ fn attention() {
         query_segments: vec![1; 10],
         ..mask.clone()
     };
-    let side_by_side = |d: usize| ops::unrotated_attention(&flat, &flat, &flat, d, &mask, 0.5);
+    let side_by_side =
+        |d: usize| ops::unrotated_attention(&flat, &flat, &flat, d, &mask, 0.5, None);
     assert_eq!(side_by_side(3).unwrap().dims(), [2, 5, 6]);
     for d in [0, 4] {
         let message = format!(

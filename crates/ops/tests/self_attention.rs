@@ -6,7 +6,8 @@ mod twins;
 
 use candle_core::{DType, Tensor};
 use lowrank_ops as ops;
-use ops::{AttentionMask, Reach, RotaryScaling, RotaryTable, composed};
+use ops::rng::{Key, Purpose};
+use ops::{AttentionMask, Dropout, Reach, RotaryScaling, RotaryTable, composed};
 use support::{assert_close, check, normal, numbers, stream};
 
 /// [batch, tokens, heads * d] -> [batch, heads, tokens, d].
@@ -60,11 +61,22 @@ fn check_rows(rows: &[&[u32]], (q_heads, kv_heads): (usize, usize), d: usize) {
         check("attention", &[&q, &k, &k], &fused, &twin);
         // Without positions to turn by, everything is as at position 0.
         let zero = vec![0; positions.len()];
-        let fused = |x: &[Tensor]| ops::unrotated_attention(&x[0], &x[1], &x[2], d, &mask, 0.6);
+        let fused =
+            |x: &[Tensor]| ops::unrotated_attention(&x[0], &x[1], &x[2], d, &mask, 0.6, None);
         let twin = |x: &[Tensor]| self::twin(x, (&table, &zero), &mask, 0.6);
         check("attention", &[&q, &k, &k], &fused, &twin);
-        let twin = |x: &[Tensor]| composed::unrotated_attention(&x[0], &x[1], &x[2], d, &mask, 0.6);
-        check("attention", &[&q, &k, &k], &fused, &twin);
+        for dropout in [
+            None,
+            Some(Dropout::new(0.3, Key::new(9, Purpose::Dropout)).unwrap()),
+        ] {
+            let fused = |x: &[Tensor]| {
+                ops::unrotated_attention(&x[0], &x[1], &x[2], d, &mask, 0.6, dropout)
+            };
+            let twin = |x: &[Tensor]| {
+                composed::unrotated_attention(&x[0], &x[1], &x[2], d, &mask, 0.6, dropout)
+            };
+            check("attention", &[&q, &k, &k], &fused, &twin);
+        }
     }
 }
 

@@ -522,15 +522,14 @@ fn an_adapter_whose_head_is_missing_or_misshapen_is_refused() {
         &["run/adapter: `task_type` is \"SEQ_CLS\", and there is no classification head"],
     );
     place.write(file, &whole);
-    place.edit_tensors(file, |tensors| {
-        let head = tensors["base_model.model.score.weight"]
-            .narrow(1, 0, 40)
-            .unwrap();
-        tensors.insert(
-            "base_model.model.score.weight".into(),
-            head.contiguous().unwrap(),
-        );
-    });
+    let narrow_head = |axis: usize, length: usize| {
+        place.edit_tensors(file, |tensors| {
+            let name = "base_model.model.score.weight";
+            let head = tensors[name].narrow(axis, 0, length).unwrap();
+            tensors.insert(name.into(), head.contiguous().unwrap());
+        });
+    };
+    narrow_head(1, 40);
     place.refuses(
         &eval,
         1,
@@ -538,15 +537,7 @@ fn an_adapter_whose_head_is_missing_or_misshapen_is_refused() {
     );
     // Fewer classes than names: the names are of no use, and the rows' labels are none of the classes.
     place.write(file, &whole);
-    place.edit_tensors(file, |tensors| {
-        let head = tensors["base_model.model.score.weight"]
-            .narrow(0, 0, 2)
-            .unwrap();
-        tensors.insert(
-            "base_model.model.score.weight".into(),
-            head.contiguous().unwrap(),
-        );
-    });
+    narrow_head(0, 2);
     place.refuses(
         &eval,
         1,

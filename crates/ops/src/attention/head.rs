@@ -1,6 +1,6 @@
 //! One head of attention: its scores, block by block, in scratch memory.
 
-use super::Attention;
+use super::{Attention, Sizes};
 use crate::attention_mask::Block;
 use crate::gemm::Before::{Added, Ignored};
 use crate::gemm::{Matrix, matmul_here};
@@ -126,15 +126,26 @@ impl<T: Float> Attention<T> {
         Ok(())
     }
 
-    /// One head: its output [tokens, d] and its log-sums.
+    /// Multiplies what the queries of a block take from its keys, or gradients of that, by dropout's mask: of the head `at`
+    /// of all rows.
+    fn drop(&self, at: usize, block: &Block, shares: &mut [T]) {
+        let Some(dropout) = &self.dropout else { return };
+        let Sizes { tokens, keys, .. } = self.sizes;
+        let first = |token: usize| (at * tokens + token) * keys + block.keys.start;
+        for (token, shares) in (block.first..).zip(shares.chunks_mut(block.keys.len())) {
+            dropout.apply_from(first(token), shares);
+        }
+    }
+
+    /// The head `at` of all rows: its output [tokens, d] and its log-sums.
     pub(super) fn head(
         &self,
-        row: usize,
+        at: usize,
         q: &[T],
         k: &Columns<T>,
         v: Lying<'_, T>,
     ) -> Result<(Vec<T>, Vec<f64>)> {
-        let d = self.sizes.d;
+        let (d, row) = (self.sizes.d, at / self.sizes.heads);
         let mut scratch = self.scratch(row);
         let mut out = unwritten(q.len());
         let mut log_sums = vec![0.0; self.sizes.tokens];
@@ -145,6 +156,7 @@ impl<T: Float> Attention<T> {
             self.scores(row, block, block_q, k, scores)?;
             let log_sums = &mut log_sums[block.first..][..block.count];
             softmax(Level::used(), scores, log_sums);
+            self.drop(at, block, scores);
             let scores = Matrix::new(scores, block.count, seen)?;
             let v = v.rows(block.keys.clone(), d)?;
             matmul_here(Ignored, T::ONE, scores, v, &mut out[queries])?;
@@ -152,15 +164,15 @@ impl<T: Float> Attention<T> {
         Ok((out, log_sums))
     }
 
-    /// One head's share of the gradients: `q` is [tokens, d], and so is `grad`.
+    /// The share of the gradients of the head `at` of all rows: `q` is [tokens, d], and so is `grad`.
     pub(super) fn head_back(
         &self,
-        row: usize,
+        at: usize,
         (q, k, v): (&[T], &Keys<T>, &Columns<T>),
         (grad, log_sums): (Lying<'_, T>, &[f64]),
         grads: Grads<'_, T>,
     ) -> Result<()> {
-        let d = self.sizes.d;
+        let (d, row) = (self.sizes.d, at / self.sizes.heads);
         let scale = T::from_f64(self.scale);
         let (mut scores, mut slopes) = (self.scratch(row), self.scratch(row));
         for block in &self.blocks[row] {
@@ -173,8 +185,10 @@ impl<T: Float> Attention<T> {
             let block_grad = grad.rows(block.first..block.first + count, d)?;
             let values = v.part(block.keys.clone())?;
             matmul_here(Ignored, T::ONE, block_grad, values, slopes)?;
+            self.drop(at, block, slopes);
             let log_sums = &log_sums[block.first..][..count];
             softmax_slopes(Level::used(), probabilities, slopes, log_sums);
+            self.drop(at, block, probabilities);
             let p = Matrix::new(probabilities, count, seen)?.transposed();
             matmul_here(Added, T::ONE, p, block_grad, &mut grads.v[keys.clone()])?;
             let slopes = Matrix::new(slopes, count, seen)?;

@@ -5,7 +5,6 @@ use super::{Algorithm, Chosen, Listed, NOT_NEGATIVE, Optimizer, Updated, not_neg
 use crate::error::Result;
 use crate::keys::{Keys, as_number};
 use lowrank_ops::{leveled, simd::Level};
-use std::collections::BTreeSet;
 use toml::Value;
 
 /// The constants of AdamW; the defaults are torch's but for the decay, which is 0.
@@ -81,8 +80,7 @@ impl Algorithm for AdamW {
     }
 
     fn start(&self, updated: &Updated<'_>) -> Result<Box<dyn Optimizer>> {
-        let paces = updated.paces(self.weight_decay, &BTreeSet::new())?;
-        Ok(Box::new(Elements::new(*self, paces)?))
+        Elements::of_all(*self, self.weight_decay, updated)
     }
 }
 

@@ -4,13 +4,13 @@
 //! other tensor has one.
 
 use super::updated::Pace;
-use super::{Ages, Optimizer};
+use super::{Ages, Optimizer, Updated};
 use crate::error::Result;
 use candle_core::{DType, Device, Tensor};
 use lowrank_adapter::{Param, Revival};
 use lowrank_ops::{Float, Grads, data};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// How numbers change.
@@ -66,6 +66,17 @@ struct Slot {
 enum Arrays {
     F32(Vec<Vec<f32>>),
     F64(Vec<Vec<f64>>),
+}
+
+impl<R: Rule + 'static> Elements<R> {
+    /// Updates of every tensor of `updated`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new)'s, and those of [`Updated::paces`].
+    pub fn of_all(rule: R, weight_decay: f64, updated: &Updated<'_>) -> Result<Box<dyn Optimizer>> {
+        let paces = updated.paces(weight_decay, &BTreeSet::new())?;
+        Ok(Box::new(Self::new(rule, paces)?))
+    }
 }
 
 impl<R: Rule> Elements<R> {

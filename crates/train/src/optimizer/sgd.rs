@@ -5,7 +5,6 @@ use super::{Algorithm, Chosen, Listed, NOT_NEGATIVE, Optimizer, Updated, not_neg
 use crate::error::Result;
 use crate::keys::Keys;
 use lowrank_ops::{leveled, simd::Level};
-use std::collections::BTreeSet;
 use toml::Value;
 
 /// The constants of SGD; the defaults are torch's.
@@ -57,8 +56,7 @@ impl Algorithm for Sgd {
     }
 
     fn start(&self, updated: &Updated<'_>) -> Result<Box<dyn Optimizer>> {
-        let paces = updated.paces(self.weight_decay, &BTreeSet::new())?;
-        Ok(Box::new(Elements::new(*self, paces)?))
+        Elements::of_all(*self, self.weight_decay, updated)
     }
 }
 
