@@ -1,14 +1,12 @@
-"""Writes the golden files of classifiers with the real transformers and PEFT.
+"""Writes `classify/` among the golden files, run by generate.py: classifiers of the real transformers and PEFT.
 
-    classify.py           rewrites tests/parity/classify
     classify.py load MODEL ADAPTER BATCH.json OUT.safetensors
                           opens MODEL as a classifier, with an adapter that lowrank wrote (`-` for none), and writes `logits` and
                           `logits64` of the first batch; exits 1 if PEFT would miss or ignore a tensor
 
-Everything is random and small; nothing is downloaded. The folder holds
+The folder holds
 
-    versions.json         what made the files
-    models/bert/          a BERT of two layers without a head; LLaMA's base is golden/models/plain
+    models/bert/          a BERT of two layers without a head; LLaMA's base is models/plain
     <case>/               one adapter over one of them, `task_type` "SEQ_CLS":
         adapter_init/     the adapter that everything below starts from, saved by PEFT
         batch.json        ten batches of three rows padded on the right, with the types of tokens and a label a row
@@ -23,8 +21,6 @@ import argparse
 import copy
 import json
 import os
-import platform
-import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -36,7 +32,6 @@ if os.environ.get("PYTHONHASHSEED") != "0":
 
 sys.dont_write_bytecode = True
 
-import peft
 import torch
 import transformers
 from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model
@@ -45,8 +40,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertMod
 import load_back
 import reference
 
-HERE = Path(__file__).resolve().parent
-LLAMA, BERT = "golden/models/plain", "classify/models/bert"
+LLAMA, BERT = "models/plain", "classify/models/bert"
 
 CASES = {
     "llama": (LLAMA, 3, LoraConfig, dict(r=4, lora_alpha=6, target_modules=["q_proj", "v_proj", "down_proj"])),
@@ -73,23 +67,8 @@ def make_bert(seed):
         pad_token_id=0,
     )
     model = BertModel(config)
-    randomise(model, seed)
+    reference.randomise_weights(model, seed)
     model.save_pretrained(BERT)
-
-
-def randomise(model, seed):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for path, weight in model.named_parameters():
-            noise = torch.randn(weight.shape, generator=generator)
-            if "LayerNorm.weight" in path:
-                weight.copy_(1 + 0.3 * noise)
-            elif path.endswith("bias"):
-                weight.copy_(0.3 * noise)
-            elif "embeddings" in path:
-                weight.copy_(0.7 * noise)
-            else:
-                weight.copy_(noise / weight.shape[1] ** 0.5)
 
 
 def make_batches(vocabulary, classes, seed):
@@ -169,25 +148,9 @@ def make_case(name, seed):
 
 
 def write():
-    os.chdir(HERE)
-    shutil.rmtree("classify", ignore_errors=True)
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    reference.make_double_exact()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__.split("+")[0],
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-    }
-    reference.write_json("classify/versions.json", versions, indent=2)
     make_bert(500)
     for seed, name in enumerate(CASES):
         make_case(name, 600 + seed)
-    size = sum(path.stat().st_size for path in Path("classify").rglob("*") if path.is_file())
-    print(f"{size / 2**20:.2f} MiB")
 
 
 def load(arguments):
@@ -217,12 +180,10 @@ def load(arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(dest="command")
-    loading = commands.add_parser("load")
+    loading = parser.add_subparsers(required=True).add_parser("load")
     for name in ("model", "adapter", "batch", "out"):
         loading.add_argument(name)
-    arguments = parser.parse_args()
-    load(arguments) if arguments.command == "load" else write()
+    load(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Everything is random and small; nothing is downloaded. `golden/` holds
     versions.json         what made the files
     targets.json          which modules PEFT adapts, for specifications that are easy to get wrong
     models/<model>/       base models as save_pretrained writes them
+    classify/             classifiers: see classify.py
     adalora/              a whole schedule of AdaLoRA: see adalora.py
     optimizers/           ten steps of other optimisers than AdamW: see optimizers.py
     cases/<case>/         one adapter configuration over one of them:
@@ -54,6 +55,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import adalora
+import classify
 import optimizers
 import reference
 import targets
@@ -244,18 +246,7 @@ def make_model(name, seed):
     """Writes a model whose every weight is random and none is zero."""
     config, shard = MODELS[name]
     model = LlamaForCausalLM(LlamaConfig(**config, bos_token_id=1, eos_token_id=2, pad_token_id=0))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for path, weight in model.named_parameters():
-            noise = torch.randn(weight.shape, generator=generator)
-            if "norm" in path:
-                weight.copy_(1 + 0.3 * noise)
-            elif path.endswith("bias"):
-                weight.copy_(0.3 * noise)
-            elif "embed" in path:
-                weight.copy_(0.7 * noise)
-            else:
-                weight.copy_(noise / weight.shape[1] ** 0.5)
+    reference.randomise_weights(model, seed)
     model.save_pretrained(f"models/{name}", max_shard_size=shard)
 
 
@@ -374,6 +365,7 @@ def generate(golden):
     torch.use_deterministic_algorithms(True)
     reference.make_double_exact()
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     reference.write_json(
         "versions.json",
         {
@@ -391,6 +383,7 @@ def generate(golden):
         make_case(name, 200 + seed)
     adalora.write("models/plain", make_batches(MODELS["plain"][0]["vocab_size"], 300, adalora.STEPS))
     optimizers.write()
+    classify.write()
     size = sum(path.stat().st_size for path in golden.rglob("*") if path.is_file())
     print(f"{size / 2**20:.2f} MiB")
     assert size < 5e6

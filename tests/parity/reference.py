@@ -20,6 +20,22 @@ WEIGHT_DECAY = 0.01
 MAX_GRAD_NORM = 1.0
 
 
+def randomise_weights(model, seed):
+    """Gives a model weights that are random; none is zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for path, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if path.endswith("bias"):
+                weight.copy_(0.3 * noise)
+            elif "norm" in path.lower():
+                weight.copy_(1 + 0.3 * noise)
+            elif "embed" in path:
+                weight.copy_(0.7 * noise)
+            else:
+                weight.copy_(noise / weight.shape[1] ** 0.5)
+
+
 def inverse_frequencies(config):
     """The rotary frequencies of a configuration, in f64 [head_dim / 2]."""
     rope = config.rope_parameters

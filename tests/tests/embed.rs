@@ -170,8 +170,8 @@ fn hidden_states_are_pooled_in_the_order_of_the_rows() {
 #[test]
 fn adapters_of_classifiers_take_part() {
     for (base, adapter) in [("bert", "bert"), ("bert", "bert_regression")] {
-        let place = place(&format!("../classify/models/{base}"), 37);
-        place.copy(&format!("../classify/{adapter}/adapter_final"), "adapter");
+        let place = place(&format!("classify/models/{base}"), 37);
+        place.copy(&format!("classify/{adapter}/adapter_final"), "adapter");
         let labels = if adapter == "bert" { 3 } else { 1 };
         let head = Head::Classes {
             num_labels: size(labels),

@@ -13,7 +13,7 @@ use lowrank::format::{Existing, PeftFolder};
 use lowrank::models::Precision;
 use lowrank::training::{batch, classify};
 use lowrank::{Base, StrictBase, load_adapter, merge_into, save_adapter};
-use lowrank_tests::golden::{Steps, read_json};
+use lowrank_tests::golden::{self, Steps, read_json};
 use lowrank_tests::numbers::max_difference;
 use lowrank_tests::steps::{Division, ensure_final, ensure_trace, ten_steps};
 use serde::Deserialize;
@@ -68,13 +68,13 @@ struct Case {
 
 impl Case {
     fn open(name: &str) -> Result<Self> {
-        let folder = scripts().join("classify").join(name);
+        let folder = golden::folder().join("classify").join(name);
         let config: serde_json::Value =
             read_json(&folder.join("adapter_init/adapter_config.json"))?;
         let base = config["base_model_name_or_path"].as_str().context("base")?;
         let rows: Vec<Rows> = read_json(&folder.join("batch.json"))?;
         Ok(Self {
-            model: scripts().join(base),
+            model: golden::folder().join(base),
             examples: rows.iter().flat_map(Rows::examples).collect(),
             expected: candle_core::safetensors::load(
                 folder.join("expected.safetensors"),

@@ -2,7 +2,7 @@
 
 use crate::choices::best;
 use crate::error::Result;
-use crate::evaluate::{Evaluation, batch};
+use crate::evaluate::{Evaluation, Sum, batch};
 use crate::task_metrics::{of_classes, of_values};
 use candle_core::DType;
 use lowrank_adapter::{Ask, Model, Pass, Selection, run};
@@ -152,5 +152,10 @@ fn judge(classified: &[Classified], tokens: u64) -> Evaluation {
         labels => of_classes(&classes.0, &classes.1, labels),
     };
     evaluation.accuracy = evaluation.metrics.get("accuracy").copied();
+    let mut right = Sum::default();
+    for correct in classified.iter().filter_map(|row| row.correct) {
+        right.hit(correct);
+    }
+    evaluation.accuracy_interval = right.interval();
     evaluation
 }
