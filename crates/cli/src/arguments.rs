@@ -4,7 +4,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use lowrank::adapter::ResidualBase;
 use lowrank::models::{Temperature, TopP};
 use lowrank::training::Place;
-use lowrank::{AdapterSource, Pooling};
+use lowrank::{AdapterSource, Base, Pooling};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -213,9 +213,8 @@ pub struct EvalArguments {
     /// Longer rows lose their right end
     #[arg(long, default_value = "512")]
     pub max_length: NonZeroUsize,
-    /// What writes rows of messages, if not the model's own chat template: a file, or a template's text
-    #[arg(long, value_name = "TEMPLATE")]
-    pub chat_template: Option<String>,
+    #[command(flatten)]
+    pub template: TemplateArguments,
     /// How the weights are held: as-stored, f32, bf16, f16, f64 or nf4
     #[arg(long, default_value = "as-stored")]
     pub dtype: String,
@@ -332,6 +331,27 @@ pub struct EmbedArguments {
     pub json: bool,
 }
 
+/// What makes a text of messages.
+#[derive(Debug, Args)]
+pub struct TemplateArguments {
+    /// What writes messages, if not the model's own chat template: a file, or a template's text
+    #[arg(long, value_name = "TEMPLATE")]
+    pub chat_template: Option<String>,
+}
+
+impl TemplateArguments {
+    /// Sets it, if one was given.
+    ///
+    /// # Errors
+    /// As [`Base::set_chat_template`].
+    pub fn set(&self, base: &mut Base) -> lowrank::Result<()> {
+        match &self.chat_template {
+            Some(template) => base.set_chat_template(template),
+            None => Ok(()),
+        }
+    }
+}
+
 /// `lowrank generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArguments {
@@ -343,6 +363,8 @@ pub struct GenerateArguments {
     /// The prompt is a user's message: write it with the model's chat template, and let the model answer
     #[arg(long)]
     pub chat: bool,
+    #[command(flatten)]
+    pub template: TemplateArguments,
     /// How many tokens are written at most
     #[arg(long, default_value = "128")]
     pub max_new_tokens: NonZeroUsize,
@@ -367,9 +389,8 @@ pub struct ChatArguments {
     /// The system message
     #[arg(long, allow_hyphen_values = true)]
     pub system: Option<String>,
-    /// What writes the conversation, if not the model's own chat template: a file, or a template's text
-    #[arg(long, value_name = "TEMPLATE")]
-    pub chat_template: Option<String>,
+    #[command(flatten)]
+    pub template: TemplateArguments,
     /// How many tokens an answer has at most
     #[arg(long, default_value = "512")]
     pub max_new_tokens: NonZeroUsize,

@@ -152,7 +152,11 @@ impl Dataset {
                 Self::read(&files, &encoder, None, expected)
             }
             Ok(None) => {
-                tracing::debug!("rows with labels are held in memory");
+                if cache.required {
+                    tracing::warn!(
+                        "rows with labels are held in memory, whatever `data.cache` says"
+                    );
+                }
                 Self::read(&files, &encoder, None, expected)
             }
             Ok(Some(stored)) => Ok(stored),

@@ -271,7 +271,8 @@ impl BaseFiles {
             )));
         };
         self.template = Some(text);
-        self.chat_template().map(drop)
+        let parsed = self.chat_template().map(drop);
+        parsed.map_err(|error| Error::Usage(error.to_string()))
     }
 
     /// The tokens that end a text that it writes: those of its configuration, and those of generation_config.json.

@@ -75,6 +75,14 @@ impl TaskRows {
             let eval = open(&run.data.eval, "data.eval", expected)?;
             held_out = Some(eval.with_references()?);
         }
+        let smoothing = run.train.blur.label_smoothing;
+        if smoothing > 0.0 && data.classes().is_some_and(Classes::is_regression) {
+            return Err(Error::Usage(format!(
+                "{}: `train.label_smoothing` is {smoothing}, and the labels of a regression are values, which are not smoothed; \
+                 leave it out",
+                origin.display()
+            )));
+        }
         Ok(Self { data, held_out })
     }
 }

@@ -165,7 +165,7 @@ fn the_template_is_a_setting_of_the_run() {
         2,
         "run.toml: `data.chat_template`: chat template `none.jinja` is neither a file nor a template (one has `{{` or `{%` in it)",
     );
-    refused("'{% if %}'", 1, "chat template of the run: ");
+    refused("'{% if %}'", 2, "chat template of the run: ");
     refused(
         "3",
         2,

@@ -227,7 +227,14 @@ fn check_outputs(place: &Place, found: &Value) {
             assert!((score - f64::from(*logit)).abs() < 1e-6);
         }
     }
-    assert_eq!(found["accuracy"].as_f64().unwrap(), right as f64 / 24.0);
+    let share = right as f64 / 24.0;
+    assert_eq!(found["accuracy"].as_f64().unwrap(), share);
+    // Wilson's bounds are where the score test of the share is as far off as it may be.
+    for (bound, sign) in [("accuracy_low", 1.0), ("accuracy_high", -1.0)] {
+        let bound = found["metrics"][bound].as_f64().unwrap();
+        let far = sign * (share - bound) / (bound * (1.0 - bound) / 24.0).sqrt();
+        assert!((far - 1.96).abs() < 1e-3, "{bound} of {share}");
+    }
 }
 
 #[test]
@@ -281,6 +288,11 @@ fn a_regression_is_judged_by_its_correlations() {
         "--json",
     ];
     done(&place, &merge);
+    place.refuses(
+        &["plan", "run.toml", "--set", "train.label_smoothing=0.1"],
+        2,
+        &["run.toml: `train.label_smoothing` is 0.1, and the labels of a regression are values"],
+    );
     assert_eq!(
         place.json("merged/config.json")["problem_type"],
         "regression"

@@ -400,6 +400,25 @@ fn a_message_is_written_by_the_models_template() {
         1,
         &["error: chat template of model: no w5 (line 1)"],
     );
+    // A template of the command takes its place.
+    place.write("model/chat.txt", template);
+    let arguments = ["--prompt", "w5 w6", "--max-new-tokens", "9"];
+    let given = ["--chat", "--chat-template", "model/chat.txt"];
+    let again = run(&place, &[&given[..], &arguments].concat());
+    assert_eq!(again["text"], chat["text"]);
+    place.refuses(
+        &[
+            "generate",
+            "--model",
+            "model",
+            "--prompt",
+            "w5",
+            "--chat-template",
+            "model/chat.txt",
+        ],
+        2,
+        &["error: `--chat-template` writes messages, and the prompt is none; give `--chat` too"],
+    );
 }
 
 #[test]

@@ -104,9 +104,7 @@ pub fn run(arguments: &ChatArguments, quiet: bool) -> Result<ExitCode> {
     let precision = precision(&arguments.dtype)?;
     let generation = settings(&arguments.sampling, arguments.max_new_tokens)?;
     let (mut base, selection) = super::open(&arguments.model, precision, arguments.device)?;
-    if let Some(template) = &arguments.chat_template {
-        base.set_chat_template(template)?;
-    }
+    arguments.template.set(&mut base)?;
     let generator = Generator::new(&base)?;
     let mut chat = Chat::new(&generator, selection, generation)?;
     if let Some(system) = &arguments.system {

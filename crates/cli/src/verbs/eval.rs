@@ -51,9 +51,7 @@ pub fn run(arguments: &EvalArguments) -> Result<ExitCode> {
     check_outputs(arguments)?;
     let started = Instant::now();
     let (mut base, selection) = super::open(&arguments.model, precision, arguments.device)?;
-    if let Some(template) = &arguments.chat_template {
-        base.set_chat_template(template)?;
-    }
+    arguments.template.set(&mut base)?;
     let data = open_data(arguments, &base)?;
     classify::check(&base, &data)?;
     let task = choose_task(arguments, &data)?;

@@ -26,8 +26,15 @@ struct Report {
 pub fn run(arguments: &GenerateArguments) -> Result<ExitCode> {
     let precision = precision(&arguments.dtype)?;
     let generation = settings(&arguments.sampling, arguments.max_new_tokens)?;
+    if arguments.template.chat_template.is_some() && !arguments.chat {
+        return Err(Error::Usage(
+            "`--chat-template` writes messages, and the prompt is none; give `--chat` too".into(),
+        )
+        .into());
+    }
     let text = prompt(&arguments.prompt)?;
-    let (base, selection) = super::open(&arguments.model, precision, arguments.device)?;
+    let (mut base, selection) = super::open(&arguments.model, precision, arguments.device)?;
+    arguments.template.set(&mut base)?;
     let chat = [Message::user(text.as_str())];
     let prompt = if arguments.chat {
         Prompt::Chat(&chat)
