@@ -4,6 +4,7 @@ use crate::Result;
 use crate::fields::Fields;
 use crate::kind::Kind;
 use crate::quantisation::check_quantisation;
+use crate::sizes::{Sizes, check_size};
 use serde_json::{Map, Value};
 
 /// Fields that say nothing about what a forward pass computes: provenance, storage, training, and what old files say of
@@ -109,28 +110,19 @@ impl BertConfig {
             return Err(fields.wrong("model_type", &kind.name().into(), expected));
         }
         fields.ignore(IGNORED);
-        let vocab_size = fields.size("vocab_size")?;
-        let hidden_size = fields.size("hidden_size")?;
-        let intermediate_size = fields.size("intermediate_size")?;
-        let layers = fields.size("num_hidden_layers")?;
-        let heads = fields.size("num_attention_heads")?;
-        let hidden_size = fields.required("hidden_size", hidden_size)?;
-        let heads = fields.required("num_attention_heads", heads)?;
-        if hidden_size % heads != 0 {
-            let expected = format!("a divisor of `hidden_size` = {hidden_size}");
-            return Err(fields.wrong("num_attention_heads", &heads.into(), expected));
-        }
+        let sizes = Sizes::read(&mut fields)?;
+        sizes.head_dim(&fields)?;
         let max_position_embeddings = fields.size("max_position_embeddings")?.unwrap_or(512);
         let dropout = fields.probability("hidden_dropout_prob")?.unwrap_or(0.1);
         let attention_dropout = fields.probability("attention_probs_dropout_prob")?;
         let eos = fields.tokens("eos_token_id")?;
         let config = Self {
             kind,
-            vocab_size: fields.required("vocab_size", vocab_size)?,
-            hidden_size,
-            intermediate_size: fields.required("intermediate_size", intermediate_size)?,
-            num_hidden_layers: fields.required("num_hidden_layers", layers)?,
-            num_attention_heads: heads,
+            vocab_size: sizes.vocab_size,
+            hidden_size: sizes.hidden_size,
+            intermediate_size: sizes.intermediate_size,
+            num_hidden_layers: sizes.num_hidden_layers,
+            num_attention_heads: sizes.num_attention_heads,
             layer_norm_eps: fields.positive("layer_norm_eps")?.unwrap_or(1e-12),
             max_position_embeddings,
             type_vocab_size: fields.size("type_vocab_size")?.unwrap_or(2),
@@ -183,12 +175,7 @@ impl BertConfig {
             ("max_position_embeddings", self.max_position_embeddings),
             ("type_vocab_size", self.type_vocab_size),
         ] {
-            let bytes = value
-                .checked_mul(self.hidden_size)
-                .and_then(|numbers| numbers.checked_mul(8));
-            if bytes.is_none_or(|bytes| isize::try_from(bytes).is_err()) {
-                return Err(fields.wrong(field, &value.into(), "a size that fits into memory"));
-            }
+            check_size(fields, field, value, Some(self.hidden_size))?;
         }
         Ok(())
     }

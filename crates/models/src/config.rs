@@ -3,6 +3,7 @@
 use crate::fields::Fields;
 use crate::kind::Kind;
 use crate::quantisation::check_quantisation;
+use crate::sizes::{Sizes, check_size};
 use crate::{Result, rope};
 use lowrank_adapter::Reach;
 use lowrank_ops::RotaryScaling;
@@ -117,20 +118,11 @@ impl LlamaConfig {
             return Err(fields.wrong("model_type", &kind.name().into(), expected));
         };
         fields.ignore(IGNORED);
-        let vocab_size = fields.size("vocab_size")?;
-        let hidden_size = fields.size("hidden_size")?;
-        let intermediate_size = fields.size("intermediate_size")?;
-        let layers = fields.size("num_hidden_layers")?;
-        let heads = fields.size("num_attention_heads")?;
-        let hidden_size = fields.required("hidden_size", hidden_size)?;
-        let heads = fields.required("num_attention_heads", heads)?;
+        let sizes = Sizes::read(&mut fields)?;
+        let (layers, heads) = (sizes.num_hidden_layers, sizes.num_attention_heads);
         let head_dim = match fields.size("head_dim")? {
             Some(head_dim) => head_dim,
-            None if hidden_size % heads == 0 => hidden_size / heads,
-            None => {
-                let expected = format!("a divisor of `hidden_size` = {hidden_size}");
-                return Err(fields.wrong("num_attention_heads", &heads.into(), expected));
-            }
+            None => sizes.head_dim(&fields)?,
         };
         if head_dim % 2 != 0 {
             return Err(fields.wrong("head_dim", &head_dim.into(), "an even number"));
@@ -146,14 +138,13 @@ impl LlamaConfig {
             return Err(fields.wrong("num_key_value_heads", &kv_heads.into(), expected));
         }
         let max_position_embeddings = fields.size("max_position_embeddings")?;
-        let layers = fields.required("num_hidden_layers", layers)?;
         let (sliding_window, window_from) = window(&mut fields, kind, layers)?;
         let (rope_theta, rope_scaling) = rope::read(&mut fields)?;
         let config = Self {
             kind,
-            vocab_size: fields.required("vocab_size", vocab_size)?,
-            hidden_size,
-            intermediate_size: fields.required("intermediate_size", intermediate_size)?,
+            vocab_size: sizes.vocab_size,
+            hidden_size: sizes.hidden_size,
+            intermediate_size: sizes.intermediate_size,
             num_hidden_layers: layers,
             num_attention_heads: heads,
             num_key_value_heads: kv_heads,
@@ -217,10 +208,7 @@ impl LlamaConfig {
             ("intermediate_size", self.intermediate_size, hidden),
             ("vocab_size", self.vocab_size, hidden),
         ] {
-            let bytes = other.and_then(|other| value.checked_mul(other)?.checked_mul(8));
-            if bytes.is_none_or(|bytes| isize::try_from(bytes).is_err()) {
-                return Err(fields.wrong(field, &value.into(), "a size that fits into memory"));
-            }
+            check_size(fields, field, value, other)?;
         }
         Ok(())
     }

@@ -32,6 +32,7 @@ mod load;
 mod quantisation;
 mod rope;
 mod sample;
+mod sizes;
 
 pub use bert::Bert;
 pub use bert_config::{Activation, BertConfig};
