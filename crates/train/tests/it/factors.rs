@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use lowrank_adapter::{Kind, LORA_B, Pair, Param, ParamInfo, Revival};
 use lowrank_ops::Grads;
-use lowrank_train::{AdamW, Algorithm, Group, LoraFa, Sgd, Updated};
+use lowrank_train::{AdamW, Algorithm, Group, LoraFa, Optimizer, Result, Sgd, Updated};
 use std::collections::BTreeMap;
 
 fn param(index: usize, name: &str, group: &'static str, value: &Tensor) -> Param {
@@ -145,6 +145,22 @@ fn params(pairs: &[Pair]) -> Vec<Param> {
     pairs.iter().flat_map(both).collect()
 }
 
+/// LoRA-FA of `params`, of which these pairs are products.
+fn lora_fa(pairs: &[Pair], params: &[Param]) -> Result<Box<dyn Optimizer>> {
+    let groups = BTreeMap::new();
+    LoraFa::default().start(&Updated {
+        pairs,
+        ..Updated::all(params, &groups)
+    })
+}
+
+/// What it has of the second factor of layer 0, as wide as `a`: the first moment times A.
+fn direction(optimizer: &dyn Optimizer, a: &Tensor) -> Tensor {
+    let first = &optimizer.state().unwrap().0["first.0.lora_B.weight"];
+    let first = first.to_dtype(DType::F64).unwrap();
+    first.matmul(a).unwrap()
+}
+
 #[test]
 fn lora_fa_follows_the_projected_gradient() {
     // A = [3 4], dL/dW = [[1 2], [0 1]], s = 2: the gradient of B is [22, 8], and the projected one [0.22, 0.08].
@@ -154,13 +170,7 @@ fn lora_fa_follows_the_projected_gradient() {
         &matrix(&[&[0.0], &[0.0]]),
         2.0,
     )];
-    let params = params(&pairs);
-    let groups = BTreeMap::new();
-    let updated = Updated {
-        pairs: &pairs,
-        ..Updated::all(&params, &groups)
-    };
-    let mut optimizer = LoraFa::default().start(&updated).unwrap();
+    let mut optimizer = lora_fa(&pairs, &params(&pairs)).unwrap();
     assert_eq!(optimizer.params(), std::slice::from_ref(&pairs[0].b));
     let mut grads = Grads::default();
     grads.insert(&pairs[0].b, matrix(&[&[22.0], &[8.0]]));
@@ -202,50 +212,34 @@ fn lora_fa_does_not_depend_on_the_lengths_of_rows() {
         &[-0.25, 0.3, 0.8, -1.2],
     ]);
     // What W moves by in one step of SGD on g' is read from the first moment, 0.1 g'.
-    let direction = |a: &Tensor, scale: f64, dtype: DType| {
+    let moved = |a: &Tensor, scale: f64, dtype: DType| {
         let cast = |tensor: &Tensor| tensor.to_dtype(dtype).unwrap();
         let pairs = [pair(0, &cast(a), &cast(&b), scale)];
-        let params = params(&pairs);
-        let groups = BTreeMap::new();
-        let updated = Updated {
-            pairs: &pairs,
-            ..Updated::all(&params, &groups)
-        };
-        let mut optimizer = LoraFa::default().start(&updated).unwrap();
+        let mut optimizer = lora_fa(&pairs, &params(&pairs)).unwrap();
         let of_b = (gradient.matmul(&a.t().unwrap()).unwrap() * scale).unwrap();
         let mut grads = Grads::default();
         grads.insert(&pairs[0].b, cast(&of_b));
         // Half of what is asked for: the factor that clips.
         optimizer.update(&grads, 0.5, 1e-3).unwrap();
-        let first = &optimizer.state().unwrap().0["first.0.lora_B.weight"];
-        let first = first.to_dtype(DType::F64).unwrap();
-        values(&(first.matmul(a).unwrap() * (scale * 20.0)).unwrap())
+        values(&(direction(&*optimizer, a) * (scale * 20.0)).unwrap())
     };
-    let expected = direction(&a, 1.0, DType::F64);
+    let expected = moved(&a, 1.0, DType::F64);
     let norm: f64 = expected.iter().map(|value| value * value).sum();
     assert!(norm > 1.0, "{norm}");
     let longer = matrix(&[&[3.0, 0.0], &[1.0, -0.5]]).matmul(&a).unwrap();
-    ensure_close(&direction(&longer, 0.7, DType::F64), &expected, 1e-7);
-    ensure_close(&direction(&a, 1.7, DType::F32), &expected, 1e-5);
+    ensure_close(&moved(&longer, 0.7, DType::F64), &expected, 1e-7);
+    ensure_close(&moved(&a, 1.7, DType::F32), &expected, 1e-5);
     // Projected once is projected: nothing but the part in the rows of A is left, and the rows that depend on each other
     // are as good as the ones that do not.
     let doubled = Tensor::cat(&[&a, &a.narrow(0, 0, 1).unwrap()], 0).unwrap();
     let b3 = Tensor::zeros((3, 3), DType::F32, &Device::Cpu).unwrap();
     let pairs = [pair(0, &doubled.to_dtype(DType::F32).unwrap(), &b3, 1.0)];
-    let params = params(&pairs);
-    let groups = BTreeMap::new();
-    let updated = Updated {
-        pairs: &pairs,
-        ..Updated::all(&params, &groups)
-    };
-    let mut optimizer = LoraFa::default().start(&updated).unwrap();
+    let mut optimizer = lora_fa(&pairs, &params(&pairs)).unwrap();
     let of_b = gradient.matmul(&doubled.t().unwrap()).unwrap();
     let mut grads = Grads::default();
     grads.insert(&pairs[0].b, of_b.to_dtype(DType::F32).unwrap());
     optimizer.update(&grads, 0.5, 1e-3).unwrap();
-    let first = &optimizer.state().unwrap().0["first.0.lora_B.weight"];
-    let first = first.to_dtype(DType::F64).unwrap();
-    let moved = (first.matmul(&doubled).unwrap() * 20.0).unwrap();
+    let moved = (direction(&*optimizer, &doubled) * 20.0).unwrap();
     ensure_close(&values(&moved), &expected, 1e-4);
 }
 
@@ -254,13 +248,8 @@ fn lora_fa_refuses_what_is_not_plain() {
     let (a, b) = (matrix(&[&[3.0, 4.0]]), matrix(&[&[0.5], &[0.25], &[1.0]]));
     let pairs = [pair(0, &a, &b, 2.0), pair(2, &a, &b, 0.0)];
     let all = params(&pairs);
-    let groups = BTreeMap::new();
     let refused = |pairs: &[Pair], params: &[Param]| {
-        let updated = Updated {
-            pairs,
-            ..Updated::all(params, &groups)
-        };
-        let error = LoraFa::default().start(&updated).unwrap_err();
+        let error = lora_fa(pairs, params).unwrap_err();
         assert!(error.is_usage());
         let text = error.to_string();
         let start = "`train.optimizer = \"lora_fa\"` trains layers that learn a product of two factors and nothing else, \
@@ -277,11 +266,7 @@ fn lora_fa_refuses_what_is_not_plain() {
         "that of `2.lora_B.weight` is multiplied by a scale of 0"
     );
     // What does not fit changes nothing, whatever comes before it.
-    let updated = Updated {
-        pairs: &pairs[..1],
-        ..Updated::all(&all[..2], &groups)
-    };
-    let mut optimizer = LoraFa::default().start(&updated).unwrap();
+    let mut optimizer = lora_fa(&pairs[..1], &all[..2]).unwrap();
     let mut grads = Grads::default();
     grads.insert(
         &pairs[0].b,
@@ -314,13 +299,7 @@ fn a_restored_lora_fa_projects_on_the_restored_factor() {
     };
     let end = |first: &Tensor| {
         let pairs = [pair(0, first, &b, 2.0)];
-        let params = params(&pairs);
-        let groups = BTreeMap::new();
-        let updated = Updated {
-            pairs: &pairs,
-            ..Updated::all(&params, &groups)
-        };
-        let mut optimizer = LoraFa::default().start(&updated).unwrap();
+        let mut optimizer = lora_fa(&pairs, &params(&pairs)).unwrap();
         let (tensors, ages) = optimizer.state().unwrap();
         optimizer.update(&grads(&pairs[0]), 1.0, 0.1).unwrap();
         optimizer.restore(tensors, ages).unwrap();
