@@ -7,7 +7,9 @@ use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
 pub(crate) const FOLDER: &str = "a folder in Hugging Face layout";
-pub(crate) const CONVERT_MODEL: &str = "`AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)`";
+/// Another class than the one that config.json names would lose its head.
+pub(crate) const CONVERT_MODEL: &str = "`CLASS.from_pretrained(folder).save_pretrained(other_folder, safe_serialization=True)`, where CLASS is what \
+     transformers calls the one in `architectures` of config.json";
 pub(crate) const CONVERT_ADAPTER: &str =
     "`PeftModel.from_pretrained(base, folder).save_pretrained(folder, safe_serialization=True)`";
 

@@ -16,7 +16,7 @@ use lowrank_adapter::{
 };
 use lowrank_frozen::{FrozenEmbedding, FrozenLinear, Weights};
 use lowrank_ops as ops;
-use tensors::{Plan, Renamed};
+use tensors::{Plan, renamed};
 use top::Top;
 
 /// A BERT or RoBERTa. Its parts have the paths that transformers gives them in the class that has this head:
@@ -58,7 +58,7 @@ impl Bert {
         precision: Precision,
         head: Head,
     ) -> Result<Self> {
-        let weights = Renamed::new(weights, &config, head);
+        let weights = renamed(weights, &config, head);
         let plan = Plan::new(&config, &weights, head)?;
         let checkpoint = Checkpoint::new(&weights, precision, plan.needed(), |name| {
             plan.ignores(name)

@@ -37,6 +37,7 @@ const IGNORED: &[&str] = &[
     "pooler_num_fc_layers",
     "pooler_size_per_head",
     "pooler_type",
+    "problem_type",
     "return_dict",
     "sep_token_id",
     "tokenizer_class",
@@ -138,17 +139,10 @@ impl BertConfig {
         let is_false = |value: &Value| value == false;
         let is_absolute = |value: &Value| value == "absolute";
         let is_empty = |value: &Value| value.as_object().is_some_and(Map::is_empty);
-        let is_single =
-            |value: &Value| value == "single_label_classification" || value == "regression";
         fields.only("position_embedding_type", is_absolute, "\"absolute\"")?;
         fields.only("is_decoder", is_false, "false")?;
         fields.only("add_cross_attention", is_false, "false")?;
         fields.only("pruned_heads", is_empty, "{}")?;
-        fields.only(
-            "problem_type",
-            is_single,
-            "\"single_label_classification\", \"regression\"",
-        )?;
         check_quantisation(&mut fields)?;
         config.check_sizes(&fields)?;
         fields.finish()?;

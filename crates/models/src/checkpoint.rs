@@ -23,6 +23,21 @@ pub enum Precision {
 
 const HINT: &str = "use dtype = \"f32\"";
 
+/// Whether a head is stored beside the table that it is tied to and is another: then it is not tied, as in transformers.
+pub(crate) fn differ(weights: &dyn Weights, head: &str, table: &str) -> Result<bool> {
+    let (Some(one), Some(other)) = (weights.info(head), weights.info(table)) else {
+        return Ok(false);
+    };
+    if one.shape != other.shape {
+        return Ok(true);
+    }
+    let (one, other) = (weights.tensor(head)?, weights.tensor(table)?);
+    let other = other.to_dtype(one.dtype()).map_err(ops::Error::from)?;
+    let unequal = one.ne(&other).and_then(|unequal| unequal.max_all());
+    let unequal = unequal.and_then(|unequal| unequal.to_scalar::<u8>());
+    Ok(unequal.map_err(ops::Error::from)? != 0)
+}
+
 /// A checkpoint that was found to hold exactly what the model needs.
 pub(crate) struct Checkpoint<'a> {
     weights: &'a dyn Weights,

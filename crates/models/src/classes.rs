@@ -35,6 +35,16 @@ pub fn classes_of(rows_of: impl Fn(&str) -> Option<usize>) -> Option<NonZeroUsiz
     rows.and_then(NonZeroUsize::new)
 }
 
+/// The entry of `modules_to_save` for the layer in front of a classifier's head that these weights lack, so that it is drawn:
+/// BERT's pooler, which masked-token models are saved without. A head saves what else is drawn.
+#[must_use]
+pub fn drawn_layer(model_type: &str, weights: &dyn Weights) -> Option<&'static str> {
+    const POOLER: &str = "pooler";
+    let has = |name: &str| name.ends_with("pooler.dense.weight");
+    let is_drawn = model_type == "bert" && !weights.names().into_iter().any(has);
+    is_drawn.then_some(POOLER)
+}
+
 /// How many numbers a layer that is drawn may have.
 const MOST: usize = 1 << 30;
 
@@ -164,13 +174,19 @@ pub(crate) enum Bias {
     One,
 }
 
-/// The flat position of the last token of each of these rows that is no padding.
-pub(crate) fn last_tokens(batch: &Batch, rows: impl IntoIterator<Item = u32>) -> Vec<u32> {
+/// The flat position of the last token of each of these rows that is no padding: neither by its segment nor, as transformers
+/// judges, by its id.
+pub(crate) fn last_tokens(
+    batch: &Batch,
+    padding: Option<u32>,
+    rows: impl IntoIterator<Item = u32>,
+) -> Vec<u32> {
     let tokens = batch.tokens();
     let last = |row: u32| {
         let start = row as usize * tokens.length;
-        let segments = &tokens.segments[start..start + tokens.length];
-        let last = segments.iter().rposition(|&segment| segment != 0);
+        let row = start..start + tokens.length;
+        let mut row = tokens.segments[row.clone()].iter().zip(&tokens.ids[row]);
+        let last = row.rposition(|(&segment, &id)| segment != 0 && Some(id) != padding);
         (start + last.unwrap_or(0)) as u32
     };
     rows.into_iter().map(last).collect()

@@ -29,7 +29,6 @@ const IGNORED: &[&str] = &[
     "num_labels",
     "output_attentions",
     "output_hidden_states",
-    "pad_token_id",
     "problem_type",
     "return_dict",
     "tokenizer_class",
@@ -103,6 +102,8 @@ pub struct LlamaConfig {
     pub window_from: usize,
     /// The tokens that end a text; empty if the file names none.
     pub eos_token_ids: Vec<u32>,
+    /// The token that a classifier looks past at the end of a row.
+    pub pad_token_id: Option<u32>,
 }
 
 impl LlamaConfig {
@@ -160,6 +161,7 @@ impl LlamaConfig {
             sliding_window,
             window_from,
             eos_token_ids: fields.tokens("eos_token_id")?,
+            pad_token_id: fields.token("pad_token_id")?,
         };
         let is_one = |value: &Value| value.as_f64() == Some(1.0);
         let is_zero = |value: &Value| value.as_f64() == Some(0.0);

@@ -98,14 +98,6 @@ pub enum Error {
         /// The dtype that the model holds it in.
         dtype: &'static str,
     },
-    /// A kind of model that has no such head.
-    #[error("a model of kind `{model}` with {head:?} is not yet supported")]
-    Head {
-        /// What the model was to answer with.
-        head: crate::Head,
-        /// The kind of model.
-        model: &'static str,
-    },
     /// A checkpoint without the head that predicts tokens, of a kind of model whose checkpoints may lack it.
     #[error(
         "{origin}: there is no `{module}`, the head that predicts tokens: this checkpoint was saved without one, for \

@@ -92,6 +92,19 @@ impl<'a> Fields<'a> {
         self.read(field, "a string", Value::as_str)
     }
 
+    /// A token id; none if it is negative, as old files say it.
+    pub(crate) fn token(&mut self, field: &'static str) -> Result<Option<u32>> {
+        let id = |id: i64| {
+            if id < 0 {
+                Some(None)
+            } else {
+                u32::try_from(id).ok().map(Some)
+            }
+        };
+        let token = self.read(field, "a token id", |value| id(value.as_i64()?))?;
+        Ok(token.flatten())
+    }
+
     /// Token ids: one or a list.
     pub(crate) fn tokens(&mut self, field: &'static str) -> Result<Vec<u32>> {
         let id = |value: &Value| u32::try_from(value.as_u64()?).ok();

@@ -3,8 +3,9 @@
 //! A block is h + O(attention(rotate(Q(n)), rotate(K(n)), V(n))) with n = norm(h), and then
 //! h + down(silu(gate(m)) * up(m)) with m = norm(h).
 
-use crate::checkpoint::{Checkpoint, Precision};
+use crate::checkpoint::{Checkpoint, Precision, differ};
 use crate::classes::{Bias, Classes, last_tokens};
+use crate::renamed::Renamed;
 use crate::{LlamaConfig, Result, checks};
 use candle_core::{DType, Tensor};
 use lowrank_adapter::{
@@ -14,8 +15,10 @@ use lowrank_adapter::{
 use lowrank_frozen::{FrozenEmbedding, FrozenLinear, Weights};
 use lowrank_ops::{self as ops, RotaryTable};
 
-const EMBEDDING: &str = "model.embed_tokens";
-const NORM: &str = "model.norm";
+/// What the paths of everything but the head begin with in every class but the bare one.
+const PREFIX: &str = "model.";
+const EMBEDDING: &str = "embed_tokens";
+const NORM: &str = "norm";
 const HEAD: &str = "lm_head";
 const SCORE: &str = "score";
 
@@ -27,9 +30,25 @@ pub struct Llama {
     embedding: Embedding,
     blocks: Vec<Block>,
     norm: Norm,
-    head: Linear,
-    /// If the head gives rows their classes.
-    classes: Option<Classes>,
+    top: Top,
+}
+
+/// What stands on the last norm.
+#[derive(Debug)]
+enum Top {
+    /// Gives the next tokens.
+    Language(Linear),
+    /// Gives rows their classes.
+    Classes(Linear, Classes),
+    None,
+}
+
+/// What is to stand there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Wanted {
+    Language,
+    Classes(Classes),
+    None,
 }
 
 #[derive(Debug)]
@@ -52,62 +71,73 @@ impl Llama {
     /// # Errors
     /// If a tensor is missing, unused, misshapen, not finite, cannot be read or cannot be held in this precision.
     pub fn new(config: LlamaConfig, weights: &dyn Weights, precision: Precision) -> Result<Self> {
-        Self::with_head(config, weights, precision, None)
+        Self::with_head(config, weights, precision, Wanted::Language)
     }
 
-    /// With a head for classes in the place of the one for tokens, if so many are given. It reads the last token of a row.
+    /// With another head than the one for tokens, or none. One for classes reads the last token of a row. Checkpoints may be of
+    /// any of transformers' classes; without a head, paths are those of the bare one.
     pub(crate) fn with_head(
         config: LlamaConfig,
         weights: &dyn Weights,
         precision: Precision,
-        classes: Option<Classes>,
+        wanted: Wanted,
     ) -> Result<Self> {
-        let tied = config.tie_word_embeddings;
-        // Early checkpoints store the frequencies; some of tied models store the head too, which transformers ignores.
+        let prefix = match wanted {
+            Wanted::Language | Wanted::Classes(_) => PREFIX,
+            Wanted::None => "",
+        };
+        let weights = &Renamed::new(weights, |stored| current(stored, prefix));
+        let (head_weight, table) = (format!("{HEAD}.weight"), format!("{prefix}{EMBEDDING}"));
+        let table_weight = format!("{table}.weight");
+        let is_language = matches!(wanted, Wanted::Language);
+        let tied = is_language
+            && config.tie_word_embeddings
+            && !differ(weights, &head_weight, &table_weight)?;
+        // Early checkpoints store the frequencies; some of tied models store the head too.
         let ignored = |name: &str| {
-            let head = tied && name == format!("{HEAD}.weight");
-            if head {
-                let origin = weights.origin();
-                tracing::warn!("{origin}: `{name}` is ignored: the head is tied to `{EMBEDDING}`");
-            }
-            let other = classes.is_some() && name == format!("{HEAD}.weight");
-            head || other || name.ends_with(".rotary_emb.inv_freq")
+            let head = name == head_weight && (tied || !is_language);
+            let score = name == format!("{SCORE}.weight") && matches!(wanted, Wanted::None);
+            head || score || name.ends_with(".rotary_emb.inv_freq")
         };
         let hidden = config.hidden_size;
-        let head = match &classes {
-            None if tied => Vec::new(),
-            None => vec![(format!("{HEAD}.weight"), vec![config.vocab_size, hidden])],
-            Some(classes) => {
+        let head = match &wanted {
+            Wanted::None => Vec::new(),
+            Wanted::Language if tied => Vec::new(),
+            Wanted::Language => vec![(head_weight.clone(), vec![config.vocab_size, hidden])],
+            Wanted::Classes(classes) => {
                 let dims = (classes.num_labels.get(), hidden);
                 Classes::tensors(weights, SCORE, dims, Bias::None)
             }
         };
-        let needed = tensors(&config).chain(head);
+        let needed = tensors(&config, prefix).chain(head);
         let checkpoint = Checkpoint::new(weights, precision, needed, ignored)?;
         let rotary = RotaryTable::new(config.head_dim, config.rope_theta, &config.rope_scaling)?;
-        let table = FrozenEmbedding::new(checkpoint.table(&format!("{EMBEDDING}.weight"))?);
+        let embedding = FrozenEmbedding::new(checkpoint.table(&table_weight)?);
         let blocks = (0..config.num_hidden_layers)
-            .map(|i| Block::new(&config, i, &checkpoint))
+            .map(|i| Block::new(&config, format!("{prefix}layers.{i}"), &checkpoint))
             .collect::<Result<_>>()?;
-        let norm = norm(&checkpoint, NORM, config.rms_norm_eps)?;
-        let head = match &classes {
-            None if tied => Linear::tied(HEAD, table.head(), EMBEDDING),
-            None => {
-                let head = checkpoint.table(&format!("{HEAD}.weight"))?;
-                Linear::new(HEAD, FrozenLinear::stored(head))
+        let norm = norm(&checkpoint, &format!("{prefix}{NORM}"), config.rms_norm_eps)?;
+        let top = match wanted {
+            Wanted::None => Top::None,
+            Wanted::Language if tied => {
+                Top::Language(Linear::tied(HEAD, embedding.head(), &*table))
             }
-            Some(classes) => {
+            Wanted::Language => {
+                let head = checkpoint.table(&head_weight)?;
+                Top::Language(Linear::new(HEAD, FrozenLinear::stored(head)))
+            }
+            Wanted::Classes(classes) => {
                 let dims = (classes.num_labels.get(), hidden);
-                classes.linear(&checkpoint, SCORE, dims, Bias::None)?
+                let head = classes.linear(&checkpoint, SCORE, dims, Bias::None)?;
+                Top::Classes(head, classes)
             }
         };
         Ok(Self {
             rotary,
-            embedding: Embedding::frozen(EMBEDDING, table),
+            embedding: Embedding::frozen(table, embedding),
             blocks,
             norm,
-            head,
-            classes,
+            top,
             config,
         })
     }
@@ -170,24 +200,25 @@ impl Llama {
 
     fn classify(
         &self,
-        classes: &Classes,
+        (head, classes): (&Linear, &Classes),
         h: &Tensor,
         batch: &Batch,
         ask: &Ask,
         pass: &mut Pass,
     ) -> AdapterResult<Tensor> {
+        let padding = self.config.pad_token_id;
         if matches!(ask, Ask::Classes) {
-            let positions = last_tokens(batch, 0..batch.tokens().rows as u32);
+            let positions = last_tokens(batch, padding, 0..batch.tokens().rows as u32);
             let x = self.picked(h, &positions, pass)?;
-            return self.head.forward(&x, pass);
+            return head.forward(&x, pass);
         }
         let rows = batch.row_targets().into_iter().map(|(row, _)| row);
-        let positions = last_tokens(batch, rows);
+        let positions = last_tokens(batch, padding, rows);
         if positions.is_empty() {
             return Ok(Tensor::zeros(0, self.dtype(), h.device())?);
         }
         let x = self.picked(h, &positions, pass)?;
-        classes.losses(&self.head, &x, batch, pass)
+        classes.losses(head, &x, batch, pass)
     }
 }
 
@@ -209,7 +240,10 @@ impl Model for Llama {
             }
         }
         visit(Part::Norm(&mut self.norm));
-        visit(Part::Head(&mut self.head));
+        match &mut self.top {
+            Top::Language(head) | Top::Classes(head, _) => visit(Part::Head(head)),
+            Top::None => {}
+        }
     }
 
     fn embed(&self, batch: &Batch, pass: &mut Pass) -> AdapterResult<Tensor> {
@@ -240,16 +274,17 @@ impl Model for Llama {
     }
 
     fn head(&self, h: &Tensor, batch: &Batch, ask: &Ask, pass: &mut Pass) -> AdapterResult<Tensor> {
-        let (positions, targets): (Vec<u32>, Vec<u32>) = match (ask, &self.classes) {
+        let head = match (ask, &self.top) {
             (Ask::Hidden, _) => return self.norm.forward_rms(h, pass),
-            (Ask::Losses | Ask::Classes, Some(classes)) => {
-                return self.classify(classes, h, batch, ask, pass);
+            (Ask::Losses | Ask::Classes, Top::Classes(head, classes)) => {
+                return self.classify((head, classes), h, batch, ask, pass);
             }
-            (Ask::Losses, None) => batch.targets().into_iter().unzip(),
-            (Ask::Logits(positions), None) => (positions.clone(), Vec::new()),
-            (Ask::Logits(_), Some(_)) | (Ask::Classes, None) => {
-                return Err(ask.refused(self.model_type()));
-            }
+            (Ask::Losses | Ask::Logits(_), Top::Language(head)) => head,
+            _ => return Err(ask.refused(self.model_type())),
+        };
+        let (positions, targets): (Vec<u32>, Vec<u32>) = match ask {
+            Ask::Logits(positions) => (positions.clone(), Vec::new()),
+            _ => batch.targets().into_iter().unzip(),
         };
         checks::vocabulary(targets.iter().copied(), self.config.vocab_size, "label")?;
         if positions.is_empty() {
@@ -260,15 +295,15 @@ impl Model for Llama {
         }
         let x = self.picked(h, &positions, pass)?;
         match ask {
-            Ask::Losses => self.head.cross_entropy(&x, &targets, pass),
-            _ => self.head.forward(&x, pass),
+            Ask::Losses => head.cross_entropy(&x, &targets, pass),
+            _ => head.forward(&x, pass),
         }
     }
 }
 
 impl Block {
-    fn new(config: &LlamaConfig, i: usize, checkpoint: &Checkpoint<'_>) -> Result<Self> {
-        let path = |part: &str| format!("model.layers.{i}.{part}");
+    fn new(config: &LlamaConfig, path: String, checkpoint: &Checkpoint<'_>) -> Result<Self> {
+        let path = |part: &str| format!("{path}.{part}");
         let attention = |name: &str| {
             linear(
                 checkpoint,
@@ -314,18 +349,32 @@ fn norm(checkpoint: &Checkpoint<'_>, path: &str, eps: f64) -> Result<Norm> {
     ))
 }
 
+/// What transformers calls a stored tensor in a class whose paths begin so.
+fn current(stored: &str, prefix: &str) -> String {
+    let inner = stored.strip_prefix(PREFIX).unwrap_or(stored);
+    let is_head = [HEAD, SCORE].iter().any(|head| inner.starts_with(head));
+    match is_head {
+        true => stored.to_owned(),
+        false => format!("{prefix}{inner}"),
+    }
+}
+
 /// Every tensor of the checkpoint but the head's with its shape, in the order of the forward pass. Lazy: a file may claim any number
 /// of layers.
-fn tensors(config: &LlamaConfig) -> impl Iterator<Item = (String, Vec<usize>)> + use<'_> {
+fn tensors<'a>(
+    config: &'a LlamaConfig,
+    prefix: &'a str,
+) -> impl Iterator<Item = (String, Vec<usize>)> + use<'a> {
     let (hidden, vocab) = (config.hidden_size, config.vocab_size);
-    let first = (format!("{EMBEDDING}.weight"), vec![vocab, hidden]);
-    let last = (format!("{NORM}.weight"), vec![hidden]);
+    let first = (format!("{prefix}{EMBEDDING}.weight"), vec![vocab, hidden]);
+    let last = (format!("{prefix}{NORM}.weight"), vec![hidden]);
+    let layer = move |i| block_tensors(config, &format!("{prefix}layers.{i}"));
     std::iter::once(first)
-        .chain((0..config.num_hidden_layers).flat_map(|i| block_tensors(config, i)))
+        .chain((0..config.num_hidden_layers).flat_map(layer))
         .chain([last])
 }
 
-fn block_tensors(config: &LlamaConfig, i: usize) -> Vec<(String, Vec<usize>)> {
+fn block_tensors(config: &LlamaConfig, path: &str) -> Vec<(String, Vec<usize>)> {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let (query, key) = (config.query_size(), config.key_size());
     let (inputs, output) = (
@@ -335,7 +384,7 @@ fn block_tensors(config: &LlamaConfig, i: usize) -> Vec<(String, Vec<usize>)> {
     let mlp = config.mlp_bias;
     let mut tensors = Vec::new();
     for norm in ["input_layernorm", "post_attention_layernorm"] {
-        tensors.push((format!("model.layers.{i}.{norm}.weight"), vec![hidden]));
+        tensors.push((format!("{path}.{norm}.weight"), vec![hidden]));
     }
     for (name, n_out, n_in, bias) in [
         ("self_attn.q_proj", query, hidden, inputs),
@@ -346,9 +395,9 @@ fn block_tensors(config: &LlamaConfig, i: usize) -> Vec<(String, Vec<usize>)> {
         ("mlp.up_proj", inner, hidden, mlp),
         ("mlp.down_proj", hidden, inner, mlp),
     ] {
-        tensors.push((format!("model.layers.{i}.{name}.weight"), vec![n_out, n_in]));
+        tensors.push((format!("{path}.{name}.weight"), vec![n_out, n_in]));
         if bias {
-            tensors.push((format!("model.layers.{i}.{name}.bias"), vec![n_out]));
+            tensors.push((format!("{path}.{name}.bias"), vec![n_out]));
         }
     }
     tensors

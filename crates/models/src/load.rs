@@ -3,8 +3,9 @@
 use crate::classes::Classes;
 use crate::fields::Fields;
 use crate::kind::{Kind, Reading};
+use crate::llama::Wanted;
 use crate::quantisation::check_weights;
-use crate::{Bert, BertConfig, Error, Llama, LlamaConfig, Precision, Result};
+use crate::{Bert, BertConfig, Llama, LlamaConfig, Precision, Result};
 use lowrank_adapter::Model;
 use lowrank_frozen::Weights;
 use serde_json::{Map, Value};
@@ -107,30 +108,59 @@ pub fn load(
     head: Head,
 ) -> Result<Box<dyn Model>> {
     let kind = Kind::of(config, origin)?;
+    if let Head::Classes { num_labels, .. } = head {
+        check_problem(&mut Fields::new(config, origin), num_labels)?;
+    }
     match kind.reading() {
         Reading::Onward => {
             let llama = LlamaConfig::from_json(config, origin)?;
-            let classes = match head {
-                Head::Language => None,
+            let wanted = match head {
+                Head::Language => Wanted::Language,
                 Head::Classes { num_labels, seed } => {
-                    Some(Classes::new(num_labels, seed, config, origin)?)
+                    Wanted::Classes(Classes::new(num_labels, seed, config, origin)?)
                 }
-                Head::None => {
-                    return Err(Error::Head {
-                        head,
-                        model: kind.name(),
-                    });
-                }
+                Head::None => Wanted::None,
             };
             check_weights(config, origin, weights)?;
             Ok(Box::new(Llama::with_head(
-                llama, weights, precision, classes,
+                llama, weights, precision, wanted,
             )?))
         }
         Reading::BothWays => {
             let bert = BertConfig::from_json(config, origin)?;
             check_weights(config, origin, weights)?;
             Ok(Box::new(Bert::new(bert, weights, precision, head)?))
+        }
+    }
+}
+
+/// Refuses losses that are not those of classes, of which a row has one, or of the value of a regression.
+fn check_problem(fields: &mut Fields<'_>, num_labels: NonZeroUsize) -> Result<()> {
+    const FIELD: &str = "problem_type";
+    const CLASSES: &str = "single_label_classification";
+    const REGRESSION: &str = "regression";
+    let Some(problem) = fields.word(FIELD)? else {
+        return Ok(());
+    };
+    let is_regression = num_labels == NonZeroUsize::MIN;
+    match problem {
+        CLASSES if !is_regression => Ok(()),
+        REGRESSION if is_regression => Ok(()),
+        CLASSES | REGRESSION => {
+            let expected = match is_regression {
+                true => {
+                    "`\"regression\"`, for one label is its value; leave the field out or change it"
+                        .to_owned()
+                }
+                false => format!(
+                    "`\"{CLASSES}\"`, for there are {num_labels} labels; leave the field out or change it"
+                ),
+            };
+            Err(fields.wrong(FIELD, &problem.into(), expected))
+        }
+        _ => {
+            let supported = "\"single_label_classification\", \"regression\"";
+            Err(fields.not_yet(FIELD, &problem.into(), supported))
         }
     }
 }

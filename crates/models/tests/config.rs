@@ -50,6 +50,7 @@ fn every_field_is_read() {
             sliding_window: None,
             window_from: 0,
             eos_token_ids: vec![2, 7],
+            pad_token_id: Some(1),
         }
     );
     let info = ModelInfo::from_json(object(&rich()), "config.json").unwrap();
@@ -93,6 +94,7 @@ fn absent_fields_have_the_defaults_of_transformers() {
             sliding_window: None,
             window_from: 0,
             eos_token_ids: Vec::new(),
+            pad_token_id: None,
         }
     );
 }

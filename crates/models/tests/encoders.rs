@@ -684,13 +684,6 @@ fn configurations_that_do_not_fit_are_refused() {
         ),
         (
             &bert,
-            "problem_type",
-            json!("multi_label_classification"),
-            "`problem_type` = \"multi_label_classification\" is not yet supported; supported: \
-             \"single_label_classification\", \"regression\"",
-        ),
-        (
-            &bert,
             "hidden_dropout_prob",
             json!(1.0),
             "`hidden_dropout_prob` is 1.0, expected a number from 0 to below 1",

@@ -279,7 +279,8 @@ fn pickled_weights() {
     check(
         pickle,
         "model/pytorch_model.bin: pickled weights are refused, because reading them can run any code; convert them in \
-         Python: `AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)`",
+         Python: `CLASS.from_pretrained(folder).save_pretrained(other_folder, safe_serialization=True)`, \
+         where CLASS is what transformers calls the one in `architectures` of config.json",
     );
 }
 

@@ -318,7 +318,8 @@ fn repositories_that_lead_out_of_their_folder_or_hold_nothing_readable() {
         bare().with("pytorch_model.bin", "x"),
         "holds its weights as pickles only (pytorch_model.bin), which are refused because reading them can run any code; \
          convert them in Python and give the folder: \
-         `AutoModelForCausalLM.from_pretrained(\"org/name\").save_pretrained(\"folder\", safe_serialization=True)`",
+         `CLASS.from_pretrained(\"org/name\").save_pretrained(\"folder\", safe_serialization=True)`, where CLASS is what \
+         transformers calls the one in `architectures` of config.json",
     );
     let mut adapter = Repository::new("org/name").with("adapter_config.json", "{}");
     check(

@@ -291,7 +291,8 @@ fn choose_weights(names: &[String], id: &HubId) -> Result<&'static str, Failure>
         return Err(Failure::answer(format!(
             "holds its weights as pickles only ({pickle}), which are refused because reading them can run any code; \
              convert them in Python and give the folder: \
-             `AutoModelForCausalLM.from_pretrained(\"{}\").save_pretrained(\"folder\", safe_serialization=True)`",
+             `CLASS.from_pretrained(\"{}\").save_pretrained(\"folder\", safe_serialization=True)`, where CLASS is what transformers \
+             calls the one in `architectures` of {CONFIG}",
             id.name()
         )));
     }

@@ -264,7 +264,7 @@ fn what_is_not_a_checkpoint_is_refused_with_what_to_do() {
         open(dir),
         "DIR: holds neither model.safetensors nor model.safetensors.index.json; expected a folder in Hugging Face layout"
     );
-    let pickled = "pickled weights are refused, because reading them can run any code; convert them in Python: `AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)`";
+    let pickled = "pickled weights are refused, because reading them can run any code; convert them in Python: `CLASS.from_pretrained(folder).save_pretrained(other_folder, safe_serialization=True)`, where CLASS is what transformers calls the one in `architectures` of config.json";
     fs::write(dir.join("pytorch_model-00001-of-00002.bin"), "pickle").unwrap();
     assert_eq!(
         open(dir),

@@ -2,76 +2,30 @@
 //! missing or left over.
 
 use crate::bert_config::BertConfig;
+use crate::checkpoint::differ;
 use crate::kind::Kind;
+use crate::renamed::Renamed;
 use crate::{Error, Head, Result};
-use candle_core::Tensor;
-use lowrank_frozen::{Error as FrozenError, Result as FrozenResult, Stored, TensorInfo, Weights};
-use std::collections::BTreeMap;
+use lowrank_frozen::Weights;
 
 /// Heads that some class of transformers has; those that are not asked for are left where they are.
 const HEADS: [&str; 4] = ["classifier.", "cls.", "lm_head.", "qa_outputs."];
 
 /// A checkpoint under the names that the wanted class has in transformers: checkpoints of the bare model have no prefix,
 /// and the first ones called a norm's numbers gamma and beta.
-pub(super) struct Renamed<'a> {
-    inner: &'a dyn Weights,
-    /// The names in the file by those that they stand for.
-    names: BTreeMap<String, String>,
-}
-
-impl<'a> Renamed<'a> {
-    pub(super) fn new(inner: &'a dyn Weights, config: &BertConfig, head: Head) -> Self {
-        let (base, prefix) = (base(config.kind), prefix(config.kind, head));
-        let mut names = BTreeMap::new();
-        for stored in inner.names() {
-            let name = current(stored, base, prefix);
-            // Whatever claims a name that is taken is judged under its own.
-            let name = if names.contains_key(&name) {
-                stored.to_owned()
-            } else {
-                name
-            };
-            names.insert(name, stored.to_owned());
-        }
-        // The bias of the decoder is stored once or twice.
-        let Names { decoder, bias, .. } = Names::of(config.kind);
-        if !names.contains_key(bias)
-            && let Some(stored) = names.remove(&format!("{decoder}.bias"))
-        {
-            names.insert(bias.to_owned(), stored);
-        }
-        Self { inner, names }
+pub(super) fn renamed<'a>(
+    weights: &'a dyn Weights,
+    config: &BertConfig,
+    head: Head,
+) -> Renamed<'a> {
+    let (base, prefix) = (base(config.kind), prefix(config.kind, head));
+    let mut renamed = Renamed::new(weights, |stored| current(stored, base, prefix));
+    // The bias of the decoder is stored once or twice.
+    let Names { decoder, bias, .. } = Names::of(config.kind);
+    if !renamed.has(bias) {
+        renamed.rename(&format!("{decoder}.bias"), bias);
     }
-
-    fn stored_name(&self, name: &str) -> FrozenResult<&str> {
-        let stored = self.names.get(name).map(String::as_str);
-        stored.ok_or_else(|| FrozenError::Missing {
-            origin: self.origin(),
-            name: name.to_owned(),
-        })
-    }
-}
-
-impl Weights for Renamed<'_> {
-    fn names(&self) -> Vec<&str> {
-        self.names.keys().map(String::as_str).collect()
-    }
-
-    fn info(&self, name: &str) -> Option<TensorInfo> {
-        self.inner.info(self.names.get(name)?)
-    }
-
-    fn tensor(&self, name: &str) -> FrozenResult<Tensor> {
-        self.inner.tensor(self.stored_name(name)?)
-    }
-
-    fn stored(&self, name: &str) -> FrozenResult<Stored> {
-        self.inner.stored(self.stored_name(name)?)
-    }
-
-    fn origin(&self) -> String {
-        self.inner.origin()
-    }
+    renamed
 }
 
 /// What transformers would call a stored tensor today.
@@ -151,6 +105,8 @@ pub(super) struct Plan<'a> {
     drawn: Vec<&'static str>,
     /// Whether a model without a head has a pooler.
     pools: bool,
+    /// Whether the head's weight is the embedding's.
+    tied: bool,
     origin: String,
 }
 
@@ -161,13 +117,13 @@ impl<'a> Plan<'a> {
         let has = |path: &str| {
             ["weight", "bias"]
                 .iter()
-                .any(|part| weights.names.contains_key(&format!("{path}.{part}")))
+                .any(|part| weights.has(&format!("{path}.{part}")))
         };
         let mut drawn = Vec::new();
         match head {
             Head::None => {}
             Head::Language => {
-                let mut all = weights.names.keys();
+                let mut all = weights.names().into_iter();
                 if !all.any(|name| name.starts_with(names.language)) {
                     return Err(Error::NoHead {
                         origin,
@@ -189,11 +145,16 @@ impl<'a> Plan<'a> {
                 }
             }
         }
+        let decoder = format!("{}.weight", names.decoder);
+        let prefix = prefix(config.kind, head);
+        let table = format!("{prefix}embeddings.word_embeddings.weight");
         Ok(Self {
             config,
             head,
             drawn,
             pools: has("pooler.dense"),
+            tied: config.tie_word_embeddings
+                && (head != Head::Language || !differ(weights, &decoder, &table)?),
             origin,
         })
     }
@@ -204,6 +165,10 @@ impl<'a> Plan<'a> {
 
     pub(super) const fn head(&self) -> Head {
         self.head
+    }
+
+    pub(super) const fn tied(&self) -> bool {
+        self.tied
     }
 
     pub(super) const fn pools(&self) -> bool {
@@ -245,7 +210,7 @@ impl<'a> Plan<'a> {
             Head::Language => {
                 tensors.extend(pair(names.transform.into(), vec![hidden, hidden]));
                 tensors.extend(pair(names.norm.into(), vec![hidden]));
-                if !self.config.tie_word_embeddings {
+                if !self.tied {
                     tensors.push((format!("{}.weight", names.decoder), vec![vocab, hidden]));
                 }
                 tensors.push((names.bias.into(), vec![vocab]));
@@ -267,7 +232,7 @@ impl<'a> Plan<'a> {
         let buffer = name.ends_with("embeddings.position_ids")
             || name.ends_with("embeddings.token_type_ids");
         let twice = name == format!("{}.bias", names.decoder)
-            || self.config.tie_word_embeddings && name == format!("{}.weight", names.decoder);
+            || self.tied && name == format!("{}.weight", names.decoder);
         let wanted = match self.head {
             Head::Language => names.language,
             Head::Classes { .. } => "classifier.",

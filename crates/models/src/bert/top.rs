@@ -51,7 +51,7 @@ impl Top {
         let names = Names::of(config.kind);
         Ok(match plan.head() {
             Head::Language => {
-                let weight = if config.tie_word_embeddings {
+                let weight = if plan.tied() {
                     table.head()
                 } else {
                     let weight = checkpoint.table(&format!("{}.weight", names.decoder))?;
@@ -66,7 +66,7 @@ impl Top {
                         _ => Activation::Gelu,
                     },
                     norm: norm(checkpoint, names.norm.into(), config)?,
-                    decoder: if config.tie_word_embeddings {
+                    decoder: if plan.tied() {
                         Linear::tied(names.decoder, weight, words)
                     } else {
                         Linear::new(names.decoder, weight)

@@ -191,7 +191,7 @@ pub fn rich() -> Value {
         "model_type": "llama", "vocab_size": 29, "hidden_size": 20, "intermediate_size": 26,
         "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8,
         "rms_norm_eps": 1e-5, "max_position_embeddings": 96, "hidden_act": "silu",
-        "attention_bias": true, "mlp_bias": true, "tie_word_embeddings": true, "eos_token_id": [2, 7],
+        "attention_bias": true, "mlp_bias": true, "tie_word_embeddings": true, "eos_token_id": [2, 7], "pad_token_id": 1,
         "rope_parameters": {
             "rope_type": "llama3", "rope_theta": 500.0, "factor": 6.0, "low_freq_factor": 1.5,
             "high_freq_factor": 4.5, "original_max_position_embeddings": 24
