@@ -1,6 +1,7 @@
 //! The model card beside an adapter.
 
 use crate::HubId;
+use candle_core::Tensor;
 use serde_json::{Map, Value};
 use std::fmt::Write as _;
 
@@ -39,6 +40,37 @@ pub struct Measure {
 pub(crate) struct Held {
     pub tensors: usize,
     pub parameters: usize,
+    /// How many numbers a classifier's head gives, if there is one.
+    pub labels: Option<usize>,
+}
+
+impl Held {
+    /// What classification heads are called in transformers.
+    const HEADS: [&str; 3] = [
+        "score.weight",
+        "classifier.weight",
+        "classifier.out_proj.weight",
+    ];
+
+    /// Of tensors by their names in the adapter.
+    pub fn of<'a>(tensors: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Self {
+        let mut held = Self {
+            tensors: 0,
+            parameters: 0,
+            labels: None,
+        };
+        for (name, tensor) in tensors {
+            held.tensors += 1;
+            // Integers are indices, which nothing trains.
+            if tensor.dtype().is_float() {
+                held.parameters += tensor.elem_count();
+            }
+            if Self::HEADS.contains(&name) {
+                held.labels = tensor.dims().first().copied();
+            }
+        }
+        held
+    }
 }
 
 /// The types that PEFT 0.21 knows, of those that lowrank has or may have.
@@ -69,6 +101,7 @@ pub(crate) fn card(
     let base = Base::of(text("base_model_name_or_path"), text("revision"));
     let in_peft = KNOWN_TO_PEFT.contains(&peft_type);
     let task = Task::of(text("task_type"), training);
+    let labels = held.labels.filter(|_| matches!(task, Task::Classes));
 
     let mut out = "---\n".to_owned();
     if let Base::Hub { id, .. } = &base {
@@ -97,7 +130,7 @@ pub(crate) fn card(
         held.parameters,
         held.tensors
     );
-    usage(&mut out, &base, &task, in_peft.then_some(peft_type));
+    usage(&mut out, &base, &task, labels, in_peft);
     if let Some(training) = training {
         trained(&mut out, training);
     }
@@ -197,7 +230,7 @@ impl Task {
     }
 }
 
-fn usage(out: &mut String, base: &Base, task: &Task, in_peft: Option<&str>) {
+fn usage(out: &mut String, base: &Base, task: &Task, labels: Option<usize>, in_peft: bool) {
     let model = base.argument();
     *out += "\n## Use\n\n";
     if model == "BASE" {
@@ -215,11 +248,11 @@ fn usage(out: &mut String, base: &Base, task: &Task, in_peft: Option<&str>) {
         "lowrank eval --model {model} --adapter . --data rows.jsonl\n\
          lowrank merge --model {model} --adapter . --out merged\n```"
     );
-    let Some(_) = in_peft else {
+    if !in_peft {
         *out += "\nPEFT does not know this type. `lowrank merge` makes a model that needs no adapter; `lowrank export --to lora` makes a plain \
                  LoRA that PEFT reads, if the update has that form.\n";
         return;
-    };
+    }
     if let Base::Named(_) = base {
         return;
     }
@@ -234,10 +267,12 @@ fn usage(out: &mut String, base: &Base, task: &Task, in_peft: Option<&str>) {
         }
         _ => ("\"BASE\"".to_owned(), String::new()),
     };
+    // Else transformers makes a head of two.
+    let labels = labels.map_or(String::new(), |count| format!(", num_labels={count}"));
     let _ = write!(
         out,
         "\nWith PEFT:\n\n```python\nfrom peft import PeftModel\nfrom transformers import {class}\n\n\
-         base = {class}.from_pretrained({python}{revision})\nmodel = PeftModel.from_pretrained(base, \".\")\n```\n"
+         base = {class}.from_pretrained({python}{revision}{labels})\nmodel = PeftModel.from_pretrained(base, \".\")\n```\n"
     );
 }
 
@@ -318,11 +353,13 @@ fn cell(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::{DType, Device};
     use serde_json::json;
 
     const HELD: Held = Held {
         tensors: 14,
         parameters: 2345,
+        labels: None,
     };
 
     fn config(value: Value) -> Map<String, Value> {
@@ -408,9 +445,14 @@ mod tests {
             card.contains("--model tiny ") && !card.contains("import") && !card.contains("BASE")
         );
         let classes = config(json!({"peft_type": "LOHA", "task_type": "SEQ_CLS"}));
-        let card = super::card(&classes, "loha", HELD, None);
+        let head = Tensor::zeros((3, 7), DType::F32, &Device::Cpu).unwrap();
+        let held = Held::of([("classifier.weight", &head)].into_iter());
+        assert_eq!((held.tensors, held.parameters), (1, 21));
+        let card = super::card(&classes, "loha", held, None);
         assert!(card.contains("pipeline_tag: text-classification\n"));
-        assert!(card.contains("AutoModelForSequenceClassification.from_pretrained(\"BASE\")"));
+        assert!(card.contains(
+            "AutoModelForSequenceClassification.from_pretrained(\"BASE\", num_labels=3)"
+        ));
     }
 
     #[test]

@@ -94,18 +94,13 @@ impl PeftFolder {
         lowrank: &LowrankJson,
         training: Option<&Training>,
     ) -> Result<()> {
+        let tensors: Vec<(&str, &Tensor)> = tensors.into_iter().collect();
         let mut named = Vec::new();
-        for (name, tensor) in tensors {
+        for (name, tensor) in &tensors {
             check_finite(dir, name, tensor)?;
-            named.push((format!("{PREFIX}{name}"), tensor));
+            named.push((format!("{PREFIX}{name}"), *tensor));
         }
-        // Integers are indices, which nothing trains.
-        let trained = named.iter().filter(|(_, tensor)| tensor.dtype().is_float());
-        let parameters = trained.map(|(_, tensor)| tensor.elem_count()).sum();
-        let held = Held {
-            tensors: named.len(),
-            parameters,
-        };
+        let held = Held::of(tensors.into_iter());
         let card = card(config, &lowrank.family, held, training);
         let tensors = named.iter().map(|(name, tensor)| (name.as_str(), *tensor));
         write_safetensors(&dir.join(TENSORS_FILE), tensors, PYTORCH)?;
