@@ -93,12 +93,17 @@ impl Common {
     /// PEFT's rule: the head of a classifier is among `modules_to_save`, whatever it is called in this kind of model.
     fn save_class_heads(&mut self) {
         if self.is_classifier() {
-            let saved = self.modules_to_save.get_or_insert_default();
             for head in CLASS_HEADS {
-                if !saved.iter().any(|entry| entry == head) {
-                    saved.push(head.to_owned());
-                }
+                self.save_module(head);
             }
+        }
+    }
+
+    /// Adds a module to those that train whole, if it is not among them.
+    pub fn save_module(&mut self, name: &str) {
+        let saved = self.modules_to_save.get_or_insert_default();
+        if !saved.iter().any(|entry| entry == name) {
+            saved.push(name.to_owned());
         }
     }
 

@@ -91,26 +91,30 @@ impl From<StrictBase> for Reading {
 }
 
 /// The classes that an adapter folder was trained to tell apart, by the shape of the head that is saved with it; none if it
-/// is no classifier's (`task_type = "SEQ_CLS"`).
+/// is no classifier's: its `task_type` is another than "SEQ_CLS", or it has none and no such head.
 ///
 /// # Errors
-/// If the folder is damaged, or has no head.
+/// If the folder is damaged, or lacks the head that it should have.
 pub fn adapter_classes(folder: &Path) -> Result<Option<Classes>> {
-    let folder = &hub::adapter(folder)?;
-    classes_in(&PeftFolder::read(folder)?)
+    classes_in(&PeftFolder::read(&hub::adapter(folder)?)?)
+}
+
+fn task_type(files: &PeftFolder) -> Option<&str> {
+    files.config.get("task_type").and_then(Value::as_str)
 }
 
 pub(crate) fn classes_in(files: &PeftFolder) -> Result<Option<Classes>> {
-    let task = files.config.get("task_type").and_then(Value::as_str);
-    if task != Some(SEQ_CLS) {
-        return Ok(None);
-    }
     let rows = |name: &str| files.tensors.get(name)?.dims().first().copied();
-    let count = classes_of(rows).ok_or_else(|| {
-        let what = "`task_type` is \"SEQ_CLS\", and there is no classification head: expected a tensor `score.weight` or \
-                    `classifier.weight`";
-        Error::within(&files.path)(lowrank_adapter::Error::Other(what.to_owned()))
-    })?;
+    let count = match (task_type(files), classes_of(rows)) {
+        (Some(SEQ_CLS), None) => {
+            let what = "`task_type` is \"SEQ_CLS\", and there is no classification head: expected a tensor `score.weight` \
+                        or `classifier.weight`";
+            let error = lowrank_adapter::Error::Other(what.to_owned());
+            return Err(Error::within(&files.path)(error));
+        }
+        (Some(SEQ_CLS) | None, Some(count)) => count,
+        _ => return Ok(None),
+    };
     let names = files
         .lowrank
         .as_ref()
@@ -121,7 +125,7 @@ pub(crate) fn classes_in(files: &PeftFolder) -> Result<Option<Classes>> {
 
 impl Base {
     /// Opens a base with the head that these adapters were trained with: that of a classifier if one of them is one's, or if
-    /// there are none and the base itself is one.
+    /// none says what it is for and the base itself is one.
     ///
     /// # Errors
     /// As [`Self::open`], and if two adapters tell different numbers of classes apart.
@@ -131,12 +135,14 @@ impl Base {
         adapters: impl IntoIterator<Item = &'a Path>,
     ) -> Result<Self> {
         let files = BaseFiles::open(source)?;
-        let (mut classes, mut any): (Option<Classes>, bool) = (None, false);
+        let (mut classes, mut own): (Option<Classes>, bool) = (None, true);
         for folder in adapters {
-            any = true;
-            let Some(found) = adapter_classes(folder)? else {
+            let adapter = PeftFolder::read(&hub::adapter(folder)?)?;
+            own &= task_type(&adapter).is_none();
+            let Some(found) = classes_in(&adapter)? else {
                 continue;
             };
+            check_drawn(&files, &adapter)?;
             match &classes {
                 Some(first) if first.count() != found.count() => {
                     return Err(Error::Usage(format!(
@@ -150,7 +156,7 @@ impl Base {
                 None => classes = Some(found),
             }
         }
-        if !any {
+        if own && classes.is_none() {
             classes = files.classes();
         }
         let Some(classes) = classes else {
@@ -169,6 +175,24 @@ impl Base {
         }
         Ok(base)
     }
+}
+
+/// Refuses an adapter that was trained on a layer that nobody has: drawn, and not saved.
+fn check_drawn(base: &BaseFiles, adapter: &PeftFolder) -> Result<()> {
+    let Some(layer) = base.drawn_layer() else {
+        return Ok(());
+    };
+    let part = format!(".{layer}.");
+    if adapter.tensors.keys().any(|name| name.contains(&part)) {
+        return Ok(());
+    }
+    let what = format!(
+        "the base has no `{layer}`, so the adapter was trained with a random one, and that was not saved with it: what it \
+         knows is lost; train it with `modules_to_save = [\"{layer}\"]`"
+    );
+    Err(Error::within(&adapter.path)(lowrank_adapter::Error::Other(
+        what,
+    )))
 }
 
 /// Reads an adapter folder, or one of the hub (`org/name[@revision]`), and attaches it under `name`.

@@ -10,8 +10,9 @@ use lowrank_format::{
     fingerprint, read_json_object,
 };
 use lowrank_frozen::{Encoding, Weights};
-use lowrank_models::{Embedded, Head, ModelInfo, Precision, stored_classes};
+use lowrank_models::{Embedded, Head, ModelInfo, Precision, drawn_layer, stored_classes};
 use serde_json::{Map, Value};
+use std::num::NonZeroUsize;
 use std::ops::Deref;
 use std::path::Path;
 
@@ -163,11 +164,36 @@ impl BaseFiles {
         })
     }
 
+    /// The entry of `modules_to_save` for what a classifier has in front of its head and the checkpoint lacks, so that it is
+    /// drawn.
+    pub(crate) fn drawn_layer(&self) -> Option<&'static str> {
+        drawn_layer(&self.info.model_type, self.files.weights())
+    }
+
+    /// How many numbers the checkpoint's head gives, whatever for.
+    pub(crate) fn stored_classes(&self) -> Option<NonZeroUsize> {
+        stored_classes(self.files.weights())
+    }
+
+    /// Whether its head tells apart tokens, choices or places in a text: such a head is called as one that classifies texts.
+    fn is_of_another_task(&self) -> bool {
+        const OTHERS: [&str; 3] = ["TokenClassification", "MultipleChoice", "QuestionAnswering"];
+        let architectures = self.config.get("architectures").and_then(Value::as_array);
+        let mut names = architectures
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str);
+        names.any(|name| OTHERS.iter().any(|task| name.ends_with(task)))
+    }
+
     /// The classes that the checkpoint's own head tells apart, with their names in the configuration (`id2label`) if they
-    /// have any; none if there is no such head.
+    /// have any; none if there is no such head, or one of another task.
     #[must_use]
     pub fn classes(&self) -> Option<Classes> {
-        let count = stored_classes(self.files.weights())?;
+        if self.is_of_another_task() || self.drawn_layer().is_some() {
+            return None;
+        }
+        let count = self.stored_classes()?;
         let names = self.config.get("id2label").and_then(Value::as_object);
         let name = |class: usize| Some(names?.get(&class.to_string())?.as_str()?.to_owned());
         let names: Option<Vec<String>> = (0..count.get()).map(name).collect();

@@ -6,7 +6,7 @@ use candle_core::{DType, Tensor};
 use lowrank_adapter::{Ask, Pass, Selection, Tokens, run};
 use lowrank_data::Example;
 use lowrank_format::PeftFolder;
-use lowrank_models::{Head, Precision, Reading};
+use lowrank_models::{Head, Precision, classes_of};
 use std::num::NonZeroUsize;
 use std::path::Path;
 
@@ -55,12 +55,9 @@ impl Base {
         adapters: impl IntoIterator<Item = &'a Path>,
     ) -> Result<Self> {
         let files = BaseFiles::open(source)?;
-        if files.info.reading == Reading::Onward {
-            return Self::open_for(source, precision, adapters);
-        }
         let mut head = Head::None;
         for folder in adapters {
-            if let Some(found) = head_of(folder)? {
+            if let Some(found) = head_of(folder, &files)? {
                 head = found;
             }
         }
@@ -68,16 +65,16 @@ impl Base {
     }
 }
 
-/// The head of the class of encoders that an adapter's sites belong to; none if it is the class without one.
-fn head_of(folder: &Path) -> Result<Option<Head>> {
-    if let Some(classes) = crate::adapter_classes(folder)? {
-        let num_labels = classes.count();
-        return Ok(Some(Head::Classes {
-            num_labels,
-            seed: 0,
-        }));
-    }
+/// The head of the class that an adapter's sites belong to; none if it is the class without one.
+fn head_of(folder: &Path, base: &BaseFiles) -> Result<Option<Head>> {
     let files = PeftFolder::read(&hub::adapter(folder)?)?;
+    let classifier = |num_labels| Head::Classes {
+        num_labels,
+        seed: 0,
+    };
+    if let Some(classes) = crate::adapters::classes_in(&files)? {
+        return Ok(Some(classifier(classes.count())));
+    }
     let begins = |starts: &[&str]| {
         let mut names = files.tensors.keys();
         names.any(|name| starts.iter().any(|start| name.starts_with(start)))
@@ -85,12 +82,11 @@ fn head_of(folder: &Path) -> Result<Option<Head>> {
     if begins(&["cls.", "lm_head."]) {
         return Ok(Some(Head::Language));
     }
-    // Any class but the bare one has the prefix, and this one needs nothing of the checkpoint.
-    let classifier = Head::Classes {
-        num_labels: NonZeroUsize::MIN,
-        seed: 0,
-    };
-    Ok(begins(&["bert.", "roberta."]).then_some(classifier))
+    // Any class but the bare one has the prefix, and one with classes needs nothing that a checkpoint may lack.
+    let rows = |name: &str| files.tensors.get(name)?.dims().first().copied();
+    let stored = classes_of(rows).or_else(|| base.stored_classes());
+    let classifier = classifier(stored.unwrap_or(NonZeroUsize::MIN));
+    Ok(begins(&["bert.", "roberta.", "model."]).then_some(classifier))
 }
 
 /// Runs rows in batches of about the same length and pools each one's hidden states.

@@ -89,6 +89,7 @@ fn describe_classes(config: &mut Map<String, Value>, model_type: &str, classes: 
         "mistral" => "MistralForSequenceClassification",
         "qwen2" => "Qwen2ForSequenceClassification",
         "roberta" => "RobertaForSequenceClassification",
+        "xlm-roberta" => "XLMRobertaForSequenceClassification",
         _ => "",
     };
     if !class.is_empty() {

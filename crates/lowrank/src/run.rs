@@ -90,7 +90,7 @@ impl Prepared {
         let folder = absolute(Path::new(&run.output.dir));
         keep_inputs(&run, &folder, origin)?;
         RunFolder::check(&folder).map_err(|error| at_output(origin, error))?;
-        let plan = resolve(&mut run, origin)?;
+        let mut plan = resolve(&mut run, origin)?;
         let device = device(run.model.device).map_err(Error::under(origin, "model.device"))?;
         let at_source = Error::under(origin, "model.source");
         let mut files = BaseFiles::open(&run.model.source).map_err(&at_source)?;
@@ -98,6 +98,12 @@ impl Prepared {
             files
                 .set_chat_template(template)
                 .map_err(Error::under(origin, "data.chat_template"))?;
+        }
+        if run.task != TaskKeys::CausalLm
+            && let (Some(plan), Some(layer)) = (&mut plan, files.drawn_layer())
+        {
+            plan.config.common.save_module(layer);
+            run.adapter.keys = written_keys(&plan.config);
         }
         let known = plan.as_ref().and_then(|plan| plan.classes.clone());
         let rows = TaskRows::open(&run, &files, known.or(files.classes()), origin)?;

@@ -9,6 +9,7 @@ mod answers;
 mod chats;
 mod chatting;
 mod choices;
+mod classifier_bases;
 mod classifying;
 mod continuing;
 mod devices;
