@@ -3,7 +3,7 @@
 use crate::support::{StubConfig, all_bits, attached, bits, examples, questions, run_file};
 use candle_core::DType;
 use lowrank_adapter::Controller;
-use lowrank_data::{Example, Reference};
+use lowrank_data::{Example, Reference, UNSUPERVISED};
 use lowrank_train::{
     Checkpoint, Error, EvalLine, Mode, Progress, Rows, RunFile, RunFolder, Started, StepLine,
     Summary, Trainable, train,
@@ -69,6 +69,7 @@ impl Setting {
             train: (&self.train).into(),
             eval: (&self.eval).into(),
             references: &self.references,
+            classes: None,
         };
         let mut trainable = Trainable::adapter(&model, &mut attached);
         let summary = train(&folder, run, &mut trainable, rows, progress)?;
@@ -508,6 +509,16 @@ fn changed_settings_are_refused_by_name_and_free_ones_are_not() {
         message.contains(": `the content of data.train` was \""),
         "{message}"
     );
+    // What judges a run, and what methods look at, is a part of it.
+    let mut edited = stirred();
+    let last = edited.eval[1].ids.last_mut().unwrap();
+    *last = (*last + 1) % 5;
+    let error = edited.run(&dir, Mode::Resume, &run, &mut ()).unwrap_err();
+    let message = error.to_string();
+    assert!(
+        message.contains(": `the content of data.eval` was \"") && error.is_usage(),
+        "{message}"
+    );
     let shorter = run_file(&dir, &keys.replace("steps = 4", "steps = 3"));
     refused(
         &shorter,
@@ -562,6 +573,97 @@ fn changed_settings_are_refused_by_name_and_free_ones_are_not() {
         message.contains("`the number of rows that 2 steps take` was 7, now it is 8"),
         "{message}"
     );
+}
+
+#[test]
+fn other_questions_are_other_rows() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path();
+    let run = run_file(dir, "steps = 1");
+    let (eval, references): (Vec<_>, Vec<_>) = questions(3)
+        .into_iter()
+        .map(|(row, question)| (row, Reference::Choices(question)))
+        .unzip();
+    let setting = |references: Vec<Reference>| Setting {
+        eval: eval.clone(),
+        references,
+        ..Setting::new()
+    };
+    let first = setting(references.clone());
+    first.run(dir, Mode::Fresh, &run, &mut ()).unwrap();
+    first.run(dir, Mode::Resume, &run, &mut ()).unwrap();
+    for change in 0..5 {
+        let mut references = references.clone();
+        let Reference::Choices(question) = &mut references[1] else {
+            panic!("{references:?}")
+        };
+        match change {
+            0 => question.gold = None,
+            1 => question.choices[0].push(3),
+            2 => question.choice_bytes[2] += 1,
+            3 => question.prompt[0] ^= 1,
+            _ => references[1] = Reference::Answer("42".to_owned()),
+        }
+        let error = setting(references).run(dir, Mode::Resume, &run, &mut ());
+        let message = error.unwrap_err().to_string();
+        assert!(
+            message.contains("`the content of data.eval` was"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn a_method_that_hears_of_another_end_is_warned_of_at_fixed_rates() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path();
+    let setting = stirred();
+    let run = run_file(dir, "steps = 2");
+    setting.run(dir, Mode::Fresh, &run, &mut ()).unwrap();
+    let mut log = Log::default();
+    setting
+        .run(dir, Mode::Resume, &run_file(dir, "steps = 3"), &mut log)
+        .unwrap();
+    assert_eq!(
+        log.warnings,
+        [
+            "2 steps were done as the method allocates in a run of 2 steps, the others as in one of 3: a run of 3 steps from \
+             the start may differ"
+        ]
+    );
+}
+
+#[test]
+fn a_step_without_anything_supervised_has_no_loss() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path();
+    let mut setting = Setting::new();
+    setting.train[1].labels.fill(UNSUPERVISED);
+    let mut run = run_file(dir, "steps = 3\nbatch_size = 1");
+    run.data.shuffle = false;
+    let mut log = Log::default();
+    setting.run(dir, Mode::Fresh, &run, &mut log).unwrap();
+    assert_eq!(
+        log.warnings,
+        ["step 2: nothing in its rows is supervised; nothing was updated"]
+    );
+    let steps: Vec<Value> = metrics(dir)
+        .into_iter()
+        .filter(|line| line.get("lr").is_some())
+        .collect();
+    assert!(steps[0]["loss"].is_f64() && steps[2]["loss"].is_f64());
+    assert_eq!(steps[1]["loss"], Value::Null);
+    let table = fs::read_to_string(dir.join("metrics.csv")).unwrap();
+    assert!(table.contains("\r\n2,,0.0002,"), "{table}");
+    let events = dir.join("tb").read_dir().unwrap().next().unwrap().unwrap();
+    let events = fs::read(events.path()).unwrap();
+    let times = |tag: &[u8]| {
+        events
+            .windows(tag.len())
+            .filter(|bytes| *bytes == tag)
+            .count()
+    };
+    assert_eq!((times(b"train/loss"), times(b"train/lr")), (2, 3));
 }
 
 #[test]
