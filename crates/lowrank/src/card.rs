@@ -33,6 +33,11 @@ pub(crate) fn training(
     let kind = settings.get("task").and_then(|task| task.get("kind"));
     let files = data.summary().files.iter();
     let metrics = fs::read_to_string(folder.metrics()).unwrap_or_default();
+    // Steps are most of it, and measure nothing.
+    let evaluations = metrics.split_inclusive('\n');
+    let evaluations: String = evaluations
+        .filter(|line| line.contains("\"eval_"))
+        .collect();
     Training {
         task: kind.and_then(Value::as_str).unwrap_or_default().to_owned(),
         files: files
@@ -43,7 +48,7 @@ pub(crate) fn training(
             .collect(),
         held_out: held_out.map_or(0, |data| data.summary().rows),
         steps: summary.result_of,
-        measures: measures(&Lines::parse(&metrics), summary.result_of),
+        measures: measures(&Lines::parse(&evaluations), summary.result_of),
         settings: flat(&settings),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
