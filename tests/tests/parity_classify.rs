@@ -205,7 +205,13 @@ fn how_rows_are_batched_does_not_matter() {
         let selection = Selection::one("default");
         let of = |size: usize| {
             let size = NonZeroUsize::new(size).unwrap();
-            classify(base.model.as_ref(), &selection, &case.examples, size)
+            classify(
+                base.model.as_ref(),
+                &selection,
+                &case.examples,
+                size,
+                &mut || Ok(()),
+            )
         };
         let (alone, rows) = of(1)?;
         ensure!(

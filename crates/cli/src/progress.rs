@@ -88,7 +88,7 @@ impl Progress for Shown {
     }
 
     fn step(&mut self, line: &StepLine) {
-        let loss = line.loss.map_or("-".into(), |loss| format!("{loss:.4}"));
+        let loss = shown("loss", line.loss.unwrap_or(f64::NAN));
         self.bar.set_position(line.step);
         self.bar.set_message(format!("loss {loss}"));
         let every = (self.total / 20).max(1);
@@ -105,9 +105,7 @@ impl Progress for Shown {
             0 => "before training".to_owned(),
             step => format!("after step {step}"),
         };
-        let loss = line
-            .eval_loss
-            .map_or("-".into(), |loss| format!("{loss:.4}"));
+        let loss = shown("loss", line.eval_loss.unwrap_or(f64::NAN));
         let metrics = line.metrics.iter();
         let metrics = metrics.map(|(name, &value)| format!(", {name} {}", shown(name, value)));
         let metrics: String = metrics.collect();

@@ -5,6 +5,7 @@ use lowrank_format::{Measure, Training};
 use lowrank_report::Lines;
 use lowrank_train::{RunFile, RunFolder, Summary};
 use std::fs;
+use std::path::Path;
 use toml::{Table, Value};
 
 /// Keys that hold paths of this machine, or that the card tells elsewhere.
@@ -16,6 +17,9 @@ const LEFT_OUT: [&str; 6] = [
     "adapter.init_from",
     "output.dir",
 ];
+
+/// A path or a text.
+const TEMPLATE: &str = "data.chat_template";
 
 /// Gathers it. What cannot be read of the metrics is left out: a card is no reason to fail after a whole run.
 pub(crate) fn training(
@@ -29,6 +33,11 @@ pub(crate) fn training(
     let kind = settings.get("task").and_then(|task| task.get("kind"));
     let files = data.summary().files.iter();
     let metrics = fs::read_to_string(folder.metrics()).unwrap_or_default();
+    // Steps are most of it, and measure nothing.
+    let evaluations = metrics.split_inclusive('\n');
+    let evaluations: String = evaluations
+        .filter(|line| line.contains("\"eval_"))
+        .collect();
     Training {
         task: kind.and_then(Value::as_str).unwrap_or_default().to_owned(),
         files: files
@@ -39,7 +48,7 @@ pub(crate) fn training(
             .collect(),
         held_out: held_out.map_or(0, |data| data.summary().rows),
         steps: summary.result_of,
-        measures: measures(&Lines::parse(&metrics), summary.result_of),
+        measures: measures(&Lines::parse(&evaluations), summary.result_of),
         settings: flat(&settings),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
@@ -47,23 +56,29 @@ pub(crate) fn training(
 
 /// Every `eval_` key of the first evaluation and of that after `step`.
 fn measures(lines: &Lines, step: u64) -> Vec<Measure> {
-    let mut evaluations = lines.evaluations.iter();
-    let (Some(first), Some(last)) = (
-        lines.evaluations.first(),
-        evaluations.rfind(|line| line.step == step),
-    ) else {
-        return Vec::new();
-    };
-    let numbers = last.numbers().filter(|(key, _)| *key != "eval_tokens");
-    numbers
-        .filter_map(|(key, after)| {
+    let columns = lines.evaluations.columns().iter();
+    let measured = columns.filter(|column| {
+        let mut points = column.points().iter();
+        column.key() != "eval_tokens" && points.any(|(of, _)| *of == step)
+    });
+    let starts = lines.evaluations.columns().iter();
+    let starts = starts.filter_map(|column| column.points().first());
+    let first = starts.map(|(step, _)| *step).min().unwrap_or(0);
+    measured
+        .filter_map(|column| {
             Some(Measure {
-                name: key.strip_prefix("eval_")?.to_owned(),
-                before: first.number(key),
-                after,
+                name: column.key().strip_prefix("eval_")?.to_owned(),
+                before: column.at(first),
+                after: column.at(step),
             })
         })
         .collect()
+}
+
+/// A template that is a text has one of its signs in it, and is no file.
+fn is_path(template: &Value) -> bool {
+    let text = template.as_str().unwrap_or_default();
+    Path::new(text).exists() || !(text.contains("{{") || text.contains("{%"))
 }
 
 /// Dotted keys with their values.
@@ -72,7 +87,7 @@ fn flat(settings: &Table) -> Vec<(String, String)> {
     for (section, keys) in settings {
         for (key, value) in keys.as_table().into_iter().flatten() {
             let key = format!("{section}.{key}");
-            if !LEFT_OUT.contains(&key.as_str()) {
+            if !LEFT_OUT.contains(&key.as_str()) && !(key == TEMPLATE && is_path(value)) {
                 flat.push((key, value.to_string()));
             }
         }
@@ -119,6 +134,23 @@ mod tests {
                 pair("train.learning_rate", "0.5"),
                 pair("train.words", "[\"a\", \"b\"]")
             ]
+        );
+        let template = |text: &str| {
+            let text = Value::String(text.to_owned());
+            let table = format!("[data]\nshuffle = true\nchat_template = {text}\n");
+            flat(&table.parse().unwrap_or_default())
+        };
+        let shuffle = pair("data.shuffle", "true");
+        assert_eq!(template("/srv/mine/template.jinja"), [shuffle.clone()]);
+        let folder = tempfile::tempdir().map(|dir| dir.path().join("{{ odd }}"));
+        let file = folder.expect("a folder");
+        assert!(
+            fs::create_dir_all(&file).is_err() || template(&file.display().to_string()).len() == 1
+        );
+        let text = "{{ messages }}";
+        assert_eq!(
+            template(text),
+            [pair("data.chat_template", "\"{{ messages }}\""), shuffle]
         );
     }
 }

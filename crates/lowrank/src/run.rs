@@ -15,9 +15,7 @@ use lowrank_adapter::{
 use lowrank_data::{Classes, Dataset, Plan};
 use lowrank_format::{CONFIG_FILE, Existing, PeftFolder};
 use lowrank_models::{Embedded, Head, Precision};
-use lowrank_train::{
-    Held, Mode, Progress, Rows, RunFile, RunFolder, Summary, TaskKeys, Trainable, Trainer,
-};
+use lowrank_train::{Held, Mode, Progress, Rows, RunFile, RunFolder, Summary, TaskKeys, Trainable};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -145,7 +143,7 @@ impl Outlook {
         trainable: &mut Trainable<'_>,
         rows: Rows<'_>,
     ) -> lowrank_train::Result<Self> {
-        let trainer = Trainer::new(trainable, rows.train, rows.eval, &run.data, &run.train)?;
+        let trainer = rows.trainer(trainable, run)?;
         Ok(Self {
             steps: trainer.plan().clone(),
             trained: trainer.optimizer().params().to_vec(),

@@ -1,7 +1,8 @@
 //! `metrics.csv`: the metrics as spreadsheets read them.
 
-use crate::lines::{Line, Lines, ranks};
-use std::collections::BTreeMap;
+use crate::lines::{Column, Lines, Table};
+use serde_json::Number;
+use std::fmt::Write as _;
 
 /// What the columns of allocations begin with.
 const ALLOCATE: &str = "allocate_";
@@ -11,45 +12,66 @@ const ALLOCATE: &str = "allocate_";
 /// What a step lacks, and what is not finite, is an empty cell. Lines end as RFC 4180 says.
 #[must_use]
 pub fn csv(lines: &Lines) -> String {
-    let mut columns: Vec<String> = Vec::new();
-    let mut rows: BTreeMap<u64, BTreeMap<usize, String>> = BTreeMap::new();
-    let mut put = |columns: &mut Vec<String>, step: u64, name: String, cell: Option<String>| {
-        let known = columns.iter().position(|column| *column == name);
-        let at = known.unwrap_or_else(|| {
-            columns.push(name);
-            columns.len() - 1
-        });
-        let row = rows.entry(step).or_default();
-        if let Some(cell) = cell {
-            row.insert(at, cell);
-        }
+    let tables = [
+        (&lines.steps, ""),
+        (&lines.evaluations, ""),
+        (&lines.events, ALLOCATE),
+    ];
+    let named = |(table, prefix): (&'_ Table, &str)| {
+        let columns = table.columns().iter();
+        let names = columns.map(|column| quoted(&format!("{prefix}{}", column.key())));
+        names.collect::<Vec<String>>()
     };
-    let training = lines.steps.iter().map(|line| (line, ""));
-    let held_out = lines.evaluations.iter().map(|line| (line, ""));
-    let allocations = lines.events.iter().map(|line| (line, ALLOCATE));
-    for (line, prefix) in training.chain(held_out).chain(allocations) {
-        for (key, cell) in cells(line) {
-            let name = format!("{prefix}{key}");
-            put(&mut columns, line.step, name, cell);
+    let names = tables.into_iter().flat_map(named);
+    let mut text = joined(std::iter::once("step".to_owned()).chain(names));
+    let columns = tables.iter().flat_map(|(table, _)| table.columns());
+    let mut columns: Vec<Cells<'_>> = columns.map(Cells::new).collect();
+    while let Some(step) = columns.iter().filter_map(Cells::next_step).min() {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{step}");
+        for column in &mut columns {
+            text.push(',');
+            column.write(step, &mut text);
         }
-    }
-    let head = std::iter::once("step".to_owned()).chain(columns.iter().map(|name| quoted(name)));
-    let mut text = joined(head);
-    for (step, mut row) in rows {
-        let cells = (0..columns.len()).map(|at| row.remove(&at).unwrap_or_default());
-        text += &joined(std::iter::once(step.to_string()).chain(cells));
+        text += "\r\n";
     }
     text
 }
 
-/// Numbers as the file has them, to the last digit.
-fn cells(line: &Line) -> impl Iterator<Item = (&str, Option<String>)> {
-    let numbers = line.numbers().map(|(key, number)| {
-        let cell = number.and_then(|_| Some(line.values.get(key)?.to_string()));
-        (key, cell)
-    });
-    let ranks = ranks(line).map(|ranks| ranks.iter().map(|(_, rank)| rank).sum::<u64>());
-    numbers.chain(ranks.map(|sum| ("ranks", Some(sum.to_string()))))
+/// A column that is walked down step by step.
+struct Cells<'a> {
+    rest: &'a [(u64, f64)],
+    integers: bool,
+}
+
+impl<'a> Cells<'a> {
+    fn new(column: &'a Column) -> Self {
+        Self {
+            rest: column.points(),
+            integers: column.is_of_integers(),
+        }
+    }
+
+    fn next_step(&self) -> Option<u64> {
+        Some(self.rest.first()?.0)
+    }
+
+    /// The number of a step, to the last digit, which is the next one or has none; the last one that is finite, if a file
+    /// has several.
+    fn write(&mut self, step: u64, text: &mut String) {
+        let mut found = None;
+        while let Some(((of, number), rest)) = self.rest.split_first()
+            && *of == step
+        {
+            found = Some(*number).filter(|number| number.is_finite()).or(found);
+            self.rest = rest;
+        }
+        let Some(number) = found else { return };
+        let _ = match Number::from_f64(number).filter(|_| !self.integers) {
+            Some(number) => write!(text, "{number}"),
+            None => write!(text, "{number}"),
+        };
+    }
 }
 
 fn joined(cells: impl Iterator<Item = String>) -> String {

@@ -25,5 +25,5 @@ mod style;
 pub use csv::csv;
 pub use escape::escaped;
 pub use events::{cut, scalars, start, version};
-pub use lines::{Kind, Line, Lines};
+pub use lines::{Column, Kind, Line, Lines, Table};
 pub use page::{Run, page};

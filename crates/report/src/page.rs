@@ -2,7 +2,7 @@
 
 use crate::chart::{Chart, Drawn, Floor, Series};
 use crate::escape::escaped;
-use crate::lines::{EVAL, Line, Lines, keys};
+use crate::lines::{Column, EVAL, Lines, Table as Numbers};
 use crate::numbers::{duration, grouped, significant};
 use crate::ranks;
 use crate::style::STYLE;
@@ -28,6 +28,10 @@ pub struct Run {
     pub version: String,
     /// Why it stopped, if it failed.
     pub failure: Option<String>,
+    /// Whether it ended before its last step, for lack of better evaluations.
+    pub ended_early: bool,
+    /// The step that the result is of, once there is one.
+    pub result_of: Option<u64>,
 }
 
 /// The page. It loads nothing and runs nothing, follows the browser's light or dark colours, and fits a phone.
@@ -59,12 +63,22 @@ pub fn page(run: &Run, lines: &Lines) -> String {
 /// The name, how far it has come, and the facts.
 fn head(run: &Run, lines: &Lines, settings: &Table) -> String {
     let setting = |section: &str, key: &str| settings.get(section)?.get(key)?.as_str();
-    let done = lines.steps.last().map_or(0, |line| line.step);
+    let done = lines.steps.last_step();
+    let result = match run.result_of {
+        Some(step) if step != done => {
+            format!(" The result is that of step {step}, the best evaluation.")
+        }
+        _ => String::new(),
+    };
     let state = match &run.failure {
         Some(why) => format!(
             "<p class=\"bad\">Stopped after step {done} of {}: {}</p>\n",
             run.total,
             escaped(why)
+        ),
+        None if run.ended_early => format!(
+            "<p>Ended early, after step {done} of {}: evaluations were no longer better.{result}</p>\n",
+            run.total
         ),
         None if done < run.total => {
             format!(
@@ -72,18 +86,12 @@ fn head(run: &Run, lines: &Lines, settings: &Table) -> String {
                 run.total
             )
         }
+        None if !result.is_empty() => format!("<p>{}</p>\n", result.trim_start()),
         None => String::new(),
     };
-    let seconds: f64 = lines.steps.iter().filter_map(seconds).sum();
-    let tokens: f64 = lines
-        .steps
-        .iter()
-        .filter_map(|line| line.number("tokens"))
-        .sum();
-    let memory = lines
-        .steps
-        .iter()
-        .filter_map(|line| line.number("peak_rss_mb"));
+    let seconds = seconds(&lines.steps);
+    let tokens: f64 = finite(lines.steps.column("tokens")).sum();
+    let memory = finite(lines.steps.column("peak_rss_mb"));
     let memory = memory.fold(None, |most: Option<f64>, now| {
         Some(most.map_or(now, |most| most.max(now)))
     });
@@ -120,19 +128,39 @@ fn head(run: &Run, lines: &Lines, settings: &Table) -> String {
     out
 }
 
-/// What a step took, without evaluation and saving.
-fn seconds(line: &Line) -> Option<f64> {
-    let rate = line
-        .number("tokens_per_second")
-        .filter(|rate| *rate > 0.0)?;
-    Some(line.number("tokens")? / rate)
+/// The numbers of a column that are finite.
+fn finite(column: Option<&Column>) -> impl Iterator<Item = f64> {
+    let points = column.map(Column::points).unwrap_or_default().iter();
+    points
+        .map(|(_, number)| *number)
+        .filter(|number| number.is_finite())
+}
+
+/// What all steps took, without evaluation and saving.
+fn seconds(steps: &Numbers) -> f64 {
+    let (Some(tokens), Some(rates)) = (steps.column("tokens"), steps.column("tokens_per_second"))
+    else {
+        return 0.0;
+    };
+    let mut tokens = tokens.points().iter().peekable();
+    let mut sum = 0.0;
+    for (step, rate) in rates.points() {
+        while tokens.next_if(|(of, _)| of < step).is_some() {}
+        if let Some((_, tokens)) = tokens.next_if(|(of, _)| of == step)
+            && *rate > 0.0
+        {
+            sum += tokens / rate;
+        }
+    }
+    sum
 }
 
 /// What evaluations measured, in words: `loss` of `eval_loss`. The number of tokens is no measure.
-fn measures(lines: &Lines) -> Vec<(&str, String)> {
-    let keys = keys(&lines.evaluations).into_iter();
-    let keys = keys.filter(|key| *key != "eval_tokens" && key.starts_with(EVAL));
-    keys.map(|key| (key, key[EVAL.len()..].replace('_', " ")))
+fn measures(lines: &Lines) -> Vec<(&Column, String)> {
+    let columns = lines.evaluations.columns().iter();
+    let measures = columns.filter(|column| column.key() != "eval_tokens");
+    measures
+        .filter_map(|column| Some((column, column.key().strip_prefix(EVAL)?.replace('_', " "))))
         .collect()
 }
 
@@ -142,7 +170,7 @@ fn falls(key: &str) -> bool {
     key.split('_').any(|word| parts.contains(&word))
 }
 
-/// The first, the best and the last value of every measure.
+/// The first, the best and the last value of every measure. What was not trained yet is no candidate for the best.
 fn evaluations(lines: &Lines) -> String {
     let measures = measures(lines);
     if measures.is_empty() {
@@ -152,25 +180,27 @@ fn evaluations(lines: &Lines) -> String {
         "<h2>Held-out rows</h2>\n<div class=\"wide\"><table class=\"measures\">\n<thead><tr><th></th><th class=\"number\">first</th>\
          <th class=\"number\">best</th><th class=\"number\">last</th></tr></thead>\n<tbody>\n",
     );
-    for (key, name) in measures {
-        let all = || {
-            let values = lines.evaluations.iter();
-            values.filter_map(|line| Some((line.step, line.values.get(key)?.as_f64())))
+    for (column, name) in measures {
+        let points = column.points();
+        let candidates = || {
+            let points = points.iter();
+            points.filter(|(step, value)| *step > 0 && value.is_finite())
         };
-        let finite = || all().filter_map(|(step, value)| Some((step, value?)));
         // The first of several that are equally good.
-        let best = match falls(key) {
-            true => finite().min_by(|one, other| one.1.total_cmp(&other.1)),
-            false => finite().min_by(|one, other| other.1.total_cmp(&one.1)),
+        let best = match falls(column.key()) {
+            true => candidates().min_by(|one, other| one.1.total_cmp(&other.1)),
+            false => candidates().min_by(|one, other| other.1.total_cmp(&one.1)),
         };
-        let best = best.map(|(step, value)| (step, Some(value)));
         let _ = write!(out, "<tr><th>{}</th>", escaped(&name));
-        for cell in [all().next(), best, all().next_back()] {
+        for cell in [points.first(), best, points.last()] {
             let cell = cell.map_or(String::new(), |(step, value)| {
-                let value = value.map_or("not finite".to_owned(), significant);
+                let value = match value.is_finite() {
+                    true => significant(*value),
+                    false => "not finite".to_owned(),
+                };
                 format!(
                     "{value} <span class=\"quiet\">step {}</span>",
-                    grouped(step)
+                    grouped(*step)
                 )
             });
             let _ = write!(out, "<td class=\"number\">{cell}</td>");
@@ -181,17 +211,21 @@ fn evaluations(lines: &Lines) -> String {
     out
 }
 
-/// Everything that has a number for each step.
+/// Everything that has a number for each step. One plot is made after the other: the points of a long run take room.
 fn plots(lines: &Lines) -> String {
-    let mut charts = vec![losses(lines)];
-    for (key, name) in measures(lines) {
-        if key != "eval_loss" {
-            let drawn = series(&name, &lines.evaluations, key, Drawn::Dots, 1);
-            charts.push(Chart {
-                title: format!("Held-out {name}"),
-                floor: Floor::Least,
-                series: vec![drawn],
-            });
+    let figure = |title: &str, floor: Floor, series: Vec<Series>| {
+        let chart = Chart {
+            title: title.to_owned(),
+            floor,
+            series,
+        };
+        chart.figure(lines.last_step()).unwrap_or_default()
+    };
+    let mut figures = figure("Loss", Floor::Factors, losses(lines));
+    for (column, name) in measures(lines) {
+        if column.key() != "eval_loss" {
+            let drawn = series(&name, column, Drawn::Dots, 1);
+            figures += &figure(&format!("Held-out {name}"), Floor::Least, vec![drawn]);
         }
     }
     let plain = [
@@ -202,54 +236,39 @@ fn plots(lines: &Lines) -> String {
         ("peak_rss_mb", "Most memory so far, MiB", Floor::Zero),
     ];
     // A key that is not known here is shown under its own name.
-    let others = keys(&lines.steps).into_iter().filter(|key| {
+    let others = lines.steps.columns().iter().map(Column::key).filter(|key| {
         !["loss", "tokens"].contains(key) && plain.iter().all(|(known, _, _)| known != key)
     });
     let others = others.map(|key| (key, key, Floor::Least));
     for (key, title, floor) in plain.into_iter().chain(others) {
-        let drawn = series("of each step", &lines.steps, key, Drawn::Line, 0);
+        let Some(column) = lines.steps.column(key) else {
+            continue;
+        };
+        let drawn = series("of each step", column, Drawn::Line, 0);
         // Noise would hide the course.
         let drawn = match ["grad_norm", "tokens_per_second"].contains(&key) {
             true => with_smoothed(drawn),
             false => vec![drawn],
         };
-        charts.push(Chart {
-            title: title.to_owned(),
-            floor,
-            series: drawn,
-        });
+        figures += &figure(title, floor, drawn);
     }
-    let figures: String = charts
-        .iter()
-        .filter_map(|chart| chart.figure(lines.last_step()))
-        .collect();
-    let figures = figures + &ranks::figures(lines);
+    figures += &ranks::figures(lines);
     match figures.is_empty() {
         true => "<p class=\"quiet\">There is nothing to draw yet.</p>\n".to_owned(),
         false => format!("<h2>Over steps</h2>\n<div class=\"plots\">\n{figures}</div>\n"),
     }
 }
 
-fn losses(lines: &Lines) -> Chart {
-    let mut all = with_smoothed(series("training", &lines.steps, "loss", Drawn::Line, 0));
-    if lines
-        .evaluations
-        .iter()
-        .any(|line| line.number("eval_loss").is_some())
-    {
-        all.push(series(
-            "held-out",
-            &lines.evaluations,
-            "eval_loss",
-            Drawn::Dots,
-            1,
-        ));
+fn losses(lines: &Lines) -> Vec<Series> {
+    let mut all = Vec::new();
+    if let Some(column) = lines.steps.column("loss") {
+        all = with_smoothed(series("training", column, Drawn::Line, 0));
     }
-    Chart {
-        title: "Loss".to_owned(),
-        floor: Floor::Factors,
-        series: all,
+    let held_out = lines.evaluations.column("eval_loss");
+    if let Some(column) = held_out.filter(|column| finite(Some(column)).next().is_some()) {
+        all.push(series("held-out", column, Drawn::Dots, 1));
     }
+    all
 }
 
 /// The series, pale beneath its mean if it is long enough for one.
@@ -289,11 +308,14 @@ fn smoothed(raw: &Series) -> Option<Series> {
     })
 }
 
-fn series(name: &str, lines: &[Line], key: &str, drawn: Drawn, colour: usize) -> Series {
-    let lines = lines.iter().filter(|line| line.values.contains_key(key));
+fn series(name: &str, column: &Column, drawn: Drawn, colour: usize) -> Series {
+    let points = column.points().iter();
+    let finite = |number: f64| Some(number).filter(|number| number.is_finite());
     Series {
         name: name.to_owned(),
-        points: lines.map(|line| (line.step, line.number(key))).collect(),
+        points: points
+            .map(|(step, number)| (*step, finite(*number)))
+            .collect(),
         drawn,
         colour,
     }

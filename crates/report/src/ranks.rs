@@ -2,7 +2,7 @@
 
 use crate::chart::{COLOURS, Chart, Drawn, Floor, Series};
 use crate::escape::escaped;
-use crate::lines::{Lines, ranks};
+use crate::lines::Lines;
 use crate::numbers::grouped;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,19 +10,10 @@ use std::fmt::Write as _;
 /// As many allocations have a column of the table; of more, some between the first and the last are left out.
 const COLUMNS: usize = 16;
 
-type Allocation<'a> = (u64, Vec<(&'a str, u64)>);
-
-fn allocations(lines: &Lines) -> Vec<Allocation<'_>> {
-    let all = lines.events.iter();
-    all.filter_map(|line| Some((line.step, ranks(line)?)))
-        .filter(|(_, ranks)| !ranks.is_empty())
-        .collect()
-}
-
 /// How many ranks there are in all, and how many a module of each kind has; nothing if none were allocated.
 pub(crate) fn figures(lines: &Lines) -> String {
-    let allocations = allocations(lines);
-    let sum = |ranks: &[(&str, u64)]| ranks.iter().map(|(_, rank)| rank).sum::<u64>() as f64;
+    let allocations = lines.allocations.all();
+    let sum = |ranks: &[(u32, u32)]| ranks.iter().map(|(_, rank)| f64::from(*rank)).sum::<f64>();
     let whole = Chart {
         title: "Ranks of all modules".to_owned(),
         floor: Floor::Zero,
@@ -37,11 +28,12 @@ pub(crate) fn figures(lines: &Lines) -> String {
         }],
     };
     let mut kinds: BTreeMap<&str, Vec<(u64, Option<f64>)>> = BTreeMap::new();
-    for (step, ranks) in &allocations {
+    for (step, ranks) in allocations {
         let mut means: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
         for (site, rank) in ranks {
-            let (sum, count) = means.entry(kind(site)).or_default();
-            *sum += rank;
+            let kind = kind(lines.allocations.module(*site));
+            let (sum, count) = means.entry(kind).or_default();
+            *sum += u64::from(*rank);
             *count += 1;
         }
         for (kind, (sum, count)) in means {
@@ -77,11 +69,11 @@ fn kind(site: &str) -> &str {
 
 /// The ranks of every module after each allocation; nothing if none were allocated.
 pub(crate) fn table(lines: &Lines) -> String {
-    let all = allocations(lines);
+    let all = lines.allocations.all();
     let Some((_, last)) = all.last() else {
         return String::new();
     };
-    let shown: Vec<&Allocation<'_>> = match all.len() {
+    let shown: Vec<&(u64, Vec<(u32, u32)>)> = match all.len() {
         count if count <= COLUMNS => all.iter().collect(),
         count => (0..COLUMNS)
             .map(|at| &all[at * (count - 1) / (COLUMNS - 1)])
@@ -103,16 +95,17 @@ pub(crate) fn table(lines: &Lines) -> String {
         let _ = write!(out, "<th>{}</th>", grouped(*step));
     }
     out += "</tr></thead>\n<tbody>\n";
-    let columns: Vec<BTreeMap<&str, u64>> = shown
+    let columns: Vec<BTreeMap<u32, u32>> = shown
         .iter()
         .map(|(_, ranks)| ranks.iter().copied().collect())
         .collect();
     for (site, _) in last {
-        let _ = write!(out, "<tr><th>{}</th>", escaped(site));
+        let name = escaped(lines.allocations.module(*site));
+        let _ = write!(out, "<tr><th>{name}</th>");
         for ranks in &columns {
             let _ = match ranks.get(site) {
                 Some(rank) => {
-                    let share = *rank as f64 / most as f64;
+                    let share = f64::from(*rank) / f64::from(most);
                     write!(out, "<td style=\"--s:{share:.2}\">{rank}</td>")
                 }
                 None => write!(out, "<td></td>"),

@@ -5,7 +5,7 @@
     reason = "a file that cannot be decoded fails its test"
 )]
 
-use lowrank_report::{Line, Lines, cut, scalars, start, version};
+use lowrank_report::{Line, cut, scalars, start, version};
 
 /// CRC-32C a bit at a time, masked.
 fn checksum(bytes: &[u8]) -> u32 {
@@ -106,12 +106,11 @@ const METRICS: &str = r#"{"step":0,"eval_loss":3.5,"eval_tokens":40,"eval_accura
 "#;
 
 fn lines() -> Vec<Line> {
-    let lines = Lines::parse(METRICS);
-    let mut all = lines.evaluations;
-    all.push(lines.steps[0].clone());
-    all.extend(lines.events);
-    all.push(lines.steps[1].clone());
-    all
+    METRICS.lines().map(line).collect()
+}
+
+fn line(text: &str) -> Line {
+    Line::new(serde_json::from_str(text).unwrap()).unwrap()
 }
 
 fn file() -> Vec<u8> {
@@ -162,8 +161,8 @@ fn every_number_of_every_line_is_a_scalar() {
 
 #[test]
 fn lines_without_numbers_are_no_records() {
-    let lines = Lines::parse("{\"step\":3,\"event\":\"stopped\",\"why\":\"signal\"}\n");
-    assert!(scalars(5.0, &lines.events[0]).is_empty());
+    let line = line("{\"step\":3,\"event\":\"stopped\",\"why\":\"signal\"}");
+    assert!(scalars(5.0, &line).is_empty());
 }
 
 #[test]

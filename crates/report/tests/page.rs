@@ -43,7 +43,7 @@ fn run() -> Run {
         held_out: 96,
         trainable_parameters: 45_312,
         version: "0.1.0".to_owned(),
-        failure: None,
+        ..Run::default()
     }
 }
 
@@ -270,6 +270,40 @@ fn what_is_missing_is_said_or_left_out() {
          <td class=\"number\">3 <span class=\"quiet\">step 2</span></td>\
          <td class=\"number\">not finite <span class=\"quiet\">step 2</span></td></tr>"
     ));
+}
+
+#[test]
+fn the_best_is_of_what_was_trained_and_so_is_the_result() {
+    let best_first = metrics().replacen("\"eval_accuracy\":0.25", "\"eval_accuracy\":1", 1);
+    let run = Run {
+        ended_early: true,
+        result_of: Some(20),
+        total: 50,
+        ..run()
+    };
+    let page = page(&run, &Lines::parse(&best_first));
+    text(&page);
+    assert!(page.contains(
+        "<tr><th>accuracy</th><td class=\"number\">1 <span class=\"quiet\">step 0</span></td>\
+         <td class=\"number\">0.875 <span class=\"quiet\">step 20</span></td>"
+    ));
+    assert!(page.contains(
+        "<p>Ended early, after step 40 of 50: evaluations were no longer better. The result is that of step 20, the best \
+         evaluation.</p>"
+    ));
+    let whole = Run {
+        ended_early: false,
+        total: 40,
+        ..run
+    };
+    let page = lowrank_report::page(&whole, &Lines::parse(&metrics()));
+    assert!(page.contains("<p>The result is that of step 20, the best evaluation.</p>"));
+    let last = Run {
+        result_of: Some(40),
+        ..whole
+    };
+    let page = lowrank_report::page(&last, &Lines::parse(&metrics()));
+    assert!(!page.contains("The result is"));
 }
 
 /// As long as runs get, and as large as numbers get.

@@ -57,6 +57,9 @@ pub(crate) struct Place {
 /// The setting that holds a hash of the training rows.
 pub(crate) const CONTENT: &str = "the content of data.train";
 
+/// The setting that holds one of the held-out rows: the best step, the end, and what a method allocates may depend on them.
+pub(crate) const HELD_OUT: &str = "the content of data.eval";
+
 /// A complete checkpoint.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
@@ -197,7 +200,7 @@ impl Checkpoint {
             .into_iter()
             .filter(|key| was.get(*key) != settings.get(*key))
             // Another number of rows says more than another hash of them.
-            .filter(|key| self.record.rows == rows || key.as_str() != CONTENT)
+            .filter(|key| self.record.rows == rows || ![CONTENT, HELD_OUT].contains(&key.as_str()))
             .map(|key| Change {
                 key: key.clone(),
                 was: shown(was.get(key)),

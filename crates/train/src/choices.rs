@@ -30,16 +30,17 @@ const WINDOW: usize = 4;
 /// Scores multiple choices and hands each prediction to `each`, in the order of the rows. The prompts of `batch_size`
 /// questions of similar lengths run side by side, once; their choices continue them in batches of that size. The loss is
 /// that of the examples: each is the prompt and the right completion with its end token, as the data set made it from the
-/// same row. No more than four batches of rows are held.
+/// same row. No more than four batches of rows are held. `before_each` is called before each batch of questions.
 ///
 /// # Errors
-/// If a row cannot be read, and whatever the model or `each` refuses.
+/// If a row cannot be read, and whatever the model, `each` or `before_each` refuses.
 pub fn choices<'a>(
     model: &dyn Model,
     selection: &Selection,
     rows: impl IntoIterator<Item = lowrank_data::Result<(Cow<'a, Example>, &'a ChoiceExample)>>,
     batch_size: NonZeroUsize,
     each: &mut dyn FnMut(Prediction) -> Result<()>,
+    before_each: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Evaluation> {
     let mut rows = rows.into_iter();
     let mut counted = Counted::default();
@@ -57,6 +58,7 @@ pub fn choices<'a>(
         order.sort_by_key(|&row| asked[row].prompt.len());
         let mut losses: Vec<Vec<Vec<f64>>> = vec![Vec::new(); rows.len()];
         for some in order.chunks(batch_size.get()) {
+            before_each()?;
             let questions: Vec<&Asked<'_>> = some.iter().map(|&row| &asked[row]).collect();
             let found = follow(model, selection, &questions, batch_size)?;
             for (&row, found) in some.iter().zip(found) {

@@ -38,15 +38,16 @@ pub enum Answer {
 
 /// Runs every row through a classifier, rows of similar length side by side, and gives what it makes of them in the order
 /// of the rows. The loss is the mean over rows of the cross-entropy, or of the squared error where the model gives a row one
-/// number; metrics are over the rows with labels.
+/// number; metrics are over the rows with labels. `before_each` is called before each batch.
 ///
 /// # Errors
-/// Whatever the model refuses; one without a head for classes refuses all.
+/// Whatever the model or `before_each` refuses; a model without a head for classes refuses all.
 pub fn classify<'a>(
     model: &dyn Model,
     selection: &Selection,
     examples: impl Into<Examples<'a>>,
     batch_size: NonZeroUsize,
+    before_each: &mut dyn FnMut() -> Result<()>,
 ) -> Result<(Evaluation, Vec<Classified>)> {
     let examples = examples.into();
     let mut order: Vec<usize> = (0..examples.len()).collect();
@@ -54,6 +55,7 @@ pub fn classify<'a>(
     let mut scores: Vec<Vec<f64>> = vec![Vec::new(); examples.len()];
     let mut labels = vec![None; examples.len()];
     for rows in order.chunks(batch_size.get()) {
+        before_each()?;
         let held = rows.iter().map(|&row| examples.get(row));
         let held = held.collect::<lowrank_data::Result<Vec<_>>>()?;
         for (&row, example) in rows.iter().zip(&held) {

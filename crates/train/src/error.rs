@@ -65,8 +65,8 @@ pub enum Error {
     NoHeldOut,
     /// The best of no evaluations is asked for.
     #[error(
-        "`train.load_best` and `train.early_stopping_patience` compare evaluations, and there are no held-out rows: \
-         name some in `data.eval`"
+        "`train.load_best`, `train.early_stopping_patience` and a `train.best_metric` compare evaluations, and there are no \
+         held-out rows: name some in `data.eval`, or hold some of `data.train` out with `data.eval_fraction`"
     )]
     NothingToJudge,
     /// Evaluations are to be compared by what they do not give.

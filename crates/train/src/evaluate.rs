@@ -98,15 +98,16 @@ pub(crate) fn laid_out(padded: Padded) -> Result<Batch> {
     Ok(batch)
 }
 
-/// The loss of every row, in batches of `batch_size` rows.
+/// The loss of every row, in batches of `batch_size` rows. `before_each` is called before each batch.
 ///
 /// # Errors
-/// Whatever the model refuses, or if a row cannot be read.
+/// Whatever the model or `before_each` refuses, or if a row cannot be read.
 pub fn loss<'a>(
     model: &dyn Model,
     selection: &Selection,
     examples: impl Into<Examples<'a>>,
     batch_size: NonZeroUsize,
+    before_each: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Evaluation> {
     let mut evaluation = Evaluation::default();
     let mut sum = Sum::default();
@@ -117,6 +118,7 @@ pub fn loss<'a>(
         if chunk.is_empty() {
             break;
         }
+        before_each()?;
         evaluation.examples += chunk.len() as u64;
         evaluation.tokens += chunk.iter().map(|row| row.ids.len() as u64).sum::<u64>();
         if chunk.iter().any(|row| row.supervised() > 0) {

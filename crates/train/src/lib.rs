@@ -36,6 +36,7 @@ mod checkpoint;
 mod choices;
 mod classify;
 mod clip;
+mod content;
 mod error;
 mod evaluate;
 mod events;
@@ -47,6 +48,7 @@ mod optimizer;
 mod place;
 mod reference;
 mod resolved;
+mod rows;
 mod run;
 mod run_file;
 mod run_folder;
@@ -66,7 +68,8 @@ pub use metrics::{EvalLine, Metrics, StepLine, peak_rss_mb, rss_mb};
 pub use optimizer::{AdamW, Ages, Algorithm, Chosen, Group, LoraFa, Optimizer, Sgd, Updated};
 pub use place::Place;
 pub use reference::{KEYS, Key, reference};
-pub use run::{Progress, Rows, Started, Summary, train};
+pub use rows::Rows;
+pub use run::{Progress, Started, Summary, train};
 pub use run_file::{
     AdapterKeys, CacheKey, DataKeys, Held, ModelKeys, OnNonFinite, OutputKeys, RunFile, TaskKeys,
     TrainFiles, TrainKeys,

@@ -1,15 +1,19 @@
 //! What a run writes of itself while it goes on: `metrics.jsonl` and TensorBoard's events line by line; from the former,
 //! now and then, a table and a page.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::events::Events;
 use crate::metrics::{EvalLine, Metrics, StepLine};
 use crate::run_folder::RunFolder;
 use lowrank_format::atomic_write_file;
-use lowrank_report::{Lines, Run, csv, page};
+use lowrank_report::{Line, Lines, Run, csv, page};
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::fs;
+use std::time::{Duration, Instant};
+
+/// The table and the page are made anew from all lines, which takes its time in a long run: not more often than this while
+/// it goes on.
+const SHOWN_EVERY: Duration = Duration::from_secs(60);
 
 /// The open files of a run.
 #[derive(Debug)]
@@ -18,6 +22,10 @@ pub(crate) struct Log<'a> {
     metrics: Metrics,
     events: Events,
     run: Run,
+    /// What is in the metrics.
+    lines: Lines,
+    /// When the table and the page were written.
+    shown: Instant,
 }
 
 impl<'a> Log<'a> {
@@ -27,15 +35,18 @@ impl<'a> Log<'a> {
     /// If a file cannot be read or written.
     pub fn open(folder: &'a RunFolder, done: Option<u64>, run: Run) -> Result<Self> {
         let name = folder.path().file_name();
-        let log = Self {
+        let mut lines = Lines::default();
+        let mut log = Self {
             folder,
-            metrics: Metrics::open(&folder.metrics(), done)?,
+            metrics: Metrics::open_with(&folder.metrics(), done, |line| lines.push(line))?,
             events: Events::open(&folder.events(), done)?,
             run: Run {
                 name: name.map_or("run".into(), |name| name.display().to_string()),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 ..run
             },
+            lines,
+            shown: Instant::now(),
         };
         log.show()?;
         Ok(log)
@@ -52,7 +63,13 @@ impl<'a> Log<'a> {
     /// If a file cannot be written.
     pub fn step(&mut self, line: &StepLine) -> Result<()> {
         self.metrics.step(line)?;
-        self.event_of(line)
+        let mut values = values_of(line);
+        self.note(&values);
+        if line.loss.is_none() {
+            // Null would be a loss that is not finite.
+            values.remove("loss");
+        }
+        self.events.add(values)
     }
 
     /// Adds an evaluation line.
@@ -61,7 +78,9 @@ impl<'a> Log<'a> {
     /// If a file cannot be written.
     pub fn evaluation(&mut self, line: &EvalLine) -> Result<()> {
         self.metrics.evaluation(line)?;
-        self.event_of(line)
+        let values = values_of(line);
+        self.note(&values);
+        self.events.add(values)
     }
 
     /// Adds a line of another kind.
@@ -70,7 +89,8 @@ impl<'a> Log<'a> {
     /// If a file cannot be written.
     pub fn event(&mut self, line: &Map<String, Value>) -> Result<()> {
         self.metrics.event(line)?;
-        self.event_of(line)
+        self.note(line);
+        self.events.add(line.clone())
     }
 
     /// Waits until everything is on the disk: a checkpoint must not outlive the lines that lead to it.
@@ -82,17 +102,33 @@ impl<'a> Log<'a> {
         self.events.sync()
     }
 
+    /// [`Self::show`], unless it was done a moment ago.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn show_now_and_then(&mut self) -> Result<()> {
+        match self.shown.elapsed() < SHOWN_EVERY {
+            true => Ok(()),
+            false => self.show(),
+        }
+    }
+
     /// Writes the table and the page, as `metrics.jsonl` is now.
     ///
     /// # Errors
-    /// If a file cannot be read or written.
-    pub fn show(&self) -> Result<()> {
-        let path = self.folder.metrics();
-        let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-        let lines = Lines::parse(&text);
-        atomic_write_file(&self.folder.table(), csv(&lines).as_bytes())?;
-        let page = page(&self.run, &lines);
-        Ok(atomic_write_file(&self.folder.report(), page.as_bytes())?)
+    /// If a file cannot be written.
+    fn show(&mut self) -> Result<()> {
+        atomic_write_file(&self.folder.table(), csv(&self.lines).as_bytes())?;
+        let page = page(&self.run, &self.lines);
+        atomic_write_file(&self.folder.report(), page.as_bytes())?;
+        self.shown = Instant::now();
+        Ok(())
+    }
+
+    /// The run has made its last step, and its result will be that of this one.
+    pub fn finished(&mut self, ended_early: bool, result_of: u64) {
+        self.run.ended_early = ended_early;
+        self.run.result_of = Some(result_of);
     }
 
     /// Shows a last time how the run went, and if it failed, why.
@@ -113,11 +149,17 @@ impl<'a> Log<'a> {
         Ok((end, self.metrics))
     }
 
-    fn event_of(&mut self, line: &impl Serialize) -> Result<()> {
-        // What could not be written as JSON was an error before.
-        match serde_json::to_value(line) {
-            Ok(Value::Object(values)) => self.events.add(values),
-            _ => Ok(()),
+    fn note(&mut self, values: &Map<String, Value>) {
+        if let Some(line) = Line::new(values.clone()) {
+            self.lines.push(&line);
         }
+    }
+}
+
+/// A line as JSON. What could not be written as such was an error before.
+fn values_of(line: &impl Serialize) -> Map<String, Value> {
+    match serde_json::to_value(line) {
+        Ok(Value::Object(values)) => values,
+        _ => Map::new(),
     }
 }

@@ -3,11 +3,12 @@
 use crate::append::append;
 use crate::error::{Error, Result};
 use lowrank_format::atomic_write_file;
+use lowrank_report::{Kind, Line};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::io::{BufRead as _, BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
 
 /// What is logged of a training step. A number that is not finite is written as null.
@@ -16,7 +17,7 @@ pub struct StepLine {
     /// The optimiser step, from 1.
     pub step: u64,
     /// The task loss before the update, over the supervised tokens of the step, with the smoothed labels and the noise
-    /// that it was computed with; 0 if there are none.
+    /// that it was computed with; none if nothing is supervised, and not a number if it is not finite.
     pub loss: Option<f64>,
     /// The learning rate.
     pub lr: f64,
@@ -93,7 +94,7 @@ pub struct Metrics {
     pub last_step: Option<StepLine>,
     /// The last evaluation line.
     pub last_evaluation: Option<EvalLine>,
-    kept: Vec<EvalLine>,
+    evaluations: Vec<EvalLine>,
 }
 
 impl Metrics {
@@ -103,28 +104,45 @@ impl Metrics {
     /// # Errors
     /// If the file cannot be read or written.
     pub fn open(path: &Path, done: Option<u64>) -> Result<Self> {
-        let text = match fs::read(path) {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(Error::io("read", path)(error)),
-        };
-        let (mut kept, mut last_step) = (String::new(), None);
+        Self::open_with(path, done, |_| ())
+    }
+
+    /// [`Self::open`] that hands every line that is kept to `each`.
+    pub(crate) fn open_with(
+        path: &Path,
+        done: Option<u64>,
+        mut each: impl FnMut(&Line),
+    ) -> Result<Self> {
+        let mut last_step = None;
         let mut evaluations: Vec<EvalLine> = Vec::new();
-        for line in text
-            .split_inclusive('\n')
-            .filter(|line| line.ends_with('\n'))
-        {
-            let value: Option<Value> = serde_json::from_str(line).ok();
-            let step = value.as_ref().and_then(|value| value.get("step")?.as_u64());
-            if step.is_none_or(|step| done.is_none_or(|done| step > done)) {
+        // What is kept: so many bytes from the start on, and of the rest these.
+        let (mut begin, mut rest, mut is_cut) = (0, Vec::<u8>::new(), false);
+        for bytes in whole_lines(path)? {
+            let bytes = bytes.map_err(Error::io("read", path))?;
+            let line = match serde_json::from_slice(&bytes) {
+                Ok(Value::Object(values)) if bytes.ends_with(b"\n") => Line::new(values),
+                _ => None,
+            };
+            let Some(line) = line.filter(|line| done.is_some_and(|done| line.step <= done)) else {
+                is_cut = true;
                 continue;
+            };
+            match is_cut {
+                true => rest.extend(&bytes),
+                false => begin += bytes.len(),
             }
-            kept.push_str(line);
-            last_step = serde_json::from_str(line).ok().or(last_step);
-            evaluations.extend(serde_json::from_str::<EvalLine>(line));
+            match line.kind() {
+                Kind::Step => last_step = serde_json::from_slice(&bytes).ok().or(last_step),
+                Kind::Evaluation => evaluations.extend(serde_json::from_slice::<EvalLine>(&bytes)),
+                Kind::Event => {}
+            }
+            each(&line);
         }
-        if kept != text {
-            atomic_write_file(path, kept.as_bytes())?;
+        if is_cut {
+            let mut kept = fs::read(path).map_err(Error::io("read", path))?;
+            kept.truncate(begin);
+            kept.extend(rest);
+            atomic_write_file(path, &kept)?;
         }
         let file = File::options().create(true).append(true).open(path);
         Ok(Self {
@@ -132,13 +150,13 @@ impl Metrics {
             file: file.map_err(Error::io("open", path))?,
             last_step,
             last_evaluation: evaluations.last().cloned(),
-            kept: evaluations,
+            evaluations,
         })
     }
 
-    /// The lines of evaluations that were there when the file was opened, and were not cut.
+    /// All lines of evaluations.
     pub(crate) fn evaluations(&self) -> &[EvalLine] {
-        &self.kept
+        &self.evaluations
     }
 
     /// Adds a training line.
@@ -156,6 +174,7 @@ impl Metrics {
     /// If the file cannot be written.
     pub fn evaluation(&mut self, line: &EvalLine) -> Result<()> {
         self.last_evaluation = Some(line.clone());
+        self.evaluations.push(line.clone());
         self.write(line)
     }
 
@@ -183,6 +202,23 @@ impl Metrics {
         let written = append(&mut self.file, line.as_bytes());
         written.map_err(Error::writing("write", &self.path, bytes))
     }
+}
+
+/// The lines of a file one by one, each with its end; none of a file that is missing.
+fn whole_lines(path: &Path) -> Result<impl Iterator<Item = std::io::Result<Vec<u8>>>> {
+    let file = match File::open(path) {
+        Ok(file) => Some(file),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => return Err(Error::io("read", path)(error)),
+    };
+    let mut reader = file.map(BufReader::new);
+    Ok(std::iter::from_fn(move || {
+        let mut line = Vec::new();
+        match reader.as_mut()?.read_until(b'\n', &mut line) {
+            Ok(0) => None,
+            read => Some(read.map(|_| line)),
+        }
+    }))
 }
 
 /// The largest memory that this process has held (VmHWM), in MiB; none where the system does not tell.

@@ -4,47 +4,25 @@ use crate::best::Best;
 use crate::checkpoint::{self, Checkpoint};
 use crate::choices::choices;
 use crate::classify::classify;
+use crate::content::content;
 use crate::error::{Change, Error, Result};
 use crate::evaluate::loss;
 use crate::log::Log;
 use crate::metrics::{EvalLine, StepLine, peak_rss_mb};
 use crate::resolved;
-use crate::run_file::{RunFile, TaskKeys};
+use crate::rows::{Asked, Rows};
+use crate::run_file::RunFile;
 use crate::run_folder::{Mode, RunFolder};
 use crate::schedule::{Curve, Warmup};
 use crate::trainer::{Done, Trainable, Trainer, Update};
-use lowrank_data::{ChoiceExample, Dataset, Example, Examples, Plan, Reference};
+use lowrank_data::Plan;
 use serde_json::{Map, Value};
 use settle::{End, State};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 mod settle;
-
-/// The rows of a run.
-#[derive(Debug, Clone, Copy)]
-pub struct Rows<'a> {
-    /// What is trained on.
-    pub train: Examples<'a>,
-    /// What is held out; may be empty.
-    pub eval: Examples<'a>,
-    /// One a held-out row, or none at all.
-    pub references: &'a [Reference],
-}
-
-impl<'a> Rows<'a> {
-    /// The rows of two data sets.
-    #[must_use]
-    pub fn new(train: &'a Dataset, eval: Option<&'a Dataset>) -> Self {
-        Self {
-            train: train.examples(),
-            eval: eval.map_or((&[]).into(), Dataset::examples),
-            references: eval.map(Dataset::references).unwrap_or_default(),
-        }
-    }
-}
 
 /// What a run says of itself while it goes on. Every method may be left out.
 pub trait Progress {
@@ -106,6 +84,8 @@ pub struct Summary {
     pub last_step: Option<StepLine>,
     /// The last evaluation line.
     pub last_evaluation: Option<EvalLine>,
+    /// That of the step that the result is of.
+    pub result_evaluation: Option<EvalLine>,
 }
 
 /// Trains to the end: evaluates, logs and saves as the run file says. The caller then writes the adapter or the model.
@@ -125,10 +105,13 @@ pub fn train(
     rows: Rows<'_>,
     progress: &mut dyn Progress,
 ) -> Result<Summary> {
-    let trainer = Trainer::new(trainable, rows.train, rows.eval, &run.data, &run.train)?;
+    let trainer = rows.trainer(trainable, run)?;
     let mut settings = resolved::settings(run);
-    let content = content_of(rows.train)?;
-    settings.insert(checkpoint::CONTENT.into(), content.into());
+    settings.insert(checkpoint::CONTENT.into(), content(rows.train, &[])?.into());
+    if !rows.eval.is_empty() {
+        let held_out = content(rows.eval, rows.references)?;
+        settings.insert(checkpoint::HELD_OUT.into(), held_out.into());
+    }
     let mut session = Session {
         settings,
         plan: trainer.plan().clone(),
@@ -153,6 +136,12 @@ pub fn train(
             ..lowrank_report::Run::default()
         },
     )?;
+    if rows.eval.is_empty() && run.train.eval_every > 0 {
+        progress.warning(&format!(
+            "`train.eval_every` is {}, and there are no held-out rows: name some in `data.eval`, or nothing is evaluated",
+            run.train.eval_every
+        ));
+    }
     let mut state = State {
         judge: session.judge(done, log.metrics(), progress)?,
         saved: done,
@@ -166,6 +155,15 @@ pub fn train(
         resumed_from: resumed.map(|checkpoint| checkpoint.path().to_owned()),
     });
     let outcome = session.run(done, &mut state, progress);
+    let last = match outcome {
+        Ok(End::Last) => Some(total),
+        Ok(End::Early(step)) => Some(step),
+        _ => None,
+    };
+    if let Some(last) = last {
+        let result_of = state.judge.kept().unwrap_or(last);
+        state.log.finished(last < total, result_of);
+    }
     let (end, metrics) = state.log.ended(outcome)?;
     let (step, ended_early) = match end {
         End::Last => (total, false),
@@ -173,7 +171,9 @@ pub fn train(
         End::Stopped(step) => return Err(Error::Interrupted { step, total }),
     };
     let result_of = session.load_best(step, &state.judge, progress)?;
+    let mut evaluations = metrics.evaluations().iter();
     Ok(Summary {
+        result_evaluation: evaluations.rfind(|line| line.step == result_of).cloned(),
         folder: folder.path().to_owned(),
         steps: step,
         ended_early,
@@ -234,11 +234,16 @@ impl Session<'_, '_, '_> {
         let keys = &self.run.train;
         let fixed_rates =
             keys.schedule == Curve::Constant && matches!(keys.warmup, Warmup::Steps(_));
-        if record.total != total && !fixed_rates {
+        let (step, was) = (record.step, record.total);
+        if was != total && !fixed_rates {
             progress.warning(&format!(
-                "{} steps were done at the learning rates of a run of {} steps, the others follow those of {total}: \
-                 a run of {total} steps from the start would differ",
-                record.step, record.total
+                "{step} steps were done at the learning rates of a run of {was} steps, the others follow those of {total}: \
+                 a run of {total} steps from the start would differ"
+            ));
+        } else if was != total && self.trainer.trainable().controller.is_some() {
+            progress.warning(&format!(
+                "{step} steps were done as the method allocates in a run of {was} steps, the others as in one of {total}: \
+                 a run of {total} steps from the start may differ"
             ));
         }
         let (optimizer, trainable) = self.trainer.restorable();
@@ -286,35 +291,30 @@ impl Session<'_, '_, '_> {
         log: &mut Log<'_>,
         progress: &mut dyn Progress,
     ) -> Result<Option<EvalLine>> {
-        let Rows {
-            eval, references, ..
-        } = self.rows;
+        let eval = self.rows.eval;
         if eval.is_empty() {
             return Ok(None);
         }
         let trainable = self.trainer.trainable();
         let (model, selection) = (trainable.model, &trainable.selection);
         let batch_size = self.run.train.batch_size;
-        let questions = references.iter().map(|reference| match reference {
-            Reference::Choices(question) => Some(question),
-            _ => None,
-        });
-        let questions: Option<Vec<&ChoiceExample>> = questions.collect();
-        let questions = questions.filter(|questions| questions.len() == eval.len());
-        let evaluation = if self.run.task != TaskKeys::CausalLm {
-            classify(model, selection, eval, batch_size)?.0
-        } else if let Some(questions) = questions {
-            let rows = eval.iter().zip(questions);
-            let rows = rows.map(|(example, question)| Ok((example?, question)));
-            let total = self.plan.total_steps();
-            // Between two questions nothing is lost: an evaluation that was left is made again.
-            let mut each = |_| match progress.stops() {
-                true => Err(Error::Interrupted { step, total }),
-                false => Ok(()),
-            };
-            choices(model, selection, rows, batch_size, &mut each)?
-        } else {
-            loss(model, selection, eval, batch_size)?
+        let total = self.plan.total_steps();
+        // Between two batches nothing is lost: an evaluation that was left is made again.
+        let mut stop = || match progress.stops() {
+            true => Err(Error::Interrupted { step, total }),
+            false => Ok(()),
+        };
+        let evaluation = match self.rows.asked() {
+            Asked::Classes | Asked::Values => {
+                classify(model, selection, eval, batch_size, &mut stop)?.0
+            }
+            Asked::Choices(questions) => {
+                let rows = eval.iter().zip(questions);
+                let rows = rows.map(|(example, question)| Ok((example?, question)));
+                let mut each = |_| Ok(());
+                choices(model, selection, rows, batch_size, &mut each, &mut stop)?
+            }
+            Asked::Losses => loss(model, selection, eval, batch_size, &mut stop)?,
         };
         let mut judged = evaluation.metrics;
         let accuracy = evaluation.accuracy;
@@ -334,37 +334,12 @@ impl Session<'_, '_, '_> {
     }
 }
 
-/// FNV-1a over the tokens and labels of every row: rows that changed would make another run.
-fn content_of(examples: Examples<'_>) -> Result<String> {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    let mut mix = |number: u32| {
-        for byte in number.to_le_bytes() {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    };
-    for example in examples.iter() {
-        let example: Cow<'_, Example> = example?;
-        mix(example.ids.len() as u32);
-        example.ids.iter().for_each(|&id| mix(id));
-        example
-            .labels
-            .iter()
-            .for_each(|&label| mix(label.cast_unsigned()));
-        example.types.iter().for_each(|&kind| mix(kind));
-        if let Some(label) = example.label {
-            let bits = label.to_bits();
-            mix(bits as u32);
-            mix((bits >> 32) as u32);
-        }
-    }
-    Ok(format!("{hash:016x}"))
-}
-
 fn line(step: u64, done: &Done, seconds: f64) -> StepLine {
     let finite = |number: f64| number.is_finite().then_some(number);
     StepLine {
         step,
-        loss: finite(done.loss),
+        // What is not finite is told from what there is none of.
+        loss: (done.update != Update::NothingSupervised).then_some(done.loss),
         lr: done.learning_rate,
         grad_norm: finite(done.grad_norm),
         tokens: done.tokens,

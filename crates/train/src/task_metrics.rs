@@ -112,6 +112,12 @@ pub fn mean_squared_error(predictions: &[f64], answers: &[f64]) -> f64 {
     squares.sum::<f64>() / answers.len() as f64
 }
 
+/// The names of what a classification is judged by.
+pub const OF_CLASSES: [&str; 3] = ["accuracy", "f1", "matthews"];
+
+/// The names of what a regression is judged by.
+pub const OF_VALUES: [&str; 3] = ["mse", "pearson", "spearman"];
+
 /// Every metric of a classification: `accuracy`, `f1` (of class 1 if there are two classes, else the mean over classes) and
 /// `matthews`.
 #[must_use]
@@ -124,24 +130,26 @@ pub fn of_classes(
         2 => f1(predictions, answers, 1),
         _ => f1_macro(predictions, answers),
     };
-    named([
-        ("accuracy", accuracy(predictions, answers)),
-        ("f1", f1),
-        ("matthews", matthews(predictions, answers)),
-    ])
+    let values = [
+        accuracy(predictions, answers),
+        f1,
+        matthews(predictions, answers),
+    ];
+    named(OF_CLASSES, values)
 }
 
 /// Every metric of a regression: `mse`, `pearson` and `spearman`.
 #[must_use]
 pub fn of_values(predictions: &[f64], answers: &[f64]) -> BTreeMap<String, f64> {
-    named([
-        ("mse", mean_squared_error(predictions, answers)),
-        ("pearson", pearson(predictions, answers)),
-        ("spearman", spearman(predictions, answers)),
-    ])
+    let values = [
+        mean_squared_error(predictions, answers),
+        pearson(predictions, answers),
+        spearman(predictions, answers),
+    ];
+    named(OF_VALUES, values)
 }
 
-fn named<const N: usize>(metrics: [(&str, f64); N]) -> BTreeMap<String, f64> {
-    let metrics = metrics.map(|(name, value)| (name.to_owned(), value));
-    metrics.into()
+fn named<const N: usize>(names: [&str; N], values: [f64; N]) -> BTreeMap<String, f64> {
+    let names = names.into_iter().map(str::to_owned);
+    names.zip(values).collect()
 }

@@ -1,5 +1,6 @@
 //! Classifiers through the binary: train, resume, evaluate, merge, and what is refused.
 
+use lowrank::training::{Error, Mode, Progress, RunFile};
 use lowrank_tests::place::Place;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -237,6 +238,141 @@ fn check_outputs(place: &Place, found: &Value) {
     }
 }
 
+/// So fast that the best evaluation is none of the last ones.
+const BEST: [&str; 5] = [
+    "train.steps=200",
+    "train.eval_every=3",
+    "train.best_metric=f1",
+    "train.load_best=true",
+    "train.early_stopping_patience=3",
+];
+
+#[test]
+fn the_best_by_f1_is_what_is_left_of_a_run_that_ended_early() {
+    let place = place(named);
+    let sets: Vec<&str> = BEST.into_iter().flat_map(|set| ["--set", set]).collect();
+    let train = [&["train", "run.toml"][..], &sets].concat();
+    let trained = done(&place, &[&train[..], &["--json"]].concat());
+    let evaluations: Vec<Value> = place
+        .json_lines("run/metrics.jsonl")
+        .into_iter()
+        .filter(|line| line["eval_f1"].is_f64())
+        .collect();
+    let f1 = |line: &Value| line["eval_f1"].as_f64().unwrap();
+    let mut best = &evaluations[1];
+    for line in &evaluations[1..] {
+        if f1(line) > f1(best) {
+            best = line;
+        }
+    }
+    let last = evaluations.last().unwrap();
+    assert_eq!(
+        evaluations.len(),
+        1 + best["step"].as_u64().unwrap() as usize / 3 + 3
+    );
+    assert_eq!(trained["ended_early"], true);
+    assert_eq!(
+        (&trained["steps"], &trained["result_of"]),
+        (&last["step"], &best["step"])
+    );
+    assert_eq!(
+        trained["best"],
+        json!({"step": best["step"], "metric": "f1", "value": best["eval_f1"]})
+    );
+
+    // The adapter is that of the step, and not the last one's.
+    let found = evaluated(&place, &["--model", "model", "--adapter", "run/adapter"]);
+    close(&found["loss"], &best["eval_loss"]);
+    assert_eq!(found["accuracy"], best["eval_accuracy"]);
+    for metric in ["f1", "matthews"] {
+        close(&found["metrics"][metric], &best[format!("eval_{metric}")]);
+    }
+    assert_ne!(best["eval_loss"], last["eval_loss"]);
+    let step = &best["step"];
+    assert!(
+        place
+            .text("run/adapter/README.md")
+            .contains(&step.to_string())
+    );
+
+    // What people read is of the result as well.
+    let text = place.run(&[&train[..], &["--overwrite"]].concat()).ok();
+    let after = format!("{:.4} after\n", best["eval_loss"].as_f64().unwrap());
+    assert!(text.stdout.contains(&after), "{}", text.stdout);
+
+    // A metric that classes lack is refused before anything is lost, by `plan` as well.
+    let whole = place.read("run/adapter/adapter_model.safetensors");
+    let pearson = ["--set", "train.best_metric=pearson"];
+    let said = "run.toml: `train.best_metric = \"pearson\"` is no metric of this task, expected one of: loss, accuracy, f1, \
+                matthews";
+    let overwrite = [&train[..], &pearson, &["--overwrite"]].concat();
+    place.refuses(&overwrite, 2, &[said]);
+    let plan = ["plan", "run.toml"];
+    place.refuses(&[&plan[..], &pearson].concat(), 2, &[said]);
+    assert_eq!(place.read("run/adapter/adapter_model.safetensors"), whole);
+    let without = ["--set", "data.eval=[]", "--overwrite"];
+    place.refuses(
+        &[&train[..], &without].concat(),
+        2,
+        &["there are no held-out rows"],
+    );
+    assert_eq!(place.read("run/adapter/adapter_model.safetensors"), whole);
+}
+
+/// Asks the run to stop when it has asked so many times.
+struct Impatient {
+    asked: u32,
+    stops_at: u32,
+}
+
+impl Progress for Impatient {
+    fn stops(&mut self) -> bool {
+        self.asked += 1;
+        self.asked > self.stops_at
+    }
+}
+
+#[test]
+fn a_classifier_that_is_stopped_between_two_batches_of_an_evaluation_goes_on_to_the_same_bytes() {
+    let place = place(named);
+    let run = |folder: &str, mode: Mode, stops_at: u32| {
+        let path = |name: &str| place.path(name).display().to_string();
+        let sets = [
+            format!("model.source={:?}", path("model")),
+            format!("data.train=[{:?}]", path("train.jsonl")),
+            format!("data.eval=[{:?}]", path("held-out.jsonl")),
+            format!("output.dir={:?}", path(folder)),
+            "train.steps=2".to_owned(),
+            "train.eval_every=1".to_owned(),
+        ];
+        let origin = place.path("run.toml");
+        let run = RunFile::parse(RUN, &origin, &sets).unwrap();
+        let mut progress = Impatient { asked: 0, stops_at };
+        let ended = lowrank::train(&run, &origin, mode, &mut progress);
+        (ended.map(drop), progress.asked)
+    };
+    let (ended, asked) = run("whole", Mode::Fresh, u32::MAX);
+    ended.unwrap();
+    // Before and between the 6 batches of 3 evaluations, and before the steps.
+    assert_eq!(asked, 3 * 7 + 2);
+    let file = "adapter/adapter_model.safetensors";
+    // In the first evaluation, the second and the third, before a batch that is not the first.
+    for (stops_at, at) in [(3, 0), (11, 1), (20, 2)] {
+        let folder = format!("stopped-{stops_at}");
+        let (ended, _) = run(&folder, Mode::Fresh, stops_at);
+        match ended.unwrap_err() {
+            lowrank::Error::Train(error) => assert!(
+                matches!(*error, Error::Interrupted { step, total: 2 } if step == at),
+                "{error}"
+            ),
+            error => panic!("{error}"),
+        }
+        run(&folder, Mode::Resume, u32::MAX).0.unwrap();
+        let whole = place.read(&format!("whole/{file}"));
+        assert_eq!(place.read(&format!("{folder}/{file}")), whole);
+    }
+}
+
 #[test]
 fn a_regression_is_judged_by_its_correlations() {
     let place = place(|class, noise| json!(class as f64 + noise as f64 / 50.0));
@@ -293,6 +429,31 @@ fn a_regression_is_judged_by_its_correlations() {
         2,
         &["run.toml: `train.label_smoothing` is 0.1, and the labels of a regression are values"],
     );
+    let best = |metric: &str| format!("train.best_metric={metric}");
+    place.refuses(
+        &["plan", "run.toml", "--set", &best("f1")],
+        2,
+        &["is no metric of this task, expected one of: loss, mse, pearson, spearman"],
+    );
+    let mse = best("mse");
+    let sets = [
+        "--set",
+        &mse,
+        "--set",
+        "train.steps=4",
+        "--set",
+        "train.eval_every=2",
+    ];
+    let mse = done(
+        &place,
+        &[&["train", "run.toml", "--overwrite", "--json"][..], &sets].concat(),
+    );
+    assert_eq!(mse["best"]["metric"], "mse");
+    let lines = place.json_lines("run/metrics.jsonl");
+    let errors = lines.iter().filter(|line| line["step"] != 0);
+    let errors = errors.filter_map(|line| line["eval_mse"].as_f64());
+    let least = errors.fold(f64::INFINITY, f64::min);
+    assert_eq!(mse["best"]["value"].as_f64(), Some(least));
     assert_eq!(
         place.json("merged/config.json")["problem_type"],
         "regression"

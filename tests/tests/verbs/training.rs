@@ -105,6 +105,7 @@ fn metrics_and_report() {
             "result",
             "steps",
             "trainable_parameters",
+            "result_of",
             "best",
             "last_step",
             "last_evaluation"
@@ -324,4 +325,27 @@ fn recomputation_gives_the_same_bytes() {
         place.read(&format!("run/{TENSORS}")),
         place.read(&format!("again/{TENSORS}"))
     );
+}
+
+#[test]
+fn what_is_no_number_is_a_dash() {
+    let place = place();
+    let sets = [
+        "train.steps=2",
+        "train.optimizer=sgd",
+        "train.learning_rate=1e30",
+        "train.on_non_finite=skip",
+    ];
+    let mut arguments = vec!["train", "run.toml"];
+    for set in sets {
+        arguments.extend(["--set", set]);
+    }
+    let ended = place.run(&arguments).ok();
+    let line = ended
+        .stdout
+        .lines()
+        .find(|line| line.starts_with("held-out loss"));
+    let line = line.unwrap();
+    assert!(line.ends_with(" before training, - after"), "{line}");
+    assert!(!ended.stderr.contains("NaN"), "{}", ended.stderr);
 }

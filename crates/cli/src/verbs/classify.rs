@@ -38,7 +38,14 @@ pub fn measure(
     data: &Dataset,
 ) -> Result<Evaluation> {
     let model = base.model.as_ref();
-    let (found, rows) = classify(model, selection, data.examples(), arguments.batch_size)?;
+    let mut go_on = || Ok(());
+    let (found, rows) = classify(
+        model,
+        selection,
+        data.examples(),
+        arguments.batch_size,
+        &mut go_on,
+    )?;
     if let Some(path) = &arguments.predictions {
         let mut lines = String::new();
         for row in &rows {

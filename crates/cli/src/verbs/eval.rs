@@ -193,6 +193,7 @@ fn loss(
         selection,
         rows,
         arguments.batch_size,
+        &mut || Ok(()),
     )?)
 }
 
@@ -267,7 +268,14 @@ fn choices(
         Ok(())
     };
     let model = base.model.as_ref();
-    let found = training::choices(model, selection, rows, arguments.batch_size, &mut each)?;
+    let found = training::choices(
+        model,
+        selection,
+        rows,
+        arguments.batch_size,
+        &mut each,
+        &mut || Ok(()),
+    )?;
     if let Some(path) = &arguments.predictions {
         atomic_write_file(path, lines.as_bytes())?;
     }

@@ -20,6 +20,7 @@ struct Report {
     trainable_parameters: usize,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     ended_early: bool,
+    result_of: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     best: Option<Best>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,7 +56,7 @@ pub fn run(arguments: &TrainArguments, quiet: bool) -> Result<ExitCode> {
         }
         trained => trained?,
     };
-    let after = trained.summary.last_evaluation.as_ref();
+    let after = trained.summary.result_evaluation.as_ref();
     let held_out = shown.before().zip(after);
     let held_out = held_out.map_or(String::new(), |(before, after)| compared(before, after));
     let best = trained.summary.best.map_or(String::new(), |best| {
@@ -75,6 +76,7 @@ pub fn run(arguments: &TrainArguments, quiet: bool) -> Result<ExitCode> {
         result: trained.result,
         steps: trained.summary.steps,
         ended_early: trained.summary.ended_early,
+        result_of: trained.summary.result_of,
         best: trained.summary.best,
         trainable_parameters: trained.trainable_parameters,
         last_step: trained.summary.last_step,
@@ -100,7 +102,8 @@ fn compared(before: &EvalLine, after: &EvalLine) -> String {
     let mut text = String::new();
     let losses = (before.eval_loss, after.eval_loss);
     if let (Some(before), Some(after)) = losses {
-        text += &format!("held-out loss         {before:.4} before training, {after:.4} after\n");
+        let (before, after) = (shown("loss", before), shown("loss", after));
+        text += &format!("held-out loss         {before} before training, {after} after\n");
     }
     for (name, after) in &after.metrics {
         let Some(before) = before.metrics.get(name) else {

@@ -1,12 +1,13 @@
 //! What happens between two steps: evaluations are compared, checkpoints written and removed, and runs end.
 
 use super::{Progress, Session};
-use crate::best::Judge;
+use crate::best::{Judge, Judging};
 use crate::checkpoint::{self, Place};
 use crate::clip::find_non_finite_param;
 use crate::error::{Error, Result};
 use crate::log::Log;
 use crate::metrics::Metrics;
+use std::collections::BTreeSet;
 
 /// What a run knows of itself, beside what is trained.
 pub(super) struct State<'a> {
@@ -34,18 +35,27 @@ impl Session<'_, '_, '_> {
         metrics: &Metrics,
         progress: &mut dyn Progress,
     ) -> Result<Judge> {
-        let mut judge = Judge::new(self.run.train.judging);
-        for line in metrics.evaluations() {
-            judge.see(line)?;
-        }
-        if let Some(step) = judge.kept()
-            && let Err(error) = checkpoint::at(&self.folder.checkpoints(), step)
-        {
-            progress.warning(&format!(
-                "the checkpoint of the best evaluation is lost ({error}): the best of later ones will be loaded"
-            ));
-            judge.forget();
-        }
+        let mut lost = BTreeSet::new();
+        let judge = loop {
+            let mut judge = Judge::new(self.run.train.judging);
+            let lines = metrics.evaluations().iter();
+            for line in lines.filter(|line| !lost.contains(&line.step)) {
+                judge.see(line);
+            }
+            let Some(step) = judge.kept() else {
+                break judge;
+            };
+            // What cannot be loaded is as if it had not been: the next resumption finds the same.
+            match checkpoint::at(&self.folder.checkpoints(), step) {
+                Ok(_) => break judge,
+                Err(error) if lost.is_empty() => progress.warning(&format!(
+                    "the checkpoint of the best evaluation is lost ({error}): the best of those that are there, and of \
+                     later ones, will be loaded"
+                )),
+                Err(_) => {}
+            }
+            lost.insert(step);
+        };
         // The run may have been killed between writing a checkpoint and removing older ones.
         if let Some(done) = done {
             self.prune(done, judge.kept())?;
@@ -75,7 +85,11 @@ impl Session<'_, '_, '_> {
                 Err(Error::Interrupted { .. }) => {
                     return self.stop(step, state, progress).map(Some);
                 }
-                line => line?.map_or(Ok(()), |line| state.judge.see(&line))?,
+                line => {
+                    if let Some(line) = line? {
+                        state.judge.see(&line);
+                    }
+                }
             }
         }
         let gives_up = step > 0 && state.judge.gives_up();
@@ -117,6 +131,16 @@ impl Session<'_, '_, '_> {
         judge: &Judge,
         progress: &mut dyn Progress,
     ) -> Result<u64> {
+        let Judging {
+            load_best, metric, ..
+        } = self.run.train.judging;
+        if load_best && judge.kept().is_none() {
+            progress.warning(&format!(
+                "no evaluation after a step gave a {} that is a number: `train.load_best` has nothing to load, and the \
+                 result is that of the last step, {step}",
+                metric.name()
+            ));
+        }
         let Some(kept) = judge.kept().filter(|&kept| kept != step) else {
             return Ok(step);
         };
@@ -155,7 +179,7 @@ impl Session<'_, '_, '_> {
         )?;
         state.saved = Some(step);
         self.prune(step, state.judge.kept())?;
-        state.log.show()?;
+        state.log.show_now_and_then()?;
         progress.saved(step, &path);
         Ok(())
     }

@@ -1,9 +1,9 @@
 //! Runs that keep the best, end early, or are stopped: what they leave, and that a resumed run ends with the same bits.
 
 use crate::runs::{Copies, End, Log, Setting, names, stirred};
-use crate::support::{questions, run_file};
-use lowrank_data::Reference;
-use lowrank_train::{Error, EvalLine, Mode, Progress, RunFile, StepLine, Summary};
+use crate::support::{examples, questions, run_file};
+use lowrank_data::{Reference, UNSUPERVISED};
+use lowrank_train::{Error, Mode, Progress, RunFile, Summary};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -146,6 +146,12 @@ fn a_run_without_hope_ends_early_and_more_patience_takes_it_on() {
         assert_eq!((whole.0.steps, whole.0.ended_early), (end, true));
         assert!(whole.1.metrics[..] == patient.metrics[..whole.1.metrics.len()]);
         let best = whole.0.best.unwrap().step;
+        let page = fs::read_to_string(dir.join("report.html")).unwrap();
+        let said = format!(
+            "<p>Ended early, after step {end} of 30: evaluations were no longer better. The result is that of step {best}, \
+             the best evaluation.</p>"
+        );
+        assert!(page.contains(&said), "{page}");
         let kept: BTreeSet<String> = [best, end].map(|step| format!("step-{step:06}")).into();
         assert_eq!(names(&dir.join("checkpoints")), Vec::from_iter(kept));
         resume_everywhere(&setting, &run, &dir, copies, &whole);
@@ -192,14 +198,25 @@ fn a_run_that_is_stopped_has_saved_and_goes_on_to_the_same_bits() {
         .into_iter()
         .map(|(row, question)| (row, Reference::Choices(question)))
         .unzip();
-    let setting = Setting {
+    let choices = Setting {
         eval,
         references,
         ..stirred()
     };
+    let losses = Setting {
+        eval: examples(4),
+        ..stirred()
+    };
+    for (setting, metric) in [(choices, "accuracy"), (losses, "loss")] {
+        check_stops(&setting, metric);
+    }
+}
+
+/// Stops a run with four held-out rows wherever it asks whether to go on.
+fn check_stops(setting: &Setting, metric: &str) {
     let root = tempfile::tempdir().unwrap();
     let keys = format!(
-        "{FAST}steps = 9\neval_every = 2\nsave_every = 4\nkeep_checkpoints = 9\nload_best = true\nbest_metric = \"accuracy\"\nearly_stopping_patience = 5\n"
+        "{FAST}steps = 9\neval_every = 2\nsave_every = 4\nkeep_checkpoints = 9\nload_best = true\nbest_metric = \"{metric}\"\nearly_stopping_patience = 5\n"
     );
     let run = run_file(&root.path().join("whole"), &keys);
     let mut none = Impatient {
@@ -210,8 +227,8 @@ fn a_run_that_is_stopped_has_saved_and_goes_on_to_the_same_bits() {
     let (_, whole) = setting
         .run(&root.path().join("whole"), Mode::Fresh, &run, &mut none)
         .unwrap();
-    // Before and between 4 questions of 6 evaluations, and after 8 steps and before the first.
-    assert!(none.asked > 30, "{}", none.asked);
+    // Before and between 2 batches of 6 evaluations, and after 8 steps and before the first.
+    assert_eq!(none.asked, 6 * 3 + 9);
     let mut seen = BTreeSet::new();
     for stops_at in 0..none.asked {
         let dir = root.path().join(stops_at.to_string());
@@ -268,48 +285,121 @@ fn a_best_checkpoint_that_is_lost_is_said_to_be() {
         "{said}"
     );
     assert!(said.contains(&format!("step-{best:06}")), "{said}");
-    // That of step 14 is the only one since.
-    assert_eq!(summary.best.map(|best| best.step), Some(14));
-    assert_eq!(evaluations(&end).last().map(|(step, _)| *step), Some(14));
+    // Of those after it the checkpoints of steps 12 and 14 are there.
+    let losses = evaluations(&end);
+    let of = |step: u64| losses.iter().find(|line| line.0 == step).unwrap().1;
+    let other = if of(12) <= of(14) { 12 } else { 14 };
+    assert_eq!(summary.best.map(|best| best.step), Some(other));
+    // The next resumption says so again, and finds the same.
+    let mut log = Log::default();
+    let (again, _) = setting.run(&dir, Mode::Resume, &run, &mut log).unwrap();
+    assert_eq!((again.best, again.result_of), (summary.best, other));
+    assert_eq!(log.warnings.len(), 1);
+}
+
+#[test]
+fn without_a_best_the_last_is_the_result_and_that_is_said() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("run");
+    let mut setting = Setting::new();
+    for row in &mut setting.eval {
+        row.labels.fill(UNSUPERVISED);
+    }
+    let run = run_file(&dir, "steps = 4\neval_every = 1\nload_best = true\n");
+    let mut log = Log::default();
+    let (summary, _) = setting.run(&dir, Mode::Fresh, &run, &mut log).unwrap();
+    assert_eq!((summary.result_of, summary.best), (4, None));
+    assert_eq!(
+        log.warnings,
+        [
+            "no evaluation after a step gave a loss that is a number: `train.load_best` has nothing to load, and the result \
+             is that of the last step, 4"
+        ]
+    );
+}
+
+#[test]
+fn the_result_s_evaluation_is_told_beside_the_last_one() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("run");
+    let keys = format!("{FAST}steps = 14\neval_every = 2\nload_best = true\n");
+    let run = run_file(&dir, &keys);
+    let setting = stirred();
+    let (summary, _) = setting.run(&dir, Mode::Fresh, &run, &mut ()).unwrap();
+    let best = summary.best.unwrap();
+    let of_result = summary.result_evaluation.unwrap();
+    assert!(best.step < 14);
+    assert_eq!((summary.result_of, of_result.step), (best.step, best.step));
+    assert_eq!(of_result.eval_loss, Some(best.value));
+    assert_eq!(summary.last_evaluation.unwrap().step, 14);
+    // As well where all lines were there before.
+    let (again, _) = setting.run(&dir, Mode::Resume, &run, &mut ()).unwrap();
+    assert_eq!(again.result_evaluation, Some(of_result));
 }
 
 #[test]
 fn what_cannot_be_compared_is_refused_before_anything_is_trained() {
     let root = tempfile::tempdir().unwrap();
-    let dir = root.path().join("run");
-    let run = run_file(
-        &dir,
-        "steps = 4\neval_every = 1\nearly_stopping_patience = 2\n",
-    );
-    let none = Setting {
+    let none = || Setting {
         eval: Vec::new(),
         ..Setting::new()
     };
-    let error = none.run(&dir, Mode::Fresh, &run, &mut ()).unwrap_err();
-    assert!(
-        matches!(error, Error::NothingToJudge) && error.is_usage(),
-        "{error}"
-    );
-
-    struct NoSteps;
-    impl Progress for NoSteps {
-        fn step(&mut self, line: &StepLine) {
-            panic!("{line:?}");
-        }
-        fn evaluated(&mut self, line: &EvalLine) {
-            assert_eq!(line.step, 0);
+    let error = |setting: Setting, keys: &str| {
+        let dir = root.path().join("run");
+        let run = run_file(&dir, &format!("steps = 4\neval_every = 1\n{keys}"));
+        let ran = setting.run(&dir, Mode::Resume, &run, &mut ());
+        assert!(!dir.join("run.toml").exists());
+        let error = ran.unwrap_err();
+        assert!(error.is_usage(), "{error}");
+        error
+    };
+    for keys in [
+        "early_stopping_patience = 2",
+        "load_best = true",
+        "best_metric = \"accuracy\"",
+    ] {
+        let error = error(none(), keys);
+        assert!(matches!(error, Error::NothingToJudge), "{error}");
+    }
+    let (eval, mut references): (Vec<_>, Vec<_>) = questions(4)
+        .into_iter()
+        .map(|(row, question)| (row, Reference::Choices(question)))
+        .unzip();
+    let asked = |references: &[Reference]| Setting {
+        eval: eval.clone(),
+        references: references.to_vec(),
+        ..Setting::new()
+    };
+    let told = |metric: &str, known: &str| {
+        format!(
+            "`train.best_metric = \"{metric}\"` is no metric of this task, expected one of: {known}"
+        )
+    };
+    let keys = "best_metric = \"matthews\"";
+    let said = error(Setting::new(), keys).to_string();
+    assert_eq!(said, told("matthews", "loss"));
+    let said = error(asked(&references), keys).to_string();
+    assert_eq!(said, told("matthews", "loss, accuracy"));
+    for reference in &mut references {
+        if let Reference::Choices(question) = reference {
+            question.gold = None;
         }
     }
-    let run = run_file(
-        &root.path().join("other"),
-        "steps = 4\neval_every = 1\nbest_metric = \"matthews\"\nload_best = true",
-    );
-    let error = Setting::new()
-        .run(&root.path().join("other"), Mode::Fresh, &run, &mut NoSteps)
-        .unwrap_err();
+    let said = error(asked(&references), "best_metric = \"accuracy\"").to_string();
+    assert_eq!(said, told("accuracy", "loss"));
+    references[3] = Reference::None;
+    let said = error(asked(&references), "best_metric = \"mse\"").to_string();
+    assert_eq!(said, told("mse", "loss"));
+
+    // To evaluate now and then what is not there does no harm, and is said.
+    let dir = root.path().join("other");
+    let run = run_file(&dir, "steps = 2\neval_every = 7\n");
+    let mut log = Log::default();
+    none().run(&dir, Mode::Fresh, &run, &mut log).unwrap();
     assert_eq!(
-        error.to_string(),
-        "`train.best_metric = \"matthews\"` is no metric of this task, expected one of: loss"
+        log.warnings,
+        [
+            "`train.eval_every` is 7, and there are no held-out rows: name some in `data.eval`, or nothing is evaluated"
+        ]
     );
-    assert!(error.is_usage());
 }

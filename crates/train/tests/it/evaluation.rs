@@ -55,7 +55,8 @@ fn the_loss_is_a_mean_over_tokens_whatever_the_batches() {
             count += tokens;
         }
         for batch_size in [1, 3, 50] {
-            let evaluation = loss(&model, &selection, &examples, size(batch_size)).unwrap();
+            let rows = size(batch_size);
+            let evaluation = loss(&model, &selection, &examples, rows, &mut || Ok(())).unwrap();
             assert_eq!(evaluation.examples, 7);
             assert_eq!(
                 evaluation.tokens,
@@ -78,7 +79,8 @@ fn nothing_supervised_has_no_loss() {
     examples
         .iter_mut()
         .for_each(|example| example.labels.fill(UNSUPERVISED));
-    let evaluation = loss(&model, &Selection::none(), &examples, size(2)).unwrap();
+    let none = Selection::none();
+    let evaluation = loss(&model, &none, &examples, size(2), &mut || Ok(())).unwrap();
     assert_eq!((evaluation.loss, evaluation.supervised_tokens), (None, 0));
 }
 
@@ -102,6 +104,7 @@ fn ask(
             predictions.push(prediction);
             Ok(())
         },
+        &mut || Ok(()),
     );
     (evaluation.unwrap(), predictions)
 }

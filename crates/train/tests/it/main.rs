@@ -4,6 +4,7 @@
 
 mod best;
 mod blur;
+mod changed;
 mod evaluation;
 mod factors;
 mod optimizer;

@@ -2,7 +2,7 @@
 
 use crate::runs::{Copies, Setting, stirred};
 use crate::support::run_file;
-use lowrank_report::{Kind, Lines, cut};
+use lowrank_report::{Lines, cut};
 use lowrank_train::Mode;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -69,13 +69,14 @@ fn a_run_leaves_events_a_table_and_a_page() {
     );
     assert_eq!(rows.len(), 8);
     let lines = Lines::parse(&fs::read_to_string(dir.join("metrics.jsonl")).unwrap());
-    for line in lines.steps.iter().chain(&lines.evaluations) {
-        let cells: Vec<&str> = rows[line.step as usize + 1].trim_end().split(',').collect();
-        let (key, at) = match line.kind() {
-            Kind::Step => ("loss", 1),
-            _ => ("eval_loss", 7),
-        };
-        assert_eq!(cells[at].parse::<f64>().unwrap(), line.number(key).unwrap());
+    for (table, key, at) in [
+        (&lines.steps, "loss", 1),
+        (&lines.evaluations, "eval_loss", 7),
+    ] {
+        for (step, number) in table.column(key).unwrap().points() {
+            let cells: Vec<&str> = rows[*step as usize + 1].trim_end().split(',').collect();
+            assert_eq!(cells[at].parse::<f64>().unwrap(), *number);
+        }
     }
 
     let page = fs::read_to_string(dir.join("report.html")).unwrap();
@@ -108,6 +109,9 @@ fn resumed_runs_show_every_step_once() {
     };
     assert!(copies.made.len() > 8);
     for copy in &copies.made {
+        // In a run of moments the page is that of its start until it ends.
+        let page = fs::read_to_string(copy.join("report.html")).unwrap();
+        assert!(page.contains("0 of 6 steps when this was written"));
         // A kill in the middle of a record, and in the middle of rewriting a file.
         for file in event_files(copy) {
             let mut bytes = fs::read(&file).unwrap();

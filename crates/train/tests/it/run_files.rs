@@ -337,7 +337,7 @@ fn what_is_wrong_in_the_file_is_named() {
         ),
         (
             "[train]\nbest_metric = \"acuracy\"",
-            "`train.best_metric` is \"acuracy\", expected \"loss\" or \"accuracy\" or \"f1\" or \"matthews\" or \"pearson\" or \"spearman\"",
+            "`train.best_metric` is \"acuracy\", expected \"loss\" or \"accuracy\" or \"f1\" or \"matthews\" or \"mse\" or \"pearson\" or \"spearman\"",
         ),
         (
             "[train]\nload_best = true",

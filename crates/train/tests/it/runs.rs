@@ -3,7 +3,7 @@
 use crate::support::{StubConfig, all_bits, attached, bits, examples, questions, run_file};
 use candle_core::DType;
 use lowrank_adapter::Controller;
-use lowrank_data::{Example, Reference};
+use lowrank_data::{Example, Reference, UNSUPERVISED};
 use lowrank_train::{
     Checkpoint, Error, EvalLine, Mode, Progress, Rows, RunFile, RunFolder, Started, StepLine,
     Summary, Trainable, train,
@@ -69,6 +69,7 @@ impl Setting {
             train: (&self.train).into(),
             eval: (&self.eval).into(),
             references: &self.references,
+            classes: None,
         };
         let mut trainable = Trainable::adapter(&model, &mut attached);
         let summary = train(&folder, run, &mut trainable, rows, progress)?;
@@ -86,7 +87,7 @@ impl Setting {
     }
 }
 
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in from.read_dir().unwrap() {
         let entry = entry.unwrap();
@@ -164,7 +165,7 @@ impl Progress for Log {
     }
 }
 
-const STIRRED: &str = "batch_size = 2\naccumulate = 2\nlearning_rate = 0.05\nschedule = \"cosine\"\nwarmup_steps = 2\n\
+pub const STIRRED: &str = "batch_size = 2\naccumulate = 2\nlearning_rate = 0.05\nschedule = \"cosine\"\nwarmup_steps = 2\n\
      weight_decay = 0.1\n";
 
 pub fn stirred() -> Setting {
@@ -461,129 +462,36 @@ fn checkpoints_that_a_kill_kept_are_removed_on_resuming() {
 }
 
 #[test]
-fn changed_settings_are_refused_by_name_and_free_ones_are_not() {
-    let root = tempfile::tempdir().unwrap();
-    let (setting, dir) = (stirred(), root.path().join("run"));
-    let keys = format!("{STIRRED}steps = 4\nsave_every = 2\n");
-    let run = run_file(&dir, &keys);
-    setting.run(&dir, Mode::Fresh, &run, &mut ()).unwrap();
-    let lines = fs::read(dir.join("metrics.jsonl")).unwrap();
-    let resolved = fs::read(dir.join("run.toml")).unwrap();
-    let refused = |run: &RunFile, setting: &Setting, what: &str| {
-        let error = setting.run(&dir, Mode::Resume, run, &mut ()).unwrap_err();
-        let checkpoint = dir.join("checkpoints/step-000004");
-        let expected = format!(
-            "cannot resume from {}: {what}; restore what it was, or start anew with `--overwrite`",
-            checkpoint.display()
-        );
-        assert_eq!(error.to_string(), expected);
-        assert!(error.is_usage());
-        // Nothing has been touched.
-        assert_eq!(fs::read(dir.join("metrics.jsonl")).unwrap(), lines);
-        assert_eq!(fs::read(dir.join("run.toml")).unwrap(), resolved);
-    };
-    let changed = keys
-        .replace("batch_size = 2", "batch_size = 3")
-        .replace("\"cosine\"", "\"linear\"");
-    let what = "`train.batch_size` was 2, now it is 3, `train.schedule` was \"cosine\", now it is \"linear\"";
-    refused(&run_file(&dir, &changed), &setting, what);
-    let mut other = run.clone();
-    other.adapter.keys.insert("r".into(), 4.into());
-    refused(&other, &setting, "`adapter.r` was absent, now it is 4");
-    let fewer = Setting {
-        train: examples(5),
-        ..stirred()
-    };
-    refused(
-        &run,
-        &fewer,
-        "`the number of rows of data.train` was 7, now it is 5",
-    );
-    let mut edited = stirred();
-    let last = edited.train[2].labels.last_mut().unwrap();
-    *last = (*last + 1) % 5;
-    let error = edited.run(&dir, Mode::Resume, &run, &mut ()).unwrap_err();
-    let message = error.to_string();
-    assert!(
-        message.contains(": `the content of data.train` was \""),
-        "{message}"
-    );
-    let shorter = run_file(&dir, &keys.replace("steps = 4", "steps = 3"));
-    refused(
-        &shorter,
-        &setting,
-        "`the number of steps` was 4, now it is 3",
-    );
-
-    // A longer run under another name goes on, and says so in the run file.
-    let moved = root.path().join("moved");
-    copy(&dir, &moved);
-    let longer = keys.replace("steps = 4", "steps = 6").replace(
-        "save_every = 2",
-        "save_every = 1\neval_every = 2\nrecompute = true",
-    );
-    let mut log = Log::default();
-    let (summary, end) = setting
-        .run(&moved, Mode::Resume, &run_file(&moved, &longer), &mut log)
-        .unwrap();
-    let expected = "4 steps were done at the learning rates of a run of 4 steps, the others follow those of 6: a run of 6 \
-                    steps from the start would differ";
-    assert_eq!(log.warnings, [expected]);
-    assert_eq!((summary.resumed_after, summary.steps), (Some(4), 6));
-    let steps: Vec<_> = end
-        .metrics
-        .iter()
-        .filter(|line| line.get("loss").is_some())
-        .map(|line| line["step"].as_u64().unwrap())
-        .collect();
-    assert_eq!(steps, [1, 2, 3, 4, 5, 6]);
-    assert!(
-        fs::read_to_string(moved.join("run.toml"))
-            .unwrap()
-            .contains("steps = 6")
-    );
-
-    // A run by epochs ends with a short step, which a longer run would not have had.
-    let short = root.path().join("short");
-    setting
-        .run(
-            &short,
-            Mode::Fresh,
-            &run_file(&short, &format!("{STIRRED}epochs = 1")),
-            &mut (),
-        )
-        .unwrap();
-    let longer = run_file(&short, &format!("{STIRRED}epochs = 2"));
-    let message = setting
-        .run(&short, Mode::Resume, &longer, &mut ())
-        .unwrap_err()
-        .to_string();
-    assert!(
-        message.contains("`the number of rows that 2 steps take` was 7, now it is 8"),
-        "{message}"
-    );
-}
-
-#[test]
-fn a_checkpoint_of_another_adapter_is_refused_by_tensor() {
+fn a_step_without_anything_supervised_has_no_loss() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path();
-    let run = run_file(dir, "steps = 1");
-    Setting::new().run(dir, Mode::Fresh, &run, &mut ()).unwrap();
-    let wider = Setting {
-        config: StubConfig {
-            r: 4,
-            ..StubConfig::default()
-        },
-        ..Setting::new()
+    let mut setting = Setting::new();
+    setting.train[1].labels.fill(UNSUPERVISED);
+    let mut run = run_file(dir, "steps = 3\nbatch_size = 1");
+    run.data.shuffle = false;
+    let mut log = Log::default();
+    setting.run(dir, Mode::Fresh, &run, &mut log).unwrap();
+    assert_eq!(
+        log.warnings,
+        ["step 2: nothing in its rows is supervised; nothing was updated"]
+    );
+    let steps: Vec<Value> = metrics(dir)
+        .into_iter()
+        .filter(|line| line.get("lr").is_some())
+        .collect();
+    assert!(steps[0]["loss"].is_f64() && steps[2]["loss"].is_f64());
+    assert_eq!(steps[1]["loss"], Value::Null);
+    let table = fs::read_to_string(dir.join("metrics.csv")).unwrap();
+    assert!(table.contains("\r\n2,,0.0002,"), "{table}");
+    let events = dir.join("tb").read_dir().unwrap().next().unwrap().unwrap();
+    let events = fs::read(events.path()).unwrap();
+    let times = |tag: &[u8]| {
+        events
+            .windows(tag.len())
+            .filter(|bytes| *bytes == tag)
+            .count()
     };
-    let message = wider
-        .run(dir, Mode::Resume, &run, &mut ())
-        .unwrap_err()
-        .to_string();
-    let file = dir.join("checkpoints/step-000001/params.safetensors");
-    let expected = "tensor `layers.0.up.stub_A.weight` is f32 [3, 6], expected f32 [4, 6]";
-    assert_eq!(message, format!("{}: {expected}", file.display()));
+    assert_eq!((times(b"train/loss"), times(b"train/lr")), (2, 3));
 }
 
 #[test]
