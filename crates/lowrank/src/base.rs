@@ -4,7 +4,7 @@ use crate::paths::absolute;
 use crate::{Error, Result, hub};
 use candle_core::DType;
 use lowrank_adapter::{Compute, Model, Part};
-use lowrank_data::{ChatTemplate, Classes, Tokenizer};
+use lowrank_data::{ChatDate, ChatTemplate, Classes, Tokenizer};
 use lowrank_format::{
     Checkpoint, Fingerprint, Gguf, HubId, Safetensors, atomic_write_file, copy_side_files,
     fingerprint, read_json_object,
@@ -39,6 +39,8 @@ pub struct BaseFiles {
     origin: String,
     /// A chat template in place of its own: its text, and where it comes from.
     template: Option<(String, String)>,
+    /// What templates that tell the date are told: one day, however long the model is used.
+    date: ChatDate,
 }
 
 impl Deref for Base {
@@ -90,6 +92,11 @@ impl Base {
         self.files.set_chat_template(template)
     }
 
+    /// As [`BaseFiles::set_chat_date`].
+    pub fn set_chat_date(&mut self, date: ChatDate) {
+        self.files.set_chat_date(date);
+    }
+
     /// Chooses what products with frozen weights are computed in.
     pub fn set_compute(&mut self, compute: Compute) {
         self.model.parts(&mut |part| match part {
@@ -139,6 +146,7 @@ impl BaseFiles {
             hub,
             origin,
             template: None,
+            date: ChatDate::today(),
         })
     }
 
@@ -243,10 +251,21 @@ impl BaseFiles {
             ),
         };
         let Some((text, origin)) = &self.template else {
-            return Ok(ChatTemplate::from_config(&config, &origin)?);
+            return Ok(ChatTemplate::from_config(&config, &origin)?.dated(self.date));
         };
         config.insert("chat_template".into(), text.as_str().into());
-        Ok(ChatTemplate::from_config(&config, origin)?)
+        Ok(ChatTemplate::from_config(&config, origin)?.dated(self.date))
+    }
+
+    /// The day that templates which tell the date are told; until it is set, that on which the model was opened.
+    #[must_use]
+    pub fn chat_date(&self) -> ChatDate {
+        self.date
+    }
+
+    /// Sets that day.
+    pub fn set_chat_date(&mut self, date: ChatDate) {
+        self.date = date;
     }
 
     /// Writes chats by another template than the model's own: a file's, or one that is given as text. The names of special

@@ -12,7 +12,7 @@ use candle_core::DType;
 use lowrank_adapter::{
     AdapterConfig, Attached, Param, SEQ_CLS, Selection, Source, Start, attach, train_all,
 };
-use lowrank_data::{Classes, Dataset, Plan};
+use lowrank_data::{ChatDate, Classes, Dataset, Plan};
 use lowrank_format::{CONFIG_FILE, Existing, PeftFolder};
 use lowrank_models::{Embedded, Head, Precision};
 use lowrank_train::{
@@ -20,6 +20,7 @@ use lowrank_train::{
 };
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The name that run files train under; PEFT's own for a single adapter.
@@ -99,6 +100,14 @@ impl Prepared {
                 .set_chat_template(template)
                 .map_err(Error::under(origin, "data.chat_template"))?;
         }
+        if let Some(date) = run.data.chat_date {
+            files.set_chat_date(date);
+        } else if files
+            .chat_template()
+            .is_ok_and(|template| template.tells_time())
+        {
+            run.data.chat_date = Some(files.chat_date());
+        }
         let known = plan.as_ref().and_then(|plan| plan.classes.clone());
         let rows = TaskRows::open(&run, &files, known.or(files.classes()), origin)?;
         let TaskRows { data, held_out } = rows;
@@ -159,6 +168,10 @@ pub fn train(
     mode: Mode,
     progress: &mut dyn Progress,
 ) -> Result<Trained> {
+    let mut run = run.clone();
+    if mode == Mode::Resume && run.data.chat_date.is_none() {
+        run.data.chat_date = begun_on(&run, origin)?;
+    }
     let Prepared {
         run,
         mut base,
@@ -167,7 +180,7 @@ pub fn train(
         mut method,
         outlook,
         folder,
-    } = Prepared::new(run, origin)?;
+    } = Prepared::new(&run, origin)?;
     for (what, data) in [
         ("data.train", Some(&data)),
         ("data.eval", held_out.as_ref()),
@@ -210,6 +223,21 @@ pub fn train(
         result,
         trainable_parameters,
     })
+}
+
+/// The day that the run in the output folder told its chat template, if it told any.
+fn begun_on(run: &RunFile, origin: &Path) -> Result<Option<ChatDate>> {
+    let path = RunFolder::run_file_in(Path::new(&run.output.dir));
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            let (origin, path) = (origin.display(), path.display());
+            let what = format!("{origin}: `output.dir`: cannot read {path}: {error}");
+            return Err(Error::Usage(what));
+        }
+    };
+    Ok(RunFile::parse(&text, &path, &[])?.data.chat_date)
 }
 
 fn precision(held: Held) -> Precision {
