@@ -12,6 +12,7 @@ use lowrank_format::{
 use lowrank_frozen::{Encoding, Weights};
 use lowrank_models::{Embedded, Head, ModelInfo, Precision, stored_classes};
 use serde_json::{Map, Value};
+use std::num::NonZeroUsize;
 use std::ops::Deref;
 use std::path::Path;
 
@@ -318,6 +319,38 @@ impl BaseFiles {
         };
         let origin = origin.display().to_string();
         Ok(self.info.end_tokens(&generation, &origin)?)
+    }
+
+    /// How many tokens of a text a sentence encoder was made for, as sentence-transformers has it (`max_seq_length` of
+    /// sentence_bert_config.json); none if nothing says so.
+    ///
+    /// # Errors
+    /// If that file is there and cannot be read, or says something else than a number above 0.
+    pub fn sentence_length(&self) -> Result<Option<NonZeroUsize>> {
+        let Files::Folder(checkpoint) = &self.files else {
+            return Ok(None);
+        };
+        let path = checkpoint.folder().join("sentence_bert_config.json");
+        if !path.exists() {
+            return Ok(None);
+        }
+        let config = read_json_object(&path)?;
+        let Some(length) = config
+            .get("max_seq_length")
+            .filter(|length| !length.is_null())
+        else {
+            return Ok(None);
+        };
+        let number = length
+            .as_u64()
+            .and_then(|length| usize::try_from(length).ok());
+        let number = number.and_then(NonZeroUsize::new).ok_or_else(|| {
+            let path = path.display();
+            Error::Usage(format!(
+                "{path}: `max_seq_length` is {length}, expected a number of tokens above 0"
+            ))
+        });
+        number.map(Some)
     }
 
     /// Writes configuration and tokenizer into a folder, as a Hugging Face model has them.
