@@ -37,7 +37,7 @@ pub fn run(arguments: &GenerateArguments) -> Result<ExitCode> {
         .into_iter()
         .find(|(_, given)| *given && !arguments.chat)
     {
-        let what = format!("`{flag}` is for messages, and the prompt is none; give `--chat` too");
+        let what = format!("`{flag}` writes messages, and the prompt is none; give `--chat` too");
         return Err(Error::Usage(what).into());
     }
     let text = prompt(&arguments.prompt)?;
