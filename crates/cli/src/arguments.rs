@@ -86,7 +86,7 @@ pub enum Verb {
                       Lines that begin with / are commands:\n  \
                       /reset        forget the conversation, but not the system message\n  \
                       /system TEXT  set the system message; without a text, take it away\n  \
-                      /save FILE    write the conversation as a {\"messages\"} row\n  \
+                      /save FILE    write the conversation as a {\"messages\"} row; another's file is not replaced\n  \
                       /exit         end\n\
                       A message that begins with / is written with two.\n\n\
                       With --json nothing is written before the end.\n\n\
@@ -315,7 +315,7 @@ pub struct EmbedArguments {
     /// Rows that run side by side
     #[arg(long, default_value = "32")]
     pub batch_size: NonZeroUsize,
-    /// Longer texts lose their right end [default: 512, or what the model reads if that is less]
+    /// Longer texts lose their right end [default: what sentence_bert_config.json says, else 512, or what the model reads if that is less]
     #[arg(long)]
     pub max_length: Option<NonZeroUsize>,
     /// How the weights are held: as-stored, f32, bf16, f16, f64 or nf4

@@ -193,6 +193,12 @@ pub fn train(
             ));
         }
     }
+    let none = data.summary().unsupervised;
+    if none > 0 {
+        progress.warning(&format!(
+            "data.train: of {none} rows nothing is learnt: they hold nothing that is supervised, or lost it where they were cut"
+        ));
+    }
     let trainable_parameters = outlook.trainable_parameters;
     let folder = open_folder(&folder, mode, origin)?;
     let rows = Rows::new(&data, held_out.as_ref());
