@@ -198,6 +198,44 @@ fn adapters_of_classifiers_take_part() {
 }
 
 #[test]
+fn texts_are_cut_where_the_encoder_was_made_for() {
+    let place = place(&format!("{ZOO}/bert"), 37);
+    let embed = [
+        "embed",
+        "--model",
+        "model",
+        "--data",
+        "texts.jsonl",
+        "--json",
+        "--force",
+        "--out",
+        "e",
+    ];
+    let whole = place.run(&embed).json();
+    assert_eq!(whole["truncated"], 0);
+    place.write("model/sentence_bert_config.json", "{\"max_seq_length\": 2}");
+    let cut = place.run(&embed).json();
+    let asked = place
+        .run(&[&embed[..], &["--max-length", "2"]].concat())
+        .json();
+    assert_ne!(cut["truncated"], 0);
+    assert_eq!(
+        (&cut["truncated"], &cut["tokens"]),
+        (&asked["truncated"], &asked["tokens"])
+    );
+    let asked = place
+        .run(&[&embed[..], &["--max-length", "30"]].concat())
+        .json();
+    assert_eq!(asked["tokens"], whole["tokens"]);
+    place.write("model/sentence_bert_config.json", "{\"max_seq_length\": 0}");
+    place.refuses(
+        &embed,
+        2,
+        &["`max_seq_length` is 0, expected a number of tokens above 0"],
+    );
+}
+
+#[test]
 fn what_cannot_be_is_refused() {
     let place = place(&format!("{ZOO}/bert"), 37);
     let check = |more: &[&str], code: i32, fragments: &[&str]| {

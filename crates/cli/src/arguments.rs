@@ -2,6 +2,7 @@
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use lowrank::adapter::ResidualBase;
+use lowrank::data::ChatDate;
 use lowrank::models::{Temperature, TopP};
 use lowrank::training::Place;
 use lowrank::{AdapterSource, Base, Pooling};
@@ -56,7 +57,7 @@ pub enum Verb {
                       expected one (the row's `answer`, else its completion, of which what is behind the last #### counts) \
                       is a number, the model's is the number behind the first #### that it writes, else the last number; \
                       both lose $, thousands' commas and a trailing dot. Any other answer must be the whole text, spaces \
-                      around it aside; case counts. This is the exact match of lm-evaluation-harness. \
+                      around it aside; case counts. lm-evaluation-harness looks for answers by other rules, so that its figures differ. \
                       It takes far longer than the loss, which is reported, too.\n\n\
                       `accuracy_low` and `accuracy_high` are the ends of Wilson's 95 % confidence interval.\n\n\
                       Example: lowrank eval --model models/base --adapter runs/first/adapter --data test.jsonl\n\
@@ -85,7 +86,7 @@ pub enum Verb {
                       Lines that begin with / are commands:\n  \
                       /reset        forget the conversation, but not the system message\n  \
                       /system TEXT  set the system message; without a text, take it away\n  \
-                      /save FILE    write the conversation as a {\"messages\"} row\n  \
+                      /save FILE    write the conversation as a {\"messages\"} row; another's file is not replaced\n  \
                       /exit         end\n\
                       A message that begins with / is written with two.\n\n\
                       With --json nothing is written before the end.\n\n\
@@ -314,7 +315,7 @@ pub struct EmbedArguments {
     /// Rows that run side by side
     #[arg(long, default_value = "32")]
     pub batch_size: NonZeroUsize,
-    /// Longer texts lose their right end [default: 512, or what the model reads if that is less]
+    /// Longer texts lose their right end [default: what sentence_bert_config.json says, else 512, or what the model reads if that is less]
     #[arg(long)]
     pub max_length: Option<NonZeroUsize>,
     /// How the weights are held: as-stored, f32, bf16, f16, f64 or nf4
@@ -337,14 +338,20 @@ pub struct TemplateArguments {
     /// What writes messages, if not the model's own chat template: a file, or a template's text
     #[arg(long, value_name = "TEMPLATE")]
     pub chat_template: Option<String>,
+    /// The day, at noon, for templates that write the date, like 2026-11-23; today by default
+    #[arg(long, value_name = "DATE")]
+    pub chat_date: Option<ChatDate>,
 }
 
 impl TemplateArguments {
-    /// Sets it, if one was given.
+    /// Sets them, if they were given.
     ///
     /// # Errors
     /// As [`Base::set_chat_template`].
     pub fn set(&self, base: &mut Base) -> lowrank::Result<()> {
+        if let Some(date) = self.chat_date {
+            base.set_chat_date(date);
+        }
         match &self.chat_template {
             Some(template) => base.set_chat_template(template),
             None => Ok(()),

@@ -7,8 +7,8 @@ const MARK: &str = "####";
 ///
 /// If it is a number, so is what is looked for: the number behind the first `####` of the written text that has one, else
 /// the last number of the text. Both lose `$`, thousands' commas and a trailing dot before they are compared, character
-/// by character, as the exact match of GSM8K in lm-evaluation-harness does: `18.00` is not `18`. Any other answer must be
-/// the whole text, spaces around it aside; case counts.
+/// by character: `18.00` is not `18`. Any other answer must be the whole text, spaces around it aside; case counts. The exact match of
+/// GSM8K in lm-evaluation-harness looks for numbers by other patterns, so that its figures may differ.
 ///
 /// ```
 /// use lowrank_data::Answer;

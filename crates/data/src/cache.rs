@@ -6,7 +6,7 @@ use crate::example::Encoder;
 use crate::row::Kind;
 use crate::stored::{Key, Stored, Writer};
 use sha2::{Digest as _, Sha256};
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -24,14 +24,24 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Whether the rows of these files are kept.
+    /// Whether the rows of these files are kept. Those of a pipe are not: it can be read once, and a file is read to know it again.
     ///
     /// # Errors
     /// If a file is not there.
     pub(crate) fn holds(&self, files: &[PathBuf]) -> Result<bool> {
         let mut bytes = 0u64;
         for path in files {
-            bytes = bytes.saturating_add(state(path)?.0);
+            let found = metadata(path)?;
+            if !found.is_file() {
+                if self.required {
+                    tracing::warn!(
+                        "all rows are held in memory, whatever `data.cache` says: {} is no regular file",
+                        path.display()
+                    );
+                }
+                return Ok(false);
+            }
+            bytes = bytes.saturating_add(found.len());
         }
         Ok(bytes >= self.at_least)
     }
@@ -81,11 +91,15 @@ impl Cache {
 
 /// Length and time of the last change.
 fn state(path: &Path) -> Result<(u64, Option<SystemTime>)> {
-    let found = fs::metadata(path).map_err(|source| Error::Read {
+    let found = metadata(path)?;
+    Ok((found.len(), found.modified().ok()))
+}
+
+fn metadata(path: &Path) -> Result<Metadata> {
+    fs::metadata(path).map_err(|source| Error::Read {
         path: path.to_owned(),
         source,
-    })?;
-    Ok((found.len(), found.modified().ok()))
+    })
 }
 
 /// What the rows of a file depend on: what it holds, what its name says about its format, and how rows become tokens.

@@ -1,5 +1,6 @@
 //! Messages as text: a model's own chat template (Jinja), with the functions that templates written for transformers use.
 
+use crate::chat_date::ChatDate;
 use crate::chat_functions::{self, python_json};
 use crate::chat_marks::{self, Marks};
 use crate::error::{Error, Result};
@@ -17,6 +18,12 @@ use std::path::Path;
 const FUEL: u64 = 2_000_000;
 
 const NAME: &str = "chat_template";
+
+/// The one of several templates that writes chats with tools, as transformers has it.
+const TOOL_USE: &str = "tool_use";
+
+/// What a template calls that writes the date.
+const TELLS_TIME: &str = "strftime_now";
 
 /// The special tokens that a template may name.
 const ROLES: [&str; 7] = [
@@ -58,6 +65,9 @@ pub enum GenerationPrompt {
     Omit,
 }
 
+/// The SHA-256 of a template and of the special tokens that it names, and the date that it tells, if it does.
+pub(crate) type ChatDigest = ([u8; 32], Option<ChatDate>);
+
 /// A model's chat template and the special tokens that it names.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
@@ -65,6 +75,10 @@ pub struct ChatTemplate {
     tokens: BTreeMap<&'static str, String>,
     origin: String,
     marked: bool,
+    /// Whether the template for chats with tools is marked, if there is one of its own.
+    tool_use: Option<bool>,
+    tells_time: bool,
+    date: ChatDate,
     digest: [u8; 32],
 }
 
@@ -95,8 +109,9 @@ impl ChatTemplate {
         Ok(config)
     }
 
-    /// Reads `chat_template` (a template, or a list of named ones, of which `default` counts) and the special tokens of the
-    /// object that tokenizer_config.json holds; `origin` is where it comes from, for messages.
+    /// Reads `chat_template` (a template, or a list of named ones, of which `default` counts, and `tool_use` for chats with
+    /// tools) and the special tokens of the object that tokenizer_config.json holds; `origin` is where it comes from, for
+    /// messages. The date that it may write is that of today.
     ///
     /// # Errors
     /// If there is no template, or it is not one.
@@ -105,6 +120,7 @@ impl ChatTemplate {
             origin: origin.to_owned(),
             message,
         };
+        let mut for_tools = None;
         let text = match config.get(NAME) {
             None | Some(Value::Null) => {
                 return Err(Error::NoChatTemplate {
@@ -112,14 +128,22 @@ impl ChatTemplate {
                 });
             }
             Some(Value::String(source)) => source,
-            Some(Value::Array(named)) => default_of(named).map_err(refuse)?,
+            Some(Value::Array(named)) => {
+                for_tools = called(named, TOOL_USE);
+                default_of(named).map_err(refuse)?
+            }
             Some(_) => return Err(refuse(format!("`{NAME}` is neither a text nor a list"))),
         };
-        let (source, marked) = chat_marks::as_calls(text);
-        let mut environment = environment();
-        environment
-            .add_template_owned(NAME, source)
-            .map_err(|error| refuse(told(&error)))?;
+        let date = ChatDate::today();
+        let mut environment = environment(date);
+        let mut add = |name: &'static str, text: &str| {
+            let (source, marked) = chat_marks::as_calls(text);
+            let added = environment.add_template_owned(name, source);
+            added.map_err(|error| refuse(told(&error)))?;
+            Ok::<_, Error>(marked)
+        };
+        let marked = add(NAME, text)?;
+        let tool_use = for_tools.map(|text| add(TOOL_USE, text)).transpose()?;
         let token = |role: &'static str| {
             let content = match config.get(role)? {
                 Value::Object(token) => token.get("content")?,
@@ -130,16 +154,36 @@ impl ChatTemplate {
         let tokens: BTreeMap<&str, String> = ROLES.into_iter().filter_map(token).collect();
         Ok(Self {
             environment,
-            digest: Sha256::digest(format!("{text:?} {tokens:?}")).into(),
+            digest: Sha256::digest(format!("{text:?} {for_tools:?} {tokens:?}")).into(),
+            tells_time: [Some(text), for_tools]
+                .into_iter()
+                .flatten()
+                .any(|text| text.contains(TELLS_TIME)),
             tokens,
             origin: origin.to_owned(),
             marked,
+            tool_use,
+            date,
         })
     }
 
-    /// The SHA-256 of the template and of the special tokens that it names.
-    pub(crate) fn digest(&self) -> [u8; 32] {
-        self.digest
+    /// The template with another date than today's for what it writes of the time (`strftime_now`).
+    #[must_use]
+    pub fn dated(mut self, date: ChatDate) -> Self {
+        set_date(&mut self.environment, date);
+        self.date = date;
+        self
+    }
+
+    /// Whether what the template writes may depend on its date.
+    #[must_use]
+    pub fn tells_time(&self) -> bool {
+        self.tells_time
+    }
+
+    /// What rows that it writes depend on.
+    pub(crate) fn digest(&self) -> ChatDigest {
+        (self.digest, self.tells_time.then_some(self.date))
     }
 
     /// The text of a chat. It holds the special tokens already: encode it without adding any.
@@ -173,9 +217,13 @@ impl ChatTemplate {
         self.write(&environment, messages, tools, GenerationPrompt::Omit)
     }
 
-    /// Whether the template says what the assistant writes, by `{% generation %}` blocks.
-    pub(crate) fn is_marked(&self) -> bool {
-        self.marked
+    /// Whether the template that writes chats with these tools, a list or none, says what the assistant writes, by
+    /// `{% generation %}` blocks.
+    pub(crate) fn is_marked(&self, tools: &Jinja) -> bool {
+        match self.tool_use {
+            Some(marked) if !tools.is_none() => marked,
+            _ => self.marked,
+        }
     }
 
     /// The text of the end token, if the template may name one.
@@ -198,7 +246,11 @@ impl ChatTemplate {
         let add_generation_prompt = prompt == GenerationPrompt::Add;
         let tokens = Jinja::from(Serde(&self.tokens));
         let messages = Jinja::from(messages.to_vec());
-        let template = environment.get_template(NAME);
+        let name = match self.tool_use {
+            Some(_) if !tools.is_none() => TOOL_USE,
+            _ => NAME,
+        };
+        let template = environment.get_template(name);
         let rendered = template.and_then(|template| {
             // transformers hands these two over as None where there are none, which templates test for.
             template.render(context! {
@@ -217,7 +269,7 @@ impl ChatTemplate {
 }
 
 /// Jinja as transformers sets it up.
-fn environment() -> Environment<'static> {
+fn environment(date: ChatDate) -> Environment<'static> {
     let mut environment = Environment::new();
     let syntax = SyntaxConfig::builder()
         .trim_blocks(true)
@@ -232,20 +284,32 @@ fn environment() -> Environment<'static> {
     environment.add_test("sequence", chat_functions::is_sequence);
     chat_marks::hide(&mut environment);
     environment.add_function("raise_exception", chat_functions::raise_exception);
-    environment.add_function("strftime_now", chat_functions::strftime_now);
+    set_date(&mut environment, date);
     environment
+}
+
+fn set_date(environment: &mut Environment<'_>, date: ChatDate) {
+    let noon = date.noon();
+    environment.add_function(TELLS_TIME, move |format: String| {
+        chat_functions::strftime(&format, noon)
+    });
+}
+
+/// The template of this name in a list of `{"name", "template"}`.
+fn called<'a>(named: &'a [Value], name: &str) -> Option<&'a String> {
+    let mut named = named.iter();
+    let entry = named.find(|entry| entry.get("name").is_some_and(|found| found == name))?;
+    match entry.get("template")? {
+        Value::String(source) => Some(source),
+        _ => None,
+    }
 }
 
 /// The template that is called `default` in a list of `{"name", "template"}`.
 fn default_of(named: &[Value]) -> Result<&String, String> {
-    let is_default = |entry: &&Value| entry.get("name").is_some_and(|name| name == "default");
-    let template = named
-        .iter()
-        .find(is_default)
-        .and_then(|entry| entry.get("template"));
-    match template {
-        Some(Value::String(source)) => Ok(source),
-        _ => {
+    match called(named, "default") {
+        Some(source) => Ok(source),
+        None => {
             let names: Vec<String> = named
                 .iter()
                 .filter_map(|entry| Some(format!("`{}`", entry.get("name")?.as_str()?)))

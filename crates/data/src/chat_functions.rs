@@ -1,4 +1,4 @@
-//! What templates written for transformers call: `raise_exception`, `strftime_now`, Python's methods, and `tojson` as
+//! What templates written for transformers call: `raise_exception`, what `strftime_now` writes, Python's methods, and `tojson` as
 //! Python writes it.
 
 use minijinja::value::{Kwargs, Tuple, Value as Jinja, ValueKind, from_args};
@@ -9,7 +9,6 @@ use serde_json::Value;
 use serde_json::ser::{Formatter, Serializer};
 use std::collections::BTreeMap;
 use std::io;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 const DAYS: [&str; 7] = [
     "Monday",
@@ -38,13 +37,6 @@ const MONTHS: [&str; 12] = [
 /// A template refuses its messages.
 pub(crate) fn raise_exception(message: String) -> Result<Jinja, Error> {
     Err(refused(message))
-}
-
-/// The present time, in UTC, in a format of C's `strftime`.
-pub(crate) fn strftime_now(format: String) -> Result<String, Error> {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    let seconds = since.map_or(0, |since| since.as_secs());
-    strftime(&format, seconds)
 }
 
 /// The filter `trim`, which strips as Python does.
@@ -405,7 +397,7 @@ fn float(value: f64) -> String {
 }
 
 /// `seconds` since 1970 in a format of C's `strftime`.
-fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
+pub(crate) fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     let (hour, minute) = (second / 3600, second / 60 % 60);
     let (year, month, day) = date(days);

@@ -62,17 +62,50 @@ fn said(state: &mut State<'_, '_>, arguments: &Kwargs) -> Result<Jinja, Error> {
     arguments.get::<Jinja>("caller")?.call(state, &[])
 }
 
+/// The bytes of the tag, the expression or the comment that a text begins with; 1 if its brace is none of theirs. What stands in
+/// quotes ends neither of the first two.
+fn tag_length(text: &str, is_raw: bool) -> usize {
+    let end = match text.as_bytes().get(1) {
+        Some(b'%') => "%}",
+        Some(b'{') if !is_raw => "}}",
+        Some(b'#') if !is_raw => "#}",
+        _ => return 1,
+    };
+    let (mut quote, mut escaped) = (None, false);
+    for (at, letter) in text.char_indices().skip(2) {
+        match quote {
+            _ if escaped => escaped = false,
+            Some(_) if letter == '\\' => escaped = true,
+            Some(open) if letter == open => quote = None,
+            Some(_) => {}
+            None if text[at..].starts_with(end) => return at + 2,
+            None if matches!(letter, '"' | '\'') && end != "#}" && !is_raw => quote = Some(letter),
+            None => {}
+        }
+    }
+    text.len()
+}
+
 /// A template in Jinja's own words, with the same rules for the spaces around blocks, and whether it has any.
 pub(crate) fn as_calls(source: &str) -> (String, bool) {
     let mut text = String::with_capacity(source.len());
     let (mut rest, mut found) = (source, false);
-    while let Some(start) = rest.find("{%") {
+    let mut is_raw = false;
+    while let Some(start) = rest.find('{') {
         let (before, tag) = rest.split_at(start);
         text.push_str(before);
-        let end = tag.find("%}").map_or(tag.len(), |end| end + 2);
-        let (tag, after) = tag.split_at(end);
-        let word = tag.trim_matches(['{', '}', '%', '-', '+']).trim();
+        let (tag, after) = tag.split_at(tag_length(tag, is_raw));
+        let word = match tag.starts_with("{%") {
+            true => tag.trim_matches(['{', '}', '%', '-', '+']).trim(),
+            false => "",
+        };
+        is_raw = if is_raw {
+            word != "endraw"
+        } else {
+            word == "raw"
+        };
         match word {
+            _ if is_raw => text.push_str(tag),
             "generation" => {
                 found = true;
                 text.push_str(&tag.replace("generation", &format!("call {CALL}()")));

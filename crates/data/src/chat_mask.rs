@@ -45,7 +45,7 @@ impl<'a> Writer<'a> {
     /// The bytes of `text`, which is the whole chat, that the assistant writes. Turns that begin at `end` or after may be
     /// left out.
     pub fn said(&self, text: &str, end: usize) -> Result<Vec<Range<usize>>> {
-        if self.template.is_marked() {
+        if self.template.is_marked(&self.tools) {
             self.marked(text)
         } else {
             self.compared(text, end)

@@ -148,36 +148,46 @@ fn wrong(place: &str, found: String, expected: &'static str) -> Problem {
 /// not there, as transformers has it.
 fn as_message(place: &str, message: Value) -> Result<Value, Problem> {
     let mut message = object(place, message, "an object with `role` and `content`")?;
-    let role = text(place, "role", &mut message)?;
+    let role = text(place, "role", &message)?;
     if !ROLES.contains(&role.as_str()) {
         return Err(unknown(place, "role", &role, &ROLES));
     }
     let calls = role == "assistant" && message.contains_key("tool_calls");
-    let content = match message.remove("content") {
-        None if calls => None,
+    match message.get_mut("content") {
+        None if calls => {}
         None => return Err(absent(place, "content", &message)),
-        Some(content) => Some(joined(&format!("{place}.content"), content)?),
-    };
-    let mut whole = Map::new();
-    whole.insert("role".into(), role.into());
-    whole.extend(content.map(|content| ("content".to_owned(), content.into())));
-    whole.extend(message);
-    Ok(Value::Object(whole))
+        // In its place among the keys, whose order a template may show.
+        Some(content) => {
+            *content = joined(&format!("{place}.content"), content.take())?.into();
+        }
+    }
+    Ok(Value::Object(message))
 }
 
-/// A message of ShareGPT's in the words of templates. Some data sets have `role` and `content` there.
+/// A message of ShareGPT's in the words of templates. Some data sets have `role` and `content` there, and what else chats have.
 fn as_spoken(place: &str, message: Value) -> Result<Value, Problem> {
     let mut message = object(place, message, "an object with `from` and `value`")?;
-    let (from, value) = match message.contains_key("role") {
-        true => ("role", "content"),
-        false => ("from", "value"),
+    let is_spoken = match (message.contains_key("from"), message.contains_key("role")) {
+        (true, true) => {
+            return Err(wrong(
+                &format!("{place}.role"),
+                described(&message["role"]),
+                "no such key beside `from`",
+            ));
+        }
+        (_, has_role) => !has_role,
     };
-    let speaker = text(place, from, &mut message)?;
+    let from = if is_spoken { "from" } else { "role" };
+    let speaker = text(place, from, &message)?;
     let names = SPEAKERS.map(|(name, _)| name);
     let role = SPEAKERS.iter().find(|(name, _)| *name == speaker);
     let (_, role) = role.ok_or_else(|| unknown(place, from, &speaker, &names))?;
-    let content = text(place, value, &mut message)?;
-    Ok(serde_json::json!({"role": role, "content": content}))
+    if is_spoken {
+        let content = text(place, "value", &message)?;
+        return Ok(serde_json::json!({"role": role, "content": content}));
+    }
+    message.insert("role".into(), (*role).into());
+    as_message(place, Value::Object(message))
 }
 
 /// The keys of a message that are not null.
@@ -201,19 +211,15 @@ fn object(
     }
 }
 
-fn text(
-    place: &str,
-    key: &'static str,
-    message: &mut Map<String, Value>,
-) -> Result<String, Problem> {
-    match message.remove(key) {
-        Some(Value::String(text)) => Ok(text),
+fn text(place: &str, key: &'static str, message: &Map<String, Value>) -> Result<String, Problem> {
+    match message.get(key) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        None => Err(absent(place, key, message)),
         Some(other) => Err(wrong(
             &format!("{place}.{key}"),
-            described(&other),
+            described(other),
             "a string",
         )),
-        None => Err(absent(place, key, message)),
     }
 }
 

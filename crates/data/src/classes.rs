@@ -60,7 +60,8 @@ pub enum Expected<'a> {
     /// They are found in the rows: integers are classes up to the highest, decimals are values, and names are classes in
     /// alphabetical order. If a number is given, there are so many classes.
     Found(Option<NonZeroUsize>),
-    /// A model has these already.
+    /// A model has these already. An integer is the class of that name if any name is an integer, and else the class of that
+    /// index.
     Given(&'a Classes),
 }
 
@@ -109,6 +110,9 @@ pub(crate) struct Labels<'a> {
     /// The form of the first label, and where it stands.
     first: Option<(Form, PathBuf, u64)>,
     highest: u64,
+    /// Whether the model's classes have names of which one at least is an integer. What a table or a JSON row writes as an
+    /// integer may be such a name, and its place among the classes is another number.
+    has_integers: bool,
     /// Names in the order in which they were met; a row's number is its place here until [`Self::finish`].
     names: BTreeMap<String, usize>,
 }
@@ -119,6 +123,10 @@ impl<'a> Labels<'a> {
             expected,
             first: None,
             highest: 0,
+            has_integers: match expected {
+                Expected::Given(given) => given.names.iter().any(|name| integer(name).is_some()),
+                Expected::Found(_) => false,
+            },
             names: BTreeMap::new(),
         }
     }
@@ -155,6 +163,7 @@ impl<'a> Labels<'a> {
             (Label::Value(value), Some(1) | None) => Ok(*value),
             (Label::Name(_), Some(1)) => Err(Problem::LabelNotValue),
             (Label::Value(value), Some(classes)) => Err(out_of_range(value, classes)),
+            (Label::Class(class), _) if self.has_integers => self.named_integer(*class),
             (Label::Class(class), count) => {
                 let classes = count.unwrap_or(MAX_CLASSES);
                 if *class >= classes as u64 {
@@ -167,14 +176,25 @@ impl<'a> Labels<'a> {
         }
     }
 
+    /// The class whose name is this integer. A table's `01` has become 1 by now, so that no two names may have its value.
+    fn named_integer(&self, class: u64) -> Result<f64, Problem> {
+        let Expected::Given(given) = self.expected else {
+            return Err(unknown_class(&[], &class.to_string()));
+        };
+        let names = given.names.iter().enumerate();
+        let mut same = names.filter(|(_, name)| integer(name) == Some(class));
+        match (same.next(), same.next()) {
+            (Some((place, _)), None) => Ok(place as f64),
+            _ => Err(unknown_class(&given.names, &class.to_string())),
+        }
+    }
+
     fn name(&mut self, name: &str, classes: usize) -> Result<f64, Problem> {
         if let Expected::Given(given) = self.expected {
             let found = given.names.iter().position(|known| known == name);
-            return found.map(|class| class as f64).ok_or_else(|| {
-                let known = given.names.iter().take(20).cloned().collect();
-                let name = name.chars().take(60).collect();
-                Problem::UnknownClass { name, known }
-            });
+            return found
+                .map(|class| class as f64)
+                .ok_or_else(|| unknown_class(&given.names, name));
         }
         let next = self.names.len();
         if let Some(&class) = self.names.get(name) {
@@ -227,5 +247,16 @@ impl<'a> Labels<'a> {
         // A number of classes that was asked for may be more than there are names.
         names.extend((found..count.get()).map(|class| format!("LABEL_{class}")));
         Ok(Classes::named(count, names).or(Some(Classes::new(count))))
+    }
+}
+
+fn integer(name: &str) -> Option<u64> {
+    name.trim().parse().ok()
+}
+
+fn unknown_class(names: &[String], name: &str) -> Problem {
+    Problem::UnknownClass {
+        name: name.chars().take(60).collect(),
+        known: names.iter().take(20).cloned().collect(),
     }
 }

@@ -34,7 +34,11 @@ impl<'a> Columns<'a> {
             path: path.to_owned(),
             source,
         })?;
-        if length.is_some_and(|length| length > FOOTER_LIMIT) {
+        let Some(length) = length else {
+            let message = "it does not end as one does: it was cut off, or is something else";
+            return Err(refused(path, message.to_owned()));
+        };
+        if length > FOOTER_LIMIT {
             let message = format!("its footer is longer than {FOOTER_LIMIT} bytes");
             return Err(refused(path, message));
         }
@@ -60,22 +64,29 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// The length that a file gives for its footer, if it is long enough to have one.
+/// The length that a file gives for its footer, if it ends with one.
 fn footer(file: &mut File) -> std::io::Result<Option<u64>> {
     let end = file.seek(SeekFrom::End(0))?;
     if end < 12 {
         return Ok(None);
     }
     file.seek(SeekFrom::End(-8))?;
-    let mut length = [0; 4];
+    let (mut length, mut mark) = ([0; 4], [0; 4]);
     file.read_exact(&mut length)?;
-    Ok(Some(u64::from(u32::from_le_bytes(length))))
+    file.read_exact(&mut mark)?;
+    let length = u64::from(u32::from_le_bytes(length));
+    Ok((mark == *b"PAR1").then_some(length))
 }
 
 fn called<T>(path: &Path, call: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T> {
     let message = match guarded(call) {
         Some(Ok(value)) => return Ok(value),
-        Some(Err(error)) => error.to_string(),
+        Some(Err(error)) => match error.to_string() {
+            message if message.contains("Disabled feature") => {
+                format!("{message}; write it with Snappy, with gzip or uncompressed")
+            }
+            message => message,
+        },
         None => "it contradicts itself".to_owned(),
     };
     Err(refused(path, message))
@@ -93,8 +104,8 @@ fn object(row: &Row, depth: usize) -> Result<Map<String, Value>, String> {
     let mut object = Map::new();
     for (name, field) in row.get_column_iter() {
         let value = value(field, depth).map_err(|message| format!("`{name}` {message}"))?;
-        if !value.is_null() {
-            object.insert(name.clone(), value);
+        if !value.is_null() && object.insert(name.clone(), value).is_some() {
+            return Err(format!("`{name}` is there twice"));
         }
     }
     Ok(object)

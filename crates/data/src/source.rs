@@ -22,6 +22,16 @@ pub(crate) fn files(patterns: &[String]) -> Result<Vec<(usize, PathBuf)>> {
     Ok(files)
 }
 
+/// The files that one path or glob names, sorted.
+///
+/// # Errors
+/// If it names none, or names what is not read: a folder, or a file of the hub.
+pub fn named_files(pattern: &str) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    expand(pattern, &mut files)?;
+    Ok(files)
+}
+
 fn expand(pattern: &str, files: &mut Vec<PathBuf>) -> Result<()> {
     if pattern.starts_with("hub:") {
         return Err(Error::NotYetSupported {

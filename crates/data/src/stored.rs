@@ -14,9 +14,10 @@ use crate::example::{Example, Reference};
 use crate::record;
 use crate::row::Kind;
 use sha2::{Digest as _, Sha256};
-use std::fs::File;
+use std::fs::{self, File, TryLockError};
 use std::io::{self, BufReader, BufWriter, ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tempfile::NamedTempFile;
 
 /// A hash of everything that rows depend on.
@@ -47,6 +48,15 @@ pub(crate) struct Entry {
     pub referred: bool,
 }
 
+/// What the names of files begin with that are being made.
+const PREFIX: &str = ".rows-";
+
+/// How old a file must be that nobody has locked to be a leftover: its writer may be about to lock it.
+const UNLOCKED: Duration = Duration::from_secs(60);
+
+/// The same where files cannot be locked.
+const LOCKLESS: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// A file that is being made.
 pub(crate) struct Writer {
     file: BufWriter<NamedTempFile>,
@@ -65,12 +75,14 @@ impl Writer {
             source,
         };
         let folder = path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(folder).map_err(failed)?;
-        let named = tempfile::Builder::new()
-            .prefix(".rows-")
-            .tempfile_in(folder);
+        fs::create_dir_all(folder).map_err(failed)?;
+        remove_leftovers(folder);
+        let named = tempfile::Builder::new().prefix(PREFIX).tempfile_in(folder);
+        let named = named.map_err(failed)?;
+        // Tells others that it is being written; where there are no locks, its age does.
+        drop(named.as_file().try_lock());
         let mut writer = Self {
-            file: BufWriter::with_capacity(1 << 20, named.map_err(failed)?),
+            file: BufWriter::with_capacity(1 << 20, named),
             hash: Sha256::new(),
             path: path.to_owned(),
             written: 0,
@@ -161,6 +173,32 @@ impl Writer {
             source,
         }
     }
+}
+
+/// Removes what killed writers left. What cannot be looked at or removed stays: it is in nobody's way.
+fn remove_leftovers(folder: &Path) {
+    for entry in folder.read_dir().into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.as_encoded_bytes().starts_with(PREFIX.as_bytes())
+            && is_leftover(&entry.path()).unwrap_or(false)
+        {
+            drop(fs::remove_file(entry.path()));
+        }
+    }
+}
+
+fn is_leftover(path: &Path) -> io::Result<bool> {
+    // A link, or a pipe that would be waited for, is nothing that a writer left.
+    if !path.symlink_metadata()?.is_file() {
+        return Ok(false);
+    }
+    let file = File::open(path)?;
+    let age = file.metadata()?.modified()?.elapsed().unwrap_or_default();
+    Ok(match file.try_lock() {
+        Ok(()) => age >= UNLOCKED,
+        Err(TryLockError::WouldBlock) => false,
+        Err(TryLockError::Error(_)) => age >= LOCKLESS,
+    })
 }
 
 /// A file that was checked.

@@ -1,6 +1,6 @@
 //! Text to tokens and back, with the library's surprises taken out.
 
-use crate::chat::ChatTemplate;
+use crate::chat::{ChatDigest, ChatTemplate};
 use crate::error::{Error, Result};
 use crate::guard;
 use sha2::{Digest as _, Sha256};
@@ -251,8 +251,8 @@ impl Tokenizer {
         special.then(|| self.inner.token_to_id(text)).flatten()
     }
 
-    /// The SHA-256 of the file, and of what its chat template is made of, if there is one.
-    pub(crate) fn digest(&self) -> ([u8; 32], Option<[u8; 32]>) {
+    /// The SHA-256 of the file, and of what its chat template is made of, if there is one, with the date that it tells.
+    pub(crate) fn digest(&self) -> ([u8; 32], Option<ChatDigest>) {
         let chat = self.chat_template().ok().map(ChatTemplate::digest);
         (self.digest, chat)
     }

@@ -122,10 +122,12 @@ impl AtomicFolder {
     }
 }
 
-/// Writes a file under a temporary name beside `path`, syncs it and renames it: a reader sees the old bytes or the new.
+/// Writes a file under a temporary name beside `path`, syncs it and renames it: a reader sees the old bytes or the new. Where
+/// `path` is a link, what it leads to is written.
 ///
 /// # Errors
-/// If the folder cannot be written to; an existing file is then unchanged.
+/// If the folder cannot be written to; an existing file is then unchanged. If what exists is a pipe, a device or another thing that
+/// a file must not take the place of, or a link that leads nowhere.
 pub fn atomic_write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let length = bytes.len() as u64;
     atomic_write(path, length, |writer| {
@@ -140,6 +142,16 @@ pub(crate) fn atomic_write<E: From<Error>>(
     bytes: u64,
     write: impl FnOnce(&mut BufWriter<&File>) -> Result<(), E>,
 ) -> Result<(), E> {
+    let path = &resolve(path)?;
+    if path
+        .metadata()
+        .is_ok_and(|found| !found.is_file() && !found.is_dir())
+    {
+        return Err(E::from(Error::Exists {
+            path: path.clone(),
+            what: "is no regular file",
+        }));
+    }
     let (parent, name) = split(path)?;
     let prefix = format!(".{name}.");
     let mut builder = named(&prefix, ".tmp");

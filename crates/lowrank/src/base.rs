@@ -4,7 +4,7 @@ use crate::paths::absolute;
 use crate::{Error, Result, hub};
 use candle_core::DType;
 use lowrank_adapter::{Compute, Model, Part};
-use lowrank_data::{ChatTemplate, Classes, Tokenizer};
+use lowrank_data::{ChatDate, ChatTemplate, Classes, Tokenizer};
 use lowrank_format::{
     Checkpoint, Fingerprint, Gguf, HubId, Safetensors, atomic_write_file, copy_side_files,
     fingerprint, read_json_object,
@@ -40,6 +40,8 @@ pub struct BaseFiles {
     origin: String,
     /// A chat template in place of its own: its text, and where it comes from.
     template: Option<(String, String)>,
+    /// What templates that tell the date are told: one day, however long the model is used.
+    date: ChatDate,
 }
 
 impl Deref for Base {
@@ -91,6 +93,11 @@ impl Base {
         self.files.set_chat_template(template)
     }
 
+    /// As [`BaseFiles::set_chat_date`].
+    pub fn set_chat_date(&mut self, date: ChatDate) {
+        self.files.set_chat_date(date);
+    }
+
     /// Chooses what products with frozen weights are computed in.
     pub fn set_compute(&mut self, compute: Compute) {
         self.model.parts(&mut |part| match part {
@@ -140,6 +147,7 @@ impl BaseFiles {
             hub,
             origin,
             template: None,
+            date: ChatDate::today(),
         })
     }
 
@@ -269,10 +277,21 @@ impl BaseFiles {
             ),
         };
         let Some((text, origin)) = &self.template else {
-            return Ok(ChatTemplate::from_config(&config, &origin)?);
+            return Ok(ChatTemplate::from_config(&config, &origin)?.dated(self.date));
         };
         config.insert("chat_template".into(), text.as_str().into());
-        Ok(ChatTemplate::from_config(&config, origin)?)
+        Ok(ChatTemplate::from_config(&config, origin)?.dated(self.date))
+    }
+
+    /// The day that templates which tell the date are told; until it is set, that on which the model was opened.
+    #[must_use]
+    pub fn chat_date(&self) -> ChatDate {
+        self.date
+    }
+
+    /// Sets that day.
+    pub fn set_chat_date(&mut self, date: ChatDate) {
+        self.date = date;
     }
 
     /// Writes chats by another template than the model's own: a file's, or one that is given as text. The names of special
@@ -325,6 +344,38 @@ impl BaseFiles {
         };
         let origin = origin.display().to_string();
         Ok(self.info.end_tokens(&generation, &origin)?)
+    }
+
+    /// How many tokens of a text a sentence encoder was made for, as sentence-transformers has it (`max_seq_length` of
+    /// sentence_bert_config.json); none if nothing says so.
+    ///
+    /// # Errors
+    /// If that file is there and cannot be read, or says something else than a number above 0.
+    pub fn sentence_length(&self) -> Result<Option<NonZeroUsize>> {
+        let Files::Folder(checkpoint) = &self.files else {
+            return Ok(None);
+        };
+        let path = checkpoint.folder().join("sentence_bert_config.json");
+        if !path.exists() {
+            return Ok(None);
+        }
+        let config = read_json_object(&path)?;
+        let Some(length) = config
+            .get("max_seq_length")
+            .filter(|length| !length.is_null())
+        else {
+            return Ok(None);
+        };
+        let number = length
+            .as_u64()
+            .and_then(|length| usize::try_from(length).ok());
+        let number = number.and_then(NonZeroUsize::new).ok_or_else(|| {
+            let path = path.display();
+            Error::Usage(format!(
+                "{path}: `max_seq_length` is {length}, expected a number of tokens above 0"
+            ))
+        });
+        number.map(Some)
     }
 
     /// Writes configuration and tokenizer into a folder, as a Hugging Face model has them.

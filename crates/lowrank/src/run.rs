@@ -12,12 +12,13 @@ use candle_core::DType;
 use lowrank_adapter::{
     AdapterConfig, Attached, Param, SEQ_CLS, Selection, Source, Start, attach, train_all,
 };
-use lowrank_data::{Classes, Dataset, Plan};
+use lowrank_data::{ChatDate, Classes, Dataset, Plan};
 use lowrank_format::{CONFIG_FILE, Existing, PeftFolder};
 use lowrank_models::{Embedded, Head, Precision};
 use lowrank_train::{Held, Mode, Progress, Rows, RunFile, RunFolder, Summary, TaskKeys, Trainable};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The name that run files train under; PEFT's own for a single adapter.
@@ -103,6 +104,14 @@ impl Prepared {
             plan.config.common.save_module(layer);
             run.adapter.keys = written_keys(&plan.config);
         }
+        if let Some(date) = run.data.chat_date {
+            files.set_chat_date(date);
+        } else if files
+            .chat_template()
+            .is_ok_and(|template| template.tells_time())
+        {
+            run.data.chat_date = Some(files.chat_date());
+        }
         let known = plan.as_ref().and_then(|plan| plan.classes.clone());
         let rows = TaskRows::open(&run, &files, known.or(files.classes()), origin)?;
         let TaskRows { data, held_out } = rows;
@@ -163,6 +172,10 @@ pub fn train(
     mode: Mode,
     progress: &mut dyn Progress,
 ) -> Result<Trained> {
+    let mut run = run.clone();
+    if mode == Mode::Resume && run.data.chat_date.is_none() {
+        run.data.chat_date = begun_on(&run, origin)?;
+    }
     let Prepared {
         run,
         mut base,
@@ -171,7 +184,7 @@ pub fn train(
         mut method,
         outlook,
         folder,
-    } = Prepared::new(run, origin)?;
+    } = Prepared::new(&run, origin)?;
     for (what, data) in [
         ("data.train", Some(&data)),
         ("data.eval", held_out.as_ref()),
@@ -183,6 +196,12 @@ pub fn train(
                 "{what}: {cut} rows are longer than data.max_length = {limit} and lost their right end"
             ));
         }
+    }
+    let none = data.summary().unsupervised;
+    if none > 0 {
+        progress.warning(&format!(
+            "data.train: of {none} rows nothing is learnt: they hold nothing that is supervised, or lost it where they were cut"
+        ));
     }
     let trainable_parameters = outlook.trainable_parameters;
     let folder = open_folder(&folder, mode, origin)?;
@@ -214,6 +233,21 @@ pub fn train(
         result,
         trainable_parameters,
     })
+}
+
+/// The day that the run in the output folder told its chat template, if it told any.
+fn begun_on(run: &RunFile, origin: &Path) -> Result<Option<ChatDate>> {
+    let path = RunFolder::run_file_in(Path::new(&run.output.dir));
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            let (origin, path) = (origin.display(), path.display());
+            let what = format!("{origin}: `output.dir`: cannot read {path}: {error}");
+            return Err(Error::Usage(what));
+        }
+    };
+    Ok(RunFile::parse(&text, &path, &[])?.data.chat_date)
 }
 
 fn precision(held: Held) -> Precision {

@@ -102,6 +102,12 @@ pub const KEYS: &[Key] = &[
         "what writes rows of messages",
     ),
     key(
+        "data.chat_date",
+        "a date, like `\"2026-11-23\"`",
+        "the day on which the run began, if the template tells the date",
+        "the day, at noon, that templates which call `strftime_now` are told",
+    ),
+    key(
         "train.steps",
         "an integer above 0",
         "by `epochs`",

@@ -116,6 +116,10 @@ pub(crate) fn table(run: &RunFile) -> Table {
     ]);
     let template = data.chat_template.as_deref();
     keys.extend(template.map(|template| ("chat_template", located(template))));
+    keys.extend(
+        data.chat_date
+            .map(|date| ("chat_date", date.to_string().into())),
+    );
     section("data", keys);
     section("train", train(run));
     section("output", vec![("dir", absolute(&run.output.dir))]);

@@ -8,7 +8,7 @@ use crate::place::Place;
 use crate::reference::known;
 use crate::schedule::{Curve, Warmup};
 use lowrank_adapter::{Blur, Compute, Memory, ResidualBase};
-use lowrank_data::{Length, MAX_CLASSES};
+use lowrank_data::{ChatDate, Length, MAX_CLASSES};
 use serde_json::{Map, Number};
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -102,6 +102,8 @@ pub struct DataKeys {
     pub shuffle: bool,
     /// What writes rows of messages, if not the model's own template: a path, or a template's text.
     pub chat_template: Option<String>,
+    /// What a template that tells the date is told, if not the day on which the run began.
+    pub chat_date: Option<ChatDate>,
     /// Whether rows of similar length are put side by side; never together with `packing`.
     pub group_by_length: bool,
     /// Whether tokenised rows are kept in files.
@@ -370,6 +372,7 @@ fn data(keys: Keys<'_>, origin: &Origin) -> Result<DataKeys> {
             "chat_template",
             "a file with a chat template, or the template itself, as a string",
         )?,
+        chat_date: chat_date(&mut keys)?,
         group_by_length,
         cache: cache(&mut keys)?,
     })
@@ -408,6 +411,21 @@ fn train_files(keys: &mut Keys<'_>, origin: &Origin) -> Result<Vec<TrainFiles>> 
         });
     }
     Ok(found)
+}
+
+fn chat_date(keys: &mut Keys<'_>) -> Result<Option<ChatDate>> {
+    const EXPECTED: &str = "a date from 1970 on, like \"2026-11-23\"";
+    let Some(value) = keys.take("chat_date") else {
+        return Ok(None);
+    };
+    let date = match &value {
+        Value::String(text) => text.parse().ok(),
+        // TOML has dates of its own, with and without a time.
+        Value::Datetime(date) => date.to_string().parse().ok(),
+        _ => None,
+    };
+    date.map(Some)
+        .ok_or_else(|| keys.wrong("chat_date", &value, EXPECTED))
 }
 
 fn cache(keys: &mut Keys<'_>) -> Result<CacheKey> {

@@ -108,6 +108,12 @@ impl RunFolder {
         self.path.join(RUN_FILE)
     }
 
+    /// Where the resolved run file of a run with this folder is.
+    #[must_use]
+    pub fn run_file_in(folder: &Path) -> PathBuf {
+        folder.join(RUN_FILE)
+    }
+
     /// Where a trained adapter belongs.
     #[must_use]
     pub fn adapter(&self) -> PathBuf {

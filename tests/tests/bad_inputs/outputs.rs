@@ -303,10 +303,59 @@ fn an_evaluation_does_not_overwrite_what_it_reads() {
             &format!("error: {flag} {file}: {overwrite}"),
         );
     }
+    place.write("g/a.jsonl", format!("{choices}\n"));
+    let arguments = ["eval", "--model", "model", "--data", "g/*.jsonl"];
+    let expected = format!("error: --predictions g/a.jsonl: {overwrite}");
+    place.refuses(
+        &[&arguments[..], &["--predictions", "g/a.jsonl"]].concat(),
+        2,
+        &[&expected],
+    );
     check(
         &["--predictions", "both", "--logits", "./both"],
         "error: --predictions and --logits are both ./both",
     );
+}
+
+/// A pipe stays a pipe, and a link a link.
+#[cfg(unix)]
+#[test]
+fn an_evaluation_writes_through_links_and_into_no_pipe() {
+    let place = place();
+    place.add_tokenizer("model", 97);
+    let choices = r#"{"prompt":"w1","completion":"w2","choices":["w2","w3"],"answer":0}"#;
+    place.write("choices.jsonl", format!("{choices}\n"));
+    place.write("old.jsonl", "old");
+    let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, place.path(name)).unwrap();
+    link("old.jsonl", "link");
+    link("nowhere", "dangling");
+    let arguments = [
+        "eval",
+        "--model",
+        "model",
+        "--data",
+        "choices.jsonl",
+        "--predictions",
+    ];
+    assert_eq!(
+        place.run(&[&arguments[..], &["link"]].concat()).ok().code,
+        0
+    );
+    assert!(place.path("link").is_symlink());
+    assert!(place.text("old.jsonl").starts_with('{'));
+    let mut refused = vec!["dangling"];
+    let made = Command::new("mkfifo").arg(place.path("pipe")).status();
+    if made.is_ok_and(|status| status.success()) {
+        refused.push("pipe");
+    }
+    for name in refused {
+        let expected =
+            format!("error: --predictions {name}: there is something that is no regular file");
+        place.refuses(&[&arguments[..], &[name]].concat(), 2, &[&expected]);
+    }
+    assert!(place.path("dangling").is_symlink());
+    let none = place.path("model/../pipe").symlink_metadata();
+    assert!(none.is_err() || !none.unwrap().is_file());
 }
 
 #[test]

@@ -174,3 +174,167 @@ fn the_template_is_a_setting_of_the_run() {
     place.write("bytes.jinja", [0xff]);
     refused("bytes.jinja", 1, "cannot read `bytes.jinja`: ");
 }
+
+/// A run tells its template the day on which it began, and so it does when it goes on.
+#[test]
+fn a_resumed_run_keeps_its_day() {
+    let place = place();
+    let told = format!(
+        "{{{{ strftime_now('%Y-%m-%d') + '\\n' }}}}{}",
+        OTHER.replace("\\n", "|")
+    );
+    place.write("told.jinja", told);
+    fn train<'a>(more: &[&'a str]) -> Vec<&'a str> {
+        [
+            &[
+                "train",
+                "run.toml",
+                "--set",
+                "data.chat_template=told.jinja",
+            ],
+            more,
+        ]
+        .concat()
+    }
+    let day = ["--set", "data.chat_date=2024-02-29"];
+    assert_eq!(place.run(&train(&day)).ok().code, 0);
+    let recorded = "chat_date = \"2024-02-29\"";
+    assert!(place.text("run/run.toml").contains(recorded));
+    assert_eq!(
+        place
+            .run(&train(&["--resume", "--set", "train.steps=5"]))
+            .ok()
+            .code,
+        0
+    );
+    assert!(place.text("run/run.toml").contains(recorded));
+    assert_eq!(
+        place
+            .run(&train(&[
+                "--set",
+                "data.chat_date=2024-02-29",
+                "--set",
+                "train.steps=5",
+                "--set",
+                "output.dir=whole",
+            ]))
+            .ok()
+            .code,
+        0
+    );
+    let adapter = "adapter/adapter_model.safetensors";
+    assert_eq!(
+        place.read(&format!("run/{adapter}")),
+        place.read(&format!("whole/{adapter}"))
+    );
+    let another = [
+        "--resume",
+        "--set",
+        "train.steps=6",
+        "--set",
+        "data.chat_date=2024-03-01",
+    ];
+    place.refuses(&train(&another), 2, &["data.chat_date"]);
+    // Without a day it is today's, if the template asks for it at all.
+    assert_eq!(
+        place.run(&train(&["--set", "output.dir=today"])).ok().code,
+        0
+    );
+    assert!(place.text("today/run.toml").contains("chat_date = \"2"));
+    assert_eq!(
+        place
+            .run(&["train", "run.toml", "--set", "output.dir=none"])
+            .ok()
+            .code,
+        0
+    );
+    assert!(!place.text("none/run.toml").contains("chat_date"));
+    for wrong in ["2024-02-30", "20240229", "24-02-29"] {
+        let set = format!("data.chat_date=\"{wrong}\"");
+        let expected = "`data.chat_date` is \"";
+        place.refuses(
+            &["plan", "run.toml", "--set", &set],
+            2,
+            &[expected, "a date from 1970 on"],
+        );
+    }
+    let loss = |date: &str| {
+        let arguments = [
+            "eval",
+            "--model",
+            "tiny",
+            "--data",
+            "chats.jsonl",
+            "--chat-template",
+            "told.jinja",
+            "--json",
+        ];
+        number(
+            &place
+                .run(&[&arguments[..], &["--chat-date", date]].concat())
+                .json()["loss"],
+        )
+    };
+    assert_eq!(loss("2024-02-29"), loss("2024-02-29"));
+    assert_ne!(loss("2024-02-29"), loss("2024-03-01"));
+}
+
+#[test]
+fn what_cannot_be_measured_together_is_refused() {
+    let place = place();
+    place.write("texts.jsonl", "{\"text\": \"a b c\"}\n");
+    place.write(
+        "labels.jsonl",
+        "{\"text\": \"a b\", \"label\": 1}\n{\"text\": \"c\", \"label\": 0}\n",
+    );
+    place.write(
+        "pairs.jsonl",
+        "{\"prompt\": \"a\", \"completion\": \" b\"}\n",
+    );
+    place.write(
+        "choices.jsonl",
+        "{\"prompt\": \"a\", \"completion\": \" b\", \"choices\": [\" b\", \" c\"], \"answer\": 0}\n",
+    );
+    let eval = |files: [&'static str; 2], more: &[&'static str]| {
+        let [first, second] = files;
+        let both = [
+            "eval", "--model", "tiny", "--json", "--data", first, "--data", second,
+        ];
+        [&both[..], more].concat()
+    };
+    let labels = eval(["texts.jsonl", "labels.jsonl"], &[]);
+    let message = "texts.jsonl has rows {\"text\"} and labels.jsonl rows {\"text\"[,\"text_pair\"],\"label\"}, which are not measured alike";
+    place.refuses(&labels, 2, &[message]);
+    let choices = ["choices.jsonl", "pairs.jsonl"];
+    place.refuses(
+        &eval(choices, &[]),
+        2,
+        &["choices.jsonl has rows", "--task loss"],
+    );
+    place.refuses(
+        &eval(choices, &["--task", "choices"]),
+        2,
+        &["pairs.jsonl rows"],
+    );
+    assert_eq!(
+        place.run(&eval(choices, &["--task", "loss"])).json()["examples"],
+        2
+    );
+    assert_eq!(
+        place.run(&eval(["texts.jsonl", "chats.jsonl"], &[])).json()["examples"],
+        3
+    );
+
+    // Nobody answers, and nothing was cut.
+    place.write(
+        "asked.jsonl",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"One?\"}, {\"role\": \"assistant\", \"content\": \"1\"}]}\n\
+         {\"messages\": [{\"role\": \"user\", \"content\": \"Two?\"}]}\n",
+    );
+    let asked = eval(["pairs.jsonl", "asked.jsonl"], &["--task", "generate"]);
+    place.refuses(
+        &asked,
+        2,
+        &["row 2 of asked.jsonl has nothing to compare an answer with"],
+    );
+}

@@ -242,11 +242,39 @@ fn commands() {
     let (code, stdout, stderr) = talk(&place, &arguments_without_json(), b"/help\n");
     assert_eq!((code, &*stdout), (0, ""));
     assert!(stderr.contains("/save FILE"), "{stderr}");
-    let (code, _, stderr) = talk(&place, &arguments_without_json(), b"Hell\xf6\n");
-    assert_eq!(code, 2);
+    // What was said before and after a line that is no text is reported.
+    let (code, stdout, stderr) = talk(&place, &arguments, b"Hello\nHell\xf6\nHello\n");
+    assert_eq!(code, 1);
+    assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap()["turns"], 2);
     assert!(
         stderr.contains("error: a message on stdin is not UTF-8: "),
         "{stderr}"
+    );
+    // A mark at the beginning is none of the first line.
+    let (code, stdout, _) = talk(
+        &place,
+        &arguments_without_json(),
+        "\u{feff}/exit\nHello\n".as_bytes(),
+    );
+    assert_eq!((code, &*stdout), (0, ""));
+    // A file that the conversation did not write is not replaced, one that it wrote is.
+    place.write("mine.txt", "mine");
+    let input = b"Hello\n/save new.jsonl\nHello\n/save new.jsonl\n/save mine.txt\n";
+    let (code, _, stderr) = talk(&place, &arguments_without_json(), input);
+    assert_eq!(
+        (code, &*stderr),
+        (
+            1,
+            "error: /save mine.txt: the file exists; choose another name\n"
+        )
+    );
+    assert_eq!(place.text("mine.txt"), "mine");
+    assert_eq!(
+        place.json("new.jsonl")["messages"]
+            .as_array()
+            .unwrap()
+            .len(),
+        4
     );
 }
 

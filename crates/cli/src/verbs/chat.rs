@@ -14,7 +14,7 @@ use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -121,12 +121,13 @@ pub fn run(arguments: &ChatArguments, quiet: bool) -> Result<ExitCode> {
         output: Output::default(),
         answers: Vec::new(),
         failed: false,
+        saved: None,
     };
     if terminal && !quiet {
         say("A line is a message; /exit ends, /reset starts anew, /help lists the commands.");
     }
     let mut stdin = std::io::stdin().lock();
-    let mut line = Vec::new();
+    let (mut line, mut begun) = (Vec::new(), false);
     loop {
         if terminal && !quiet {
             drop(write!(std::io::stderr(), "> "));
@@ -138,8 +139,20 @@ pub fn run(arguments: &ChatArguments, quiet: bool) -> Result<ExitCode> {
         if read == 0 {
             break;
         }
-        let text = std::str::from_utf8(&line)
-            .map_err(|error| Error::Usage(format!("a message on stdin is not UTF-8: {error}")))?;
+        let text = match std::str::from_utf8(&line) {
+            Ok(text) => text,
+            Err(error) => {
+                talk.fail(&format!("a message on stdin is not UTF-8: {error}"));
+                continue;
+            }
+        };
+        // Some editors begin a file with a mark that is none of its text.
+        let text = if begun {
+            text
+        } else {
+            text.trim_start_matches('\u{feff}')
+        };
+        begun = true;
         if talk.line(&mut chat, Line::parse(text)).is_break() {
             break;
         }
@@ -205,6 +218,8 @@ struct Talk {
     output: Output,
     answers: Vec<Answer>,
     failed: bool,
+    /// The file that this conversation was saved to last.
+    saved: Option<PathBuf>,
 }
 
 impl Talk {
@@ -263,9 +278,17 @@ impl Talk {
             self.fail("nothing was said that could be saved");
             return;
         }
+        if path.symlink_metadata().is_ok() && self.saved.as_deref() != Some(path) {
+            let path = path.display();
+            self.fail(&format!(
+                "/save {path}: the file exists; choose another name"
+            ));
+            return;
+        }
         let row = format!("{}\n", json!({"messages": chat.messages()}));
-        if let Err(error) = atomic_write_file(path, row.as_bytes()) {
-            self.fail(&format!("/save {}: {error}", path.display()));
+        match atomic_write_file(path, row.as_bytes()) {
+            Ok(()) => self.saved = Some(path.to_owned()),
+            Err(error) => self.fail(&format!("/save {}: {error}", path.display())),
         }
     }
 }

@@ -82,7 +82,10 @@ fn open_rows(arguments: &EmbedArguments, base: &Base) -> lowrank::Result<Vec<Exa
             )));
         }
         Some(length) => length,
-        None => NonZeroUsize::new(limit).map_or(MAX_LENGTH, |limit| limit.min(MAX_LENGTH)),
+        None => {
+            let made_for = base.sentence_length()?.unwrap_or(MAX_LENGTH);
+            NonZeroUsize::new(limit).map_or(made_for, |limit| limit.min(made_for))
+        }
     };
     let options = Options {
         max_length,

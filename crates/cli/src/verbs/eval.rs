@@ -7,7 +7,7 @@ use crate::verbs::{check_output, classify, same};
 use anyhow::Result;
 use candle_core::DType;
 use lowrank::adapter::Selection;
-use lowrank::data::{Dataset, Examples, Kind, Options, Reference};
+use lowrank::data::{Dataset, Example, Examples, FileSummary, Kind, Options, Reference};
 use lowrank::format::{Planned, atomic_write_file, write_safetensors_streaming};
 use lowrank::training::{self, Evaluation, Prediction, peak_rss_mb, wilson};
 use lowrank::{Base, Error, Generation, Generator, answers, precision};
@@ -53,6 +53,7 @@ pub fn run(arguments: &EvalArguments) -> Result<ExitCode> {
     let (mut base, selection) = super::open(&arguments.model, precision, arguments.device)?;
     arguments.template.set(&mut base)?;
     let data = open_data(arguments, &base)?;
+    check_mixture(arguments.task, &data)?;
     classify::check(&base, &data)?;
     let task = choose_task(arguments, &data)?;
     let evaluation = match task {
@@ -122,13 +123,45 @@ fn open_data(arguments: &EvalArguments, base: &Base) -> lowrank::Result<Dataset>
     lowrank::open_data(&arguments.data, base, &options)
 }
 
-fn choose_task(arguments: &EvalArguments, data: &Dataset) -> lowrank::Result<Task> {
-    let by_kind = match data.kind() {
-        Some(Kind::Choices) => Task::Choices,
-        Some(Kind::Answer) => Task::Generate,
-        Some(Kind::Labelled) => Task::Classification,
+/// What rows of a kind are measured by, unless something else is asked for.
+const fn measured_by(kind: Kind) -> Task {
+    match kind {
+        Kind::Choices => Task::Choices,
+        Kind::Answer => Task::Generate,
+        Kind::Labelled => Task::Classification,
         _ => Task::Loss,
+    }
+}
+
+/// Refuses files of which one task would leave some rows, or what they hold, out.
+fn check_mixture(given: Option<Task>, data: &Dataset) -> lowrank::Result<()> {
+    let files = &data.summary().files;
+    let other = |file: &&FileSummary| measured_by(file.kind) != measured_by(files[0].kind);
+    let Some(other) = files.iter().find(other) else {
+        return Ok(());
     };
+    let labelled = files.iter().any(|file| file.kind == Kind::Labelled);
+    let (remedy, fits) = match given {
+        _ if labelled => ("", false),
+        Some(Task::Loss) => ("", true),
+        Some(Task::Generate) => ("", files.iter().all(|file| is_asked(file.kind))),
+        _ => (", or all of them by --task loss", false),
+    };
+    if fits {
+        return Ok(());
+    }
+    let first = &files[0];
+    Err(Error::Usage(format!(
+        "{} has rows {} and {} rows {}, which are not measured alike; measure them one after the other{remedy}",
+        first.path.display(),
+        first.kind,
+        other.path.display(),
+        other.kind
+    )))
+}
+
+fn choose_task(arguments: &EvalArguments, data: &Dataset) -> lowrank::Result<Task> {
+    let by_kind = data.kind().map_or(Task::Loss, measured_by);
     let task = match arguments.task {
         None => by_kind,
         Some(Task::Classification) if by_kind != Task::Classification => {
@@ -211,6 +244,7 @@ fn generate(
     };
     let examples = data.examples().iter();
     let examples = examples.collect::<lowrank::data::Result<Vec<_>>>()?;
+    check_answers(&examples, data)?;
     let cut = examples.iter().filter(|row| row.supervised() == 0).count();
     if cut > 0 {
         tracing::warn!(
@@ -245,6 +279,29 @@ fn generate(
         accuracy_interval: Some(wilson(right as u64, count as u64)),
         ..loss(arguments, base, selection, data)?
     })
+}
+
+/// Refuses rows that nothing follows that an answer could be compared with, and that were not cut before it either.
+fn check_answers(examples: &[Cow<'_, Example>], data: &Dataset) -> lowrank::Result<()> {
+    let has_answer = |row| matches!(data.references().get(row), Some(Reference::Answer(_)));
+    let mut rows = examples.iter().enumerate();
+    let found = rows.find(|(row, example)| {
+        example.supervised() == 0 && !example.truncated && !has_answer(*row)
+    });
+    let Some((mut row, _)) = found else {
+        return Ok(());
+    };
+    for file in &data.summary().files {
+        if row < file.rows {
+            return Err(Error::Usage(format!(
+                "--task generate: row {} of {} has nothing to compare an answer with: expected a turn of the assistant, or a completion",
+                row + 1,
+                file.path.display()
+            )));
+        }
+        row -= file.rows;
+    }
+    Ok(())
 }
 
 fn choices(

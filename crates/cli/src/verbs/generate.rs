@@ -26,11 +26,19 @@ struct Report {
 pub fn run(arguments: &GenerateArguments) -> Result<ExitCode> {
     let precision = precision(&arguments.dtype)?;
     let generation = settings(&arguments.sampling, arguments.max_new_tokens)?;
-    if arguments.template.chat_template.is_some() && !arguments.chat {
-        return Err(Error::Usage(
-            "`--chat-template` writes messages, and the prompt is none; give `--chat` too".into(),
-        )
-        .into());
+    let given = [
+        (
+            "--chat-template",
+            arguments.template.chat_template.is_some(),
+        ),
+        ("--chat-date", arguments.template.chat_date.is_some()),
+    ];
+    if let Some((flag, _)) = given
+        .into_iter()
+        .find(|(_, given)| *given && !arguments.chat)
+    {
+        let what = format!("`{flag}` writes messages, and the prompt is none; give `--chat` too");
+        return Err(Error::Usage(what).into());
     }
     let text = prompt(&arguments.prompt)?;
     let (mut base, selection) = super::open(&arguments.model, precision, arguments.device)?;

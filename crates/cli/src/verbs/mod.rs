@@ -15,6 +15,7 @@ pub mod train;
 use crate::arguments::ModelArguments;
 use candle_core::Device;
 use lowrank::adapter::{self, Selection};
+use lowrank::data::named_files;
 use lowrank::models::{Embedded, Precision};
 use lowrank::training::{Place, RunFile};
 use lowrank::{Base, Error, Reading, StrictBase, device, load_adapter, real_path};
@@ -120,11 +121,20 @@ pub fn check_output(
             path.display()
         )));
     }
+    // A link leads somewhere, or else nobody knows where to write.
+    if path.symlink_metadata().is_ok() && !path.is_file() {
+        return Err(Error::Usage(format!(
+            "{flag} {}: there is something that is no regular file; choose another name",
+            path.display()
+        )));
+    }
     let in_model = Embedded::named(&model.model).is_none() && within(path, Path::new(&model.model));
     let mut adapters = model.adapters.iter();
     let in_adapter = adapters.any(|adapter| within(path, &adapter.path));
-    let mut inputs = data.iter().map(Path::new);
-    if inputs.any(|input| same(input, path)) || in_model || in_adapter {
+    // What names no file is told when it is opened.
+    let inputs = data.iter().map(|pattern| named_files(pattern));
+    let mut inputs = inputs.flat_map(Result::unwrap_or_default);
+    if inputs.any(|input| same(&input, path)) || in_model || in_adapter {
         return Err(Error::Usage(format!(
             "{flag} {}: this would overwrite what is read",
             path.display()

@@ -96,6 +96,20 @@ TEMPLATES = {
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """,
+    # What is null is not there, and keys stay in their order.
+    "nulls": """{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.role == 'assistant' %}
+        {%- « %}
+        {%- if message.content is none or message.content is not defined %}{{ 'calls ' + message.tool_calls | tojson }}{% endif %}
+        {{- message.content }}{{ '<|im_end|>' }}{%- » %}
+        {{- '\\n' }}
+    {%- else %}
+        {{- message | tojson ~ ' ' ~ message.name ~ '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+""",
 }
 
 
@@ -131,6 +145,12 @@ CHATS = {
         {"role": "tool", "name": "tide", "content": "{\"level\": 3.5}"},
         {"role": "tool", "content": "none"},
         {"role": "assistant", "content": "3.5 m."},
+    ],
+    "nulls beside": [
+        {"content": "Who?", "name": None, "role": "user"},
+        {"tool_calls": [CALL], "content": None, "role": "assistant", "a": None},
+        {"content": "7", "role": "tool", "tool_calls": None},
+        {"tool_calls": [], "content": "7.", "role": "assistant"},
     ],
     "call alone": [
         {"role": "system", "content": "Use tools."},

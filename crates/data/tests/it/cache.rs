@@ -1,10 +1,11 @@
 //! Tokenised rows that are kept are the rows, whatever happens to the files that keep them.
 
 use crate::helpers::{Folder, TOKENIZER, count, examples, options, tokenizer};
-use lowrank_data::{Cache, Dataset, Expected, Options, Tokenizer};
+use lowrank_data::{Cache, ChatDate, ChatTemplate, Dataset, Expected, Options, Tokenizer};
 use lowrank_ops::rng::{Key, Purpose};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 const FILES: [(&str, &[u8]); 3] = [
     (
@@ -298,4 +299,79 @@ fn a_folder_that_cannot_be_written_to_is_an_error_or_leaves_rows_in_memory() {
     assert!(error.contains("`data.cache = false`"), "{error}");
     scene.cache.required = false;
     assert!(!scene.open().is_cached());
+}
+
+#[test]
+fn what_killed_writers_left_is_removed() {
+    let scene = Scene::new();
+    fs::create_dir_all(&scene.cache.folder).unwrap();
+    let long_ago = SystemTime::now() - Duration::from_secs(3600);
+    let make = |name: &str, modified: SystemTime| {
+        let file = fs::File::create(scene.cache.folder.join(name)).unwrap();
+        file.set_modified(modified).unwrap();
+        file
+    };
+    make(".rows-killed", long_ago);
+    make(".rows-begun", SystemTime::now());
+    make("rows-of-somebody", long_ago);
+    let written = make(".rows-written", long_ago);
+    written.lock().unwrap();
+    scene.open();
+    let kept = scene.kept();
+    let names = kept
+        .iter()
+        .map(|path| path.file_name().unwrap().to_str().unwrap());
+    let names: Vec<&str> = names.filter(|name| !name.ends_with(".rows")).collect();
+    assert_eq!(names, [".rows-begun", ".rows-written", "rows-of-somebody"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn rows_from_a_pipe_are_read_once_and_not_kept() {
+    let scene = Scene::new();
+    let pipe = scene.folder.path("pipe.jsonl");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    if !made.is_ok_and(|status| status.success()) {
+        eprintln!("not run: there is no mkfifo");
+        return;
+    }
+    let path = pipe.clone();
+    let writer = std::thread::spawn(move || fs::write(path, FILES[0].1));
+    let data = scene
+        .with(&["pipe.jsonl"], &tokenizer(), &options())
+        .unwrap();
+    writer.join().unwrap().unwrap();
+    assert!(!data.is_cached());
+    assert_eq!(data.rows(), count(3));
+    assert_eq!(scene.kept(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_template_that_tells_the_date_makes_rows_of_that_day_anew() {
+    let chat = b"{\"messages\": [{\"role\": \"user\", \"content\": \"the cat\"}, {\"role\": \"assistant\", \"content\": \"sat\"}]}\n";
+    let scene = Scene {
+        folder: Folder::new(&[("chat.jsonl", chat)]),
+        ..Scene::new()
+    };
+    let plain = "{% for m in messages %}<s> {{ m.content }} </s> {% endfor %}";
+    let open = |source: &str, date: &str| {
+        let config = serde_json::json!({"chat_template": source});
+        let template = ChatTemplate::from_config(config.as_object().unwrap(), "the test").unwrap();
+        let template = template.dated(date.parse::<ChatDate>().unwrap());
+        let tokenizer = tokenizer().with_chat_template(Ok(template));
+        let data = scene.with(&["chat.jsonl"], &tokenizer, &options()).unwrap();
+        let ids = examples(&data)[0].ids.clone();
+        (ids, scene.kept().len())
+    };
+    let (first, files) = open(plain, "2026-11-23");
+    assert_eq!(files, 1);
+    assert_eq!(open(plain, "2026-11-24"), (first.clone(), 1));
+    let told = format!("{{{{ 'cat ' if strftime_now('%d') == '23' else 'mat ' }}}}{plain}");
+    let (today, files) = open(&told, "2026-11-23");
+    assert_eq!((today.len(), files), (first.len() + 1, 2));
+    let (tomorrow, files) = open(&told, "2026-11-24");
+    assert_eq!(files, 3);
+    assert_ne!(tomorrow[0], today[0]);
+    assert_eq!(tomorrow[1..], today[1..]);
+    assert_eq!(open(&told, "2026-11-23"), (today, 3));
 }

@@ -1,7 +1,7 @@
 //! Chats as text, against what transformers makes of them (`tests/golden/chat.py`), and what is refused.
 
 use crate::helpers::Folder;
-use lowrank_data::{ChatTemplate, Error, GenerationPrompt, Message};
+use lowrank_data::{ChatDate, ChatTemplate, Error, GenerationPrompt, Message};
 use serde_json::{Map, Value, json};
 
 fn golden() -> Value {
@@ -135,12 +135,17 @@ fn templates_that_fail_or_never_end_are_refused() {
 }
 
 #[test]
-fn the_time_is_the_present_one() {
-    let year = rendered("{{ strftime_now('%Y') }}", &[]).unwrap();
-    assert!(
-        (2025..3000).contains(&year.parse::<u32>().unwrap()),
-        "{year}"
-    );
+fn the_time_is_noon_of_today_or_of_the_date_that_is_set() {
+    let source = "{{ strftime_now('%Y-%m-%d %H:%M') }}";
+    let before = ChatDate::today();
+    let now = rendered(source, &[]).unwrap();
+    let days = [before, ChatDate::today()].map(|date| format!("{date} 12:00"));
+    assert!(days.contains(&now), "{now} is none of {days:?}");
+    let template = template(json!({ "chat_template": source })).unwrap();
+    assert!(template.tells_time());
+    let template = template.dated("2024-02-29".parse().unwrap());
+    let text = template.render(&[], GenerationPrompt::Omit).unwrap();
+    assert_eq!(text, "2024-02-29 12:00");
 }
 
 #[test]

@@ -175,6 +175,37 @@ fn names_are_classes_in_alphabetical_order() {
 }
 
 #[test]
+fn integers_are_names_where_names_are_integers() {
+    let named = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        Classes::named(count(names.len()), names).unwrap()
+    };
+    let given = named(&["1", "2", "3"]);
+    let table = "text,label\nthe cat,3\nthe cat,1\na mat,2\n";
+    let data = open(&[("d.csv", table)], Expected::Given(&given)).unwrap();
+    assert_eq!(labels(&data), [2.0, 0.0, 1.0]);
+    let content = rows(&[json!(3), json!(1)]);
+    let data = open(&[("d.jsonl", &content)], Expected::Given(&given)).unwrap();
+    assert_eq!(labels(&data), [2.0, 0.0]);
+    let refused = open(
+        &[("d.csv", "text,label\nthe cat,0\n")],
+        Expected::Given(&given),
+    );
+    assert_eq!(
+        refused.unwrap_err(),
+        "d.csv:2: `label` is \"0\", expected one of \"1\", \"2\", \"3\""
+    );
+    // One is enough; a name with zeros before it is found by its value, unless there is another of that value.
+    let given = named(&["none", "007", "8"]);
+    let table = "text,label\nthe cat,007\nthe cat,7\na mat,8\n";
+    let data = open(&[("d.csv", table)], Expected::Given(&given)).unwrap();
+    assert_eq!(labels(&data), [1.0, 1.0, 2.0]);
+    let given = named(&["none", "08", "8"]);
+    let table = "text,label\nthe cat,8\n";
+    open(&[("d.csv", table)], Expected::Given(&given)).unwrap_err();
+}
+
+#[test]
 fn names_are_as_many_as_classes_and_differ() {
     let named = |names: &[&str]| {
         Classes::named(

@@ -96,9 +96,9 @@ fn chats_are_tokens_and_masks_as_transformers_has_them() {
         }
     }
     let expected = if tokenizers.len() == 2 {
-        (316, 20)
+        (364, 32)
     } else {
-        (276, 18)
+        (324, 28)
     };
     assert_eq!((compared, refused), expected);
 }
@@ -220,6 +220,24 @@ fn an_answer_before_any_question_is_supervised_where_it_has_a_beginning() {
 }
 
 #[test]
+fn marks_in_comments_and_quotes_are_none() {
+    let chat = messages(&[("user", "One?"), ("assistant", "1")]);
+    for no_mark in [
+        "{# {% generation %}, don't #}",
+        "{{ '{% generation %}'[:0] }}",
+        "{% set x = \"it's %} {% generation %}\" %}",
+        "{% raw %}{{ '{% generation %} {# {%- endraw %}",
+    ] {
+        let source = format!("{no_mark}{CHATML}");
+        assert_eq!(
+            said(&source, &chat),
+            Ok(vec!["1<|im_end|>".to_owned()]),
+            "{no_mark}"
+        );
+    }
+}
+
+#[test]
 fn marks_hold_in_whatever_a_block_stands() {
     let check = |source: &str, expected: &[&str]| {
         let chat = messages(&[("user", "\u{fdd0}a\u{fdd2}"), ("assistant", "b\u{fdd1} c")]);
@@ -336,8 +354,43 @@ fn conversations_of_sharegpt_are_messages() {
         assert_eq!(text(row), "none<|im_start|>Adax");
     }
     let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "\nb"}]);
-    let parts = json!({"messages": [{"role": "user", "content": parts, "name": null}]});
+    let parts = json!({"messages": [{"role": "user", "content": parts}]});
     assert_eq!(text(parts), "none<|im_start|>a\nb");
+    // Conversations in the words of messages are read as those are.
+    let calls = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }} {{ m.tool_calls | tojson if m.tool_calls }}{% endfor %}";
+    let tokenizer = with(tiny(), calls);
+    let call = json!({"role": "gpt", "content": null, "tool_calls": [{"name": "f"}]});
+    let ids = example(&json!({"conversations": [call]}), &tokenizer, &large())
+        .unwrap()
+        .ids;
+    assert_eq!(
+        tokenizer.decode(&ids, lowrank_data::Special::Add).unwrap(),
+        "<|im_start|>assistant  [{\"name\": \"f\"}]"
+    );
+}
+
+#[test]
+fn chats_with_tools_are_written_by_a_template_of_their_own() {
+    let turn = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' }}{% endfor %}";
+    let config = json!({"chat_template": [
+        {"name": "default", "template": turn},
+        {"name": "tool_use", "template": format!("{{% generation %}}{{{{ tools | tojson }}}}{{% endgeneration %}}{turn}")},
+    ]});
+    let template = ChatTemplate::from_config(config.as_object().unwrap(), "the test");
+    let tokenizer = tiny().with_chat_template(template.map_err(|error| error.to_string()));
+    let said = |row: &Value| {
+        let example = example(row, &tokenizer, &large()).unwrap();
+        let said = example.ids.iter().zip(&example.labels);
+        let said = said.filter(|(_, label)| **label != UNSUPERVISED);
+        let said: Vec<u32> = said.map(|(&id, _)| id).collect();
+        tokenizer.decode(&said, lowrank_data::Special::Add).unwrap()
+    };
+    let mut row = messages(&[("user", "One?"), ("assistant", "1")]);
+    assert_eq!(said(&row), "1<|im_end|>");
+    row["tools"] = json!([]);
+    assert_eq!(said(&row), "1<|im_end|>");
+    row["tools"] = json!([{"a": 1}]);
+    assert!(said(&row).ends_with("\"a\": 1}]"), "{}", said(&row));
 }
 
 #[test]
@@ -422,7 +475,19 @@ fn chats_that_are_none_are_refused_by_name() {
         json!({"messages": vec![json!({"role": "user", "content": "x"}); 4097]}),
         "`messages` is a list of 4097, expected at most 4096 messages",
     );
+    check(
+        of(json!({"role": "assistant", "content": null, "tool_calls": null})),
+        "`messages[1].content` is null or missing, expected a string",
+    );
     let spoken = |message: Value| json!({"conversations": [message]});
+    check(
+        spoken(json!({"from": "human", "value": "x", "role": "user", "content": "y"})),
+        "`conversations[0].role` is a string, expected no such key beside `from`",
+    );
+    check(
+        spoken(json!({"role": "assistant", "content": null})),
+        "`conversations[0].content` is null or missing, expected a string",
+    );
     check(
         spoken(json!({"from": "humam", "value": "x"})),
         "`conversations[0].from` is \"humam\", expected one of assistant, bard, bing, chatgpt, developer, function, \

@@ -224,6 +224,15 @@ fn parquet_files_that_do_not_fit_are_refused() {
     );
     let error = open("d.parquet", &golden("zstd.parquet")).unwrap_err();
     assert!(error.contains("zstd"), "{error}");
+    assert!(
+        error.ends_with("; write it with Snappy, with gzip or uncompressed"),
+        "{error}"
+    );
+    let whole = golden("texts.parquet");
+    assert_eq!(
+        open("d.parquet", &whole[..whole.len() - 5]).unwrap_err(),
+        "`d.parquet` cannot be read as a Parquet file: it does not end as one does: it was cut off, or is something else"
+    );
     for content in [
         &b""[..],
         b"PAR1",

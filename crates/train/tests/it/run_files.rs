@@ -90,6 +90,7 @@ max_length = 64
 packing = true
 shuffle = false
 chat_template = "{{ messages }}"
+chat_date = "2024-02-29"
 [train]
 steps = 300
 batch_size = 4
@@ -178,6 +179,8 @@ fn every_key_is_read() {
     assert_eq!(train.groups["gate"].weight_decay, Some(0.5));
     assert!(!run.data.shuffle);
     assert_eq!(run.data.chat_template.as_deref(), Some("{{ messages }}"));
+    let date = run.data.chat_date.map(|date| date.to_string());
+    assert_eq!(date.as_deref(), Some("2024-02-29"));
 }
 
 #[test]
