@@ -69,6 +69,8 @@ pub enum Expected<'a> {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Label {
     Class(u64),
+    /// A value of a regression that happens to be whole; no class.
+    Negative(i64),
     Value(f64),
     Name(String),
 }
@@ -87,7 +89,7 @@ pub enum Form {
 impl Label {
     const fn form(&self) -> Form {
         match self {
-            Self::Class(_) => Form::Class,
+            Self::Class(_) | Self::Negative(_) => Form::Class,
             Self::Value(_) => Form::Value,
             Self::Name(_) => Form::Name,
         }
@@ -160,6 +162,8 @@ impl<'a> Labels<'a> {
         };
         match (label, count.map(NonZeroUsize::get)) {
             (Label::Class(value), Some(1)) => Ok(*value as f64),
+            (Label::Negative(value), Some(1)) => Ok(*value as f64),
+            (Label::Negative(label), _) => Err(Problem::NegativeLabel { label: *label }),
             (Label::Value(value), Some(1) | None) => Ok(*value),
             (Label::Name(_), Some(1)) => Err(Problem::LabelNotValue),
             (Label::Value(value), Some(classes)) => Err(out_of_range(value, classes)),

@@ -9,6 +9,10 @@ use std::path::{Path, PathBuf};
 /// The result of every function in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// What a row needs for a loss.
+const SUPERVISED: &str = "expected a token behind the first that is predicted: one of `labels` that is not -100, a completion, or a turn of \
+                          the assistant";
+
 /// Why a data set or a tokenizer was refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -160,9 +164,9 @@ pub enum Error {
     },
     /// No token of a data set takes part in the loss.
     #[error(
-        "nothing is supervised in {}: {rows} rows, {truncated} of them cut at max_length = {max_length}; \
-         raise max_length or check `labels` (-100 is unsupervised, and a row's first token is never predicted)",
-        list(files)
+        "nothing is supervised in {}: {rows} rows, {truncated} of them cut at max_length = {max_length}; {}",
+        list(files),
+        if *truncated > 0 { "raise max_length" } else { SUPERVISED }
     )]
     NothingSupervised {
         /// The files.
@@ -445,7 +449,7 @@ pub enum Problem {
     },
     /// A label that is below 0 where classes are counted from 0.
     #[error(
-        "`label` is {label}, expected a class from 0 (the value of a regression has a decimal point)"
+        "`label` is {label}, expected a class from 0 (the value of a regression has a decimal point, unless `task.num_labels = 1` says that it is one)"
     )]
     NegativeLabel {
         /// The label.
@@ -480,7 +484,7 @@ pub enum Problem {
     },
     /// The special tokens of a row alone are longer than a row may be.
     #[error(
-        "`data.max_length` is {max_length}, which has no room for the {special} special tokens of this row"
+        "max_length is {max_length}, which has no room for the {special} special tokens of this row"
     )]
     NoRoom {
         /// How long a row may be.

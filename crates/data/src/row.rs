@@ -360,7 +360,7 @@ impl Fields {
             Value::String(name) => Ok(Label::Name(name)),
             Value::Number(number) => match (number.as_u64(), number.as_i64(), number.as_f64()) {
                 (Some(class), ..) => Ok(Label::Class(class)),
-                (_, Some(label), _) => Err(Problem::NegativeLabel { label }),
+                (_, Some(value), _) => Ok(Label::Negative(value)),
                 (.., Some(value)) if value.is_finite() => Ok(Label::Value(value)),
                 _ => Err(wrong(&Value::Number(number))),
             },

@@ -20,8 +20,18 @@ pub fn wilson(right: u64, count: u64) -> (f64, f64) {
     let middle = p + Z * Z / (2.0 * n);
     let width = Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
     let whole = 1.0 + Z * Z / n;
-    let (low, high) = ((middle - width) / whole, (middle + width) / whole);
-    (low.max(0.0), high.min(1.0))
+    // At the ends the two are equal, but for rounding.
+    let low = if right == 0 {
+        0.0
+    } else {
+        (middle - width) / whole
+    };
+    let high = if right == count {
+        1.0
+    } else {
+        (middle + width) / whole
+    };
+    (low, high)
 }
 
 #[cfg(test)]
@@ -45,5 +55,6 @@ mod tests {
         assert_eq!(wilson(0, 0), (0.0, 1.0));
         assert_eq!(wilson(0, 9).0, 0.0);
         assert_eq!(wilson(9, 9).1, 1.0);
+        assert_eq!(wilson(0, 500).0, 0.0);
     }
 }

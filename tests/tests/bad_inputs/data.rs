@@ -131,8 +131,8 @@ fn nothing_supervised() {
     let unsupervised = r#"{"input_ids":[5,6,7],"labels":[5,-100,-100]}"#;
     check(
         &format!("{unsupervised}\n{unsupervised}\n"),
-        "nothing is supervised in `bad.jsonl`: 2 rows, 0 of them cut at max_length = 512; raise max_length or check `labels` \
-         (-100 is unsupervised, and a row's first token is never predicted)",
+        "nothing is supervised in `bad.jsonl`: 2 rows, 0 of them cut at max_length = 512; expected a token behind the first that is \
+         predicted: one of `labels` that is not -100, a completion, or a turn of the assistant",
     );
     let place = Place::with_model("plain");
     place.refuses(

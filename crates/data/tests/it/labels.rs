@@ -147,8 +147,9 @@ fn decimals_are_values() {
     assert_eq!(labels(&data), [0.5, -2.25, 3.0]);
     // Where it is known that labels are values, integers are values too.
     let expected = Expected::Found(Some(count(1)));
-    let data = open(&[("d.jsonl", &rows(&[json!(0.5), json!(3)]))], expected).unwrap();
-    assert_eq!(labels(&data), [0.5, 3.0]);
+    let content = rows(&[json!(0.5), json!(3), json!(-4)]);
+    let data = open(&[("d.jsonl", &content)], expected).unwrap();
+    assert_eq!(labels(&data), [0.5, 3.0, -4.0]);
     assert!(data.classes().unwrap().is_regression());
 }
 
@@ -238,7 +239,7 @@ fn labels_that_mean_nothing_are_refused_with_their_line() {
     );
     check(
         &[json!(1), json!(-1)],
-        "2: `label` is -1, expected a class from 0 (the value of a regression has a decimal point)",
+        "2: `label` is -1, expected a class from 0 (the value of a regression has a decimal point, unless `task.num_labels = 1` says that it is one)",
     );
     check(
         &[json!(1), json!(65_536)],
@@ -377,7 +378,7 @@ fn special_tokens_must_fit() {
     assert_eq!(open(2).unwrap().examples().get(0).unwrap().ids, [2, 3]);
     assert_eq!(
         folder.message(&open(1).unwrap_err()),
-        "d.jsonl:1: `data.max_length` is 1, which has no room for the 2 special tokens of this row"
+        "d.jsonl:1: max_length is 1, which has no room for the 2 special tokens of this row"
     );
 }
 

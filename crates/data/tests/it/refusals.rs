@@ -274,8 +274,7 @@ fn nothing_to_learn_from() {
     };
     assert_eq!(
         message(&["a.jsonl"], &two),
-        "nothing is supervised in `a.jsonl`: 1 rows, 1 of them cut at max_length = 2; raise max_length or check `labels` \
-         (-100 is unsupervised, and a row's first token is never predicted)"
+        "nothing is supervised in `a.jsonl`: 1 rows, 1 of them cut at max_length = 2; raise max_length"
     );
     assert_eq!(
         message(&["a.jsonl", "b.jsonl"], &options()),
