@@ -146,15 +146,17 @@ mod tests {
             template("/srv/mine/template.jinja"),
             std::slice::from_ref(&shuffle)
         );
-        let folder = tempfile::tempdir().map(|dir| dir.path().join("{{ odd }}"));
-        let file = folder.expect("a folder");
-        assert!(
-            fs::create_dir_all(&file).is_err() || template(&file.display().to_string()).len() == 1
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("{{ odd }}");
+        fs::create_dir(&file).expect("a folder in it");
+        assert_eq!(
+            template(&file.display().to_string()),
+            std::slice::from_ref(&shuffle)
         );
         let text = "{{ messages }}";
         assert_eq!(
             template(text),
-            [pair("data.chat_template", "\"{{ messages }}\""), shuffle]
+            [shuffle, pair("data.chat_template", "\"{{ messages }}\"")]
         );
     }
 }
