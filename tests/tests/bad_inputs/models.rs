@@ -266,7 +266,7 @@ fn what_is_no_model_folder() {
     check(
         "weights.bin",
         1,
-        "weights.bin: pickled weights are refused, because reading them can run any code; convert them in Python: `AutoModel",
+        "weights.bin: pickled weights are refused, because reading them can run any code; convert them in Python: `CLASS",
     );
 }
 
