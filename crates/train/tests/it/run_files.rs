@@ -790,7 +790,7 @@ fn every_listed_key_is_read() {
         };
         let sets = [
             format!("train.optimizer={optimizer}"),
-            format!("{name}=1979-05-27"),
+            format!("{name}=1979-05-27T07:32:00"),
         ];
         let error = RunFile::parse(SMALL, Path::new("run.toml"), &sets).unwrap_err();
         let message = error.to_string();
