@@ -1,5 +1,6 @@
 //! Classifiers over bases that store less than one, or something else, and adapters that do not say what they are for.
 
+use crate::merged;
 use lowrank_tests::place::Place;
 use serde_json::{Value, json};
 
@@ -79,16 +80,7 @@ fn a_drawn_pooler_is_saved_with_the_adapter() {
     assert_eq!(place.tensors(file)[pooler].dims(), [36, 36]);
     let with_adapter = ["--model", "model", "--adapter", "run/adapter"];
     near(&evaluated(&place, &with_adapter), last);
-    let merge = [
-        "merge",
-        "--model",
-        "model",
-        "--adapter",
-        "run/adapter",
-        "--out",
-        "merged",
-    ];
-    assert_eq!(place.run(&merge).ok().code, 0);
+    drop(merged(&place));
     near(&evaluated(&place, &["--model", "merged"]), last);
     // A run that goes on from it begins where it ended, whatever its seed is.
     let more = [
@@ -120,16 +112,7 @@ fn a_drawn_pooler_is_saved_with_the_adapter() {
 fn heads_of_other_tasks_are_no_classifiers() {
     let place = place();
     trained(&place);
-    let merge = [
-        "merge",
-        "--model",
-        "model",
-        "--adapter",
-        "run/adapter",
-        "--out",
-        "merged",
-    ];
-    assert_eq!(place.run(&merge).ok().code, 0);
+    drop(merged(&place));
     let refused = |place: &Place| {
         place.refuses(
             &["eval", "--data", "rows.jsonl", "--model", "merged"],
@@ -173,16 +156,7 @@ fn an_adapter_need_not_say_that_it_is_a_classifiers() {
     assert_eq!(place.run(&[&embed[..], &arguments].concat()).ok().code, 0);
 
     // Without a head it is for whatever its base is.
-    let merge = [
-        "merge",
-        "--model",
-        "model",
-        "--adapter",
-        "run/adapter",
-        "--out",
-        "merged",
-    ];
-    assert_eq!(place.run(&merge).ok().code, 0);
+    drop(merged(&place));
     let again = [
         "train",
         "run.toml",

@@ -1,5 +1,6 @@
 //! Classifiers through the binary: train, resume, evaluate, merge, and what is refused.
 
+use crate::merged;
 use lowrank::training::{Error, Mode, Progress, RunFile};
 use lowrank_tests::place::Place;
 use serde_json::{Value, json};
@@ -413,17 +414,7 @@ fn a_regression_is_judged_by_its_correlations() {
         rows.iter()
             .all(|row| row["prediction"] == row["scores"][0] && row["correct"].is_null())
     );
-    let merge = [
-        "merge",
-        "--model",
-        "model",
-        "--adapter",
-        "run/adapter",
-        "--out",
-        "merged",
-        "--json",
-    ];
-    done(&place, &merge);
+    drop(merged(&place));
     place.refuses(
         &["plan", "run.toml", "--set", "train.label_smoothing=0.1"],
         2,

@@ -50,6 +50,13 @@ learning_rate = 0.01
 dir = "run"
 "#;
 
+/// Merges the adapter of `run` over `model` into `merged`; the object that it prints.
+fn merged(place: &Place) -> Value {
+    let arguments = "merge --model model --adapter run/adapter --out merged --json";
+    let arguments: Vec<&str> = arguments.split(' ').collect();
+    place.run(&arguments).json()
+}
+
 /// The keys of an object, in order.
 fn keys(value: &Value) -> Vec<&str> {
     value
