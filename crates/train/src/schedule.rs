@@ -56,6 +56,10 @@ impl Schedule {
         if k < self.warmup {
             return self.base * (k as f64 / self.warmup as f64);
         }
+        if k == self.warmup {
+            // Where the formula is the base but for rounding.
+            return self.base;
+        }
         let rest = self.total.saturating_sub(self.warmup).max(1);
         let p = (k - self.warmup) as f64 / rest as f64;
         let height = self.base - self.least;
@@ -118,6 +122,23 @@ mod tests {
                     "{schedule:?} at {step}: {rate}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn the_highest_rate_is_the_base_to_the_bit() {
+        let base = 6.377_844_850_709_217;
+        let least = 2.358_060_946_438_517_4;
+        assert!(least + (base - least) < base);
+        for curve in [Curve::Linear, Curve::Cosine] {
+            let schedule = Schedule {
+                base,
+                curve,
+                warmup: 0,
+                total: 3,
+                least,
+            };
+            assert_eq!(schedule.rate(1).to_bits(), base.to_bits());
         }
     }
 
