@@ -136,8 +136,11 @@ pub fn atomic_write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// As [`atomic_write_file`], with the bytes, so many of them, written by a function.
-pub(crate) fn atomic_write<E: From<Error>>(
+/// As [`atomic_write_file`], with the bytes, so many of them (0 if that is not known), written by a function.
+///
+/// # Errors
+/// As there, and what the function refuses.
+pub fn atomic_write<E: From<Error>>(
     path: &Path,
     bytes: u64,
     write: impl FnOnce(&mut BufWriter<&File>) -> Result<(), E>,

@@ -43,7 +43,7 @@ mod side_files;
 mod source;
 mod write;
 
-pub use atomic::{AtomicFolder, Existing, atomic_write_file};
+pub use atomic::{AtomicFolder, Existing, atomic_write, atomic_write_file};
 pub use bytes::check_finite;
 pub use card::{Measure, Training};
 pub use checkpoint::Checkpoint;

@@ -191,8 +191,8 @@ impl Error {
         )
     }
 
-    /// For `map_err`: names what was tried, and where.
-    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    /// For `map_err`: names what was tried, and where; a full disk says so.
+    pub fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         Self::writing(action, path, None)
     }
 

@@ -11,8 +11,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use std::time::{Duration, Instant};
 
-/// The table and the page are made anew from all lines, which takes its time in a long run: not more often than this while
-/// it goes on.
+/// The table and the page are made anew from all lines, which takes its time in a long run: while it goes on they wait so long,
+/// or until there are a tenth more lines.
 const SHOWN_EVERY: Duration = Duration::from_secs(60);
 
 /// The open files of a run.
@@ -24,8 +24,8 @@ pub(crate) struct Log<'a> {
     run: Run,
     /// What is in the metrics.
     lines: Lines,
-    /// When the table and the page were written.
-    shown: Instant,
+    /// When the table and the page were written, and of how many lines.
+    shown: (Instant, usize),
 }
 
 impl<'a> Log<'a> {
@@ -46,7 +46,7 @@ impl<'a> Log<'a> {
                 ..run
             },
             lines,
-            shown: Instant::now(),
+            shown: (Instant::now(), 0),
         };
         log.show()?;
         Ok(log)
@@ -107,10 +107,18 @@ impl<'a> Log<'a> {
     /// # Errors
     /// If a file cannot be written.
     pub fn show_now_and_then(&mut self) -> Result<()> {
-        match self.shown.elapsed() < SHOWN_EVERY {
-            true => Ok(()),
-            false => self.show(),
+        let (at, of) = self.shown;
+        let has_grown = self.count() * 10 >= of * 11;
+        match has_grown || at.elapsed() >= SHOWN_EVERY {
+            true => self.show(),
+            false => Ok(()),
         }
+    }
+
+    /// How many lines there are.
+    fn count(&self) -> usize {
+        let lines = &self.lines;
+        lines.steps.len() + lines.evaluations.len() + lines.events.len()
     }
 
     /// Writes the table and the page, as `metrics.jsonl` is now.
@@ -121,7 +129,7 @@ impl<'a> Log<'a> {
         atomic_write_file(&self.folder.table(), csv(&self.lines).as_bytes())?;
         let page = page(&self.run, &self.lines);
         atomic_write_file(&self.folder.report(), page.as_bytes())?;
-        self.shown = Instant::now();
+        self.shown = (Instant::now(), self.count());
         Ok(())
     }
 

@@ -122,8 +122,7 @@ fn a_full_disk_leaves_the_last_checkpoint_whole_and_a_message() {
         assert_eq!(metrics(&second), expected.metrics, "{part}");
     }
     assert!(failed >= 5, "{failed} {blamed:?}");
-    // The page and the table of so short a run are written at its start and its end alone.
-    assert!(blamed.len() >= 2, "{blamed:?}");
+    assert!(blamed.len() >= 3, "{blamed:?}");
     assert!(
         blamed.contains("params.safetensors") || blamed.contains("moments.safetensors"),
         "{blamed:?}"

@@ -8,13 +8,14 @@ use anyhow::Result;
 use candle_core::DType;
 use lowrank::adapter::Selection;
 use lowrank::data::{Dataset, Example, Examples, FileSummary, Kind, Options, Reference};
-use lowrank::format::{Planned, atomic_write_file, write_safetensors_streaming};
+use lowrank::format::{Planned, atomic_write, atomic_write_file, write_safetensors_streaming};
 use lowrank::training::{self, Evaluation, Prediction, peak_rss_mb, wilson};
 use lowrank::{Base, Error, Generation, Generator, answers, precision};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::ExitCode;
@@ -315,27 +316,23 @@ fn choices(
         Reference::Choices(question) => Some(example.map(|example| (example, question))),
         _ => None,
     });
-    let mut lines = String::new();
-    let mut each = |prediction: Prediction| {
-        if arguments.predictions.is_some() {
-            // A prediction is numbers and nothing else: it always has a JSON form.
-            lines.push_str(&serde_json::to_string(&prediction).unwrap_or_default());
-            lines.push('\n');
-        }
-        Ok(())
+    let (model, batch_size) = (base.model.as_ref(), arguments.batch_size);
+    let mut go_on = || Ok(());
+    let Some(path) = &arguments.predictions else {
+        let mut each = |_| Ok(());
+        let found = training::choices(model, selection, rows, batch_size, &mut each, &mut go_on);
+        return Ok(found?);
     };
-    let model = base.model.as_ref();
-    let found = training::choices(
-        model,
-        selection,
-        rows,
-        arguments.batch_size,
-        &mut each,
-        &mut || Ok(()),
-    )?;
-    if let Some(path) = &arguments.predictions {
-        atomic_write_file(path, lines.as_bytes())?;
-    }
+    let mut found = Evaluation::default();
+    atomic_write(path, 0, |writer| {
+        let mut each = |prediction: Prediction| {
+            // A prediction is numbers and nothing else: it always has a JSON form.
+            let line = serde_json::to_string(&prediction).unwrap_or_default();
+            writeln!(writer, "{line}").map_err(training::Error::io("write", path))
+        };
+        found = training::choices(model, selection, rows, batch_size, &mut each, &mut go_on)?;
+        Ok::<(), Error>(())
+    })?;
     Ok(found)
 }
 

@@ -109,9 +109,6 @@ fn resumed_runs_show_every_step_once() {
     };
     assert!(copies.made.len() > 8);
     for copy in &copies.made {
-        // In a run of moments the page is that of its start until it ends.
-        let page = fs::read_to_string(copy.join("report.html")).unwrap();
-        assert!(page.contains("0 of 6 steps when this was written"));
         // A kill in the middle of a record, and in the middle of rewriting a file.
         for file in event_files(copy) {
             let mut bytes = fs::read(&file).unwrap();
