@@ -718,4 +718,12 @@ fn configurations_that_do_not_fit_are_refused() {
         let found = refused(&config, &zoo.weights, Head::None);
         assert_eq!(found, format!("config.json: {message}"));
     }
+    let zoo = Zoo::open("bert_classes");
+    let mut config = zoo.config.clone();
+    config["problem_type"] = json!("multi_label_classification");
+    assert_eq!(
+        refused(&config, &zoo.weights, classes(3, 1)),
+        "config.json: `problem_type` = \"multi_label_classification\" is not yet supported; supported: \
+         \"single_label_classification\", \"regression\""
+    );
 }
